@@ -1,0 +1,55 @@
+# Two commands are all there is to know: `make demo` and `make test`. Both make the environment first.
+#
+#   make PYTHON=python3.12 test        with another interpreter (3.10 to 3.13)
+#   make CONSTRAINTS= clean demo       with the newest versions, torch with CUDA among them
+#   make PYTEST_ARGS="-m 'not slow'" test
+
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    train on two workers, kill one, watch the run resume (two minutes)"
+	@echo "make test    linters, types, import contracts, all tests: what CI runs"
+	@echo "make lint    the same without the tests"
+	@echo "make clean   remove the environment and all caches"
+
+demo: $(INSTALLED)
+	@$(BIN)/python examples/kill_and_resume.py
+
+test: lint
+	@echo "== tests"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	@echo "== linter"
+	@$(BIN)/ruff check --quiet .
+	@echo "== format"
+	@$(BIN)/ruff format --quiet --diff .
+	@echo "== types"
+	@$(BIN)/mypy --no-error-summary
+	@echo "== import contracts"
+	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an installation that broke off is begun anew.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "$(PYTHON) is missing or older than 3.10: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "Making the environment in $(VENV); the first time this takes some minutes."
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "No venv could be made (Debian and Ubuntu: install python3-venv)."; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	@touch $@
