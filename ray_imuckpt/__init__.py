@@ -1,0 +1,53 @@
+"""Checkpoints for PyTorch on Ray: what to save, how to name it, where it goes, how to come back.
+
+>>> checkpointer = Checkpointer("runs/attitude", save_every=5)  # doctest: +SKIP
+>>> model, optimizer, log, start_epoch, other = checkpointer.start(model, optimizer)
+>>> for epoch in range(start_epoch, 101):
+...     log.append(train_one_epoch(model, optimizer))
+...     checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log)
+"""
+
+from ray_imuckpt._version import __version__
+from ray_imuckpt.checkpointer import Checkpointer, Start
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ImuckptError,
+    SaveFailedError,
+    StateMismatchError,
+    UnsupportedFormatError,
+    UnsupportedStateError,
+)
+from ray_imuckpt.plateau import (
+    CosineAnnealing,
+    Exponential,
+    PlateauDetector,
+    Polynomial,
+    Sequence,
+    Step,
+)
+from ray_imuckpt.source import load
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.writer import PendingSave
+
+__all__ = [
+    "CheckpointNotFoundError",
+    "Checkpointer",
+    "CorruptCheckpointError",
+    "CosineAnnealing",
+    "Exponential",
+    "ImuckptError",
+    "LoadedCheckpoint",
+    "PendingSave",
+    "PlateauDetector",
+    "Polynomial",
+    "SaveFailedError",
+    "Sequence",
+    "Start",
+    "StateMismatchError",
+    "Step",
+    "UnsupportedFormatError",
+    "UnsupportedStateError",
+    "__version__",
+    "load",
+]

@@ -1,0 +1,84 @@
+"""A file's bytes as a row of equal chunks, each with a checksum. Touches xxhash.
+
+The bytes of a file lie scattered in memory (a header, then one buffer for each tensor). `Chunks`
+shows them as chunks of one size without copying them, so that hashing, writing and reading can go
+on side by side, and so that a part of a file can be checked without reading all of it.
+
+The checksum of a chunk is XXH3-128 with seed 0, as 32 hexadecimal digits in canonical (big-endian)
+order: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+import xxhash
+
+CHUNK_SIZE = 8 * 1024 * 1024
+_SMALL = 64 * 1024  # below this, joining neighbours costs less than one more system call argument
+
+
+def checksum(views: Iterable[memoryview | bytes]) -> str:
+    """The XXH3-128 of the views' bytes one after the other, 32 hexadecimal digits."""
+    digest = xxhash.xxh3_128()
+    for view in views:
+        digest.update(view)
+    return digest.hexdigest()
+
+
+def ranges(size: int, chunk_size: int) -> list[tuple[int, int]]:
+    """The (begin, end) of each chunk of a file of `size` bytes; none for an empty file."""
+    return [(begin, min(begin + chunk_size, size)) for begin in range(0, size, chunk_size)]
+
+
+class Chunks(Sequence[list[memoryview]]):
+    """The bytes of `views` in a row, in chunks of `chunk_size` bytes (the last may be shorter).
+
+    Args:
+        views: One-dimensional byte views; they are read when a chunk is asked for, not before.
+        chunk_size: Bytes of a chunk.
+    """
+
+    def __init__(self, views: Iterable[memoryview | bytes], chunk_size: int = CHUNK_SIZE) -> None:
+        self._views = [memoryview(view).cast("B") for view in views if len(view)]
+        self._ends = list(accumulate(len(view) for view in self._views))
+        self.size = self._ends[-1] if self._ends else 0
+        self.chunk_size = chunk_size
+
+    def __len__(self) -> int:
+        """The number of chunks."""
+        return (self.size + self.chunk_size - 1) // self.chunk_size
+
+    def __getitem__(self, index: int) -> list[memoryview]:  # type: ignore[override]
+        """The views that make up chunk `index`, small neighbours joined."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        begin = index * self.chunk_size
+        end = min(begin + self.chunk_size, self.size)
+        pieces: list[memoryview] = []
+        at = bisect_right(self._ends, begin)
+        while begin < end:
+            view, view_end = self._views[at], self._ends[at]
+            offset = begin - (view_end - len(view))
+            piece = view[offset : offset + min(end, view_end) - begin]
+            pieces.append(piece)
+            begin += len(piece)
+            at += 1
+        return _join_small(pieces)
+
+
+def _join_small(pieces: list[memoryview]) -> list[memoryview]:
+    joined: list[memoryview] = []
+    small: list[memoryview] = []
+    for piece in [*pieces, memoryview(b"")]:
+        if len(piece) and len(piece) < _SMALL:
+            small.append(piece)
+            continue
+        if small:
+            joined.append(memoryview(b"".join(small)) if len(small) > 1 else small[0])
+            small = []
+        if len(piece):
+            joined.append(piece)
+    return joined

@@ -1,0 +1,166 @@
+"""The state of a training run ↔ named parts of bytes. No I/O.
+
+A part is one file. Which parts there are, and what each holds, is `docs/format-v1.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ray_imuckpt import snapshot, tensors, tree
+from ray_imuckpt.capture.model import ModelState
+from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.errors import CorruptCheckpointError
+
+MODEL = "model"
+MODEL_FROZEN = "model_frozen"
+OPTIMIZER = "optimizer"
+STATE = "state"
+
+_EXTRA = "imuckpt.extra"
+_TREE = "imuckpt.tree"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file to be written: what it holds, its suffix, its bytes."""
+
+    part: str
+    suffix: str
+    chunks: Chunks
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What rank 0 stores.
+
+    Attributes:
+        model: The model's state.
+        optimizer: The optimizer's, or ``None`` when there is none.
+        log: The training log.
+        other: The user's values, those of `objects` being states.
+        objects: The names in `other` whose values are states of objects.
+        ranks: Each rank's own state, as `encode_rank` gave it, in rank order.
+    """
+
+    model: ModelState
+    optimizer: dict[str, Any] | None
+    log: Any
+    other: Mapping[str, Any]
+    objects: Iterable[str]
+    ranks: list[bytes]
+
+
+@dataclass
+class DecodedState:
+    """The ``state`` part."""
+
+    log: Any
+    other: dict[str, Any]
+    objects: frozenset[str]
+    ranks: list[Any]
+    optimizer: Any = field(repr=False)
+
+
+def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
+    """A rank's own state as bytes, to be sent to rank 0."""
+    found: dict[str, torch.Tensor] = {}
+    data = tree.encode(dict(state), found, f"ranks.{rank}")
+    text = tree.dumps(data).decode("ascii")
+    return b"".join(tensors.encode(snapshot.host(found), metadata={_TREE: text}))
+
+
+def encode(state: TrainingState) -> list[Part]:
+    """The files of a checkpoint. Tensors are not copied (see `ray_imuckpt.tensors.encode`).
+
+    Raises:
+        UnsupportedStateError: Something cannot be stored; the message holds the path to it.
+    """
+    optimizer_tensors: dict[str, torch.Tensor] = {}
+    state_tensors: dict[str, torch.Tensor] = {}
+    trees = {
+        "log": tree.encode(state.log, state_tensors, "log"),
+        "other": {
+            name: tree.encode(value, state_tensors, f"other.{name}")
+            for name, value in state.other.items()
+        },
+        "objects": sorted(state.objects),
+        "optimizer": tree.encode(state.optimizer, optimizer_tensors, "optimizer"),
+        "ranks": [_merge_rank(blob, state_tensors) for blob in state.ranks],
+    }
+    return [
+        *_model_parts(state.model),
+        *_tensor_part(OPTIMIZER, optimizer_tensors),
+        *_tensor_part(STATE, state_tensors),
+        Part(STATE, "json", Chunks([tree.dumps(trees)])),
+    ]
+
+
+def _model_parts(model: ModelState) -> Iterable[Part]:
+    for part, frozen in ((MODEL, False), (MODEL_FROZEN, True)):
+        mine = {n: t for n, t in model.tensors.items() if (n in model.frozen) == frozen}
+        aliases = {n: target for n, target in model.aliases.items() if target in mine}
+        metadata: dict[str, str] = {}
+        if not frozen and model.extra:
+            data = tree.encode(dict(model.extra), mine, "model_extra")
+            metadata[_EXTRA] = tree.dumps(data).decode("ascii")
+        if mine or not frozen:
+            yield Part(
+                part, "safetensors", Chunks(tensors.encode(snapshot.host(mine), aliases, metadata))
+            )
+
+
+def _tensor_part(part: str, found: Mapping[str, torch.Tensor]) -> Iterable[Part]:
+    if found:
+        yield Part(part, "safetensors", Chunks(tensors.encode(snapshot.host(found))))
+
+
+def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:
+    found, metadata = decode_tensors(torch.frombuffer(bytearray(blob), dtype=torch.uint8), "a rank")
+    into.update(found)
+    return tree.loads(metadata[_TREE].encode("ascii"))
+
+
+def decode_tensors(
+    buffer: torch.Tensor, url: str
+) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
+    """The tensors of a safetensors file (views of `buffer`) and its metadata."""
+    size = len(buffer)
+    base = tensors.header_length(bytes(buffer[:8].numpy()), size, url)
+    header = tensors.parse_header(bytes(buffer[:base].numpy()), size, url)
+    found = {name: tensors.tensor_at(buffer, info) for name, info in header.tensors.items()}
+    return found, header.metadata
+
+
+def decode_model(
+    found: dict[str, torch.Tensor], metadata: Mapping[str, str]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The ``model`` part's tensors and its extra state."""
+    if _EXTRA not in metadata:
+        return found, {}
+    extra = tree.decode(tree.loads(metadata[_EXTRA].encode("ascii")), found)
+    return {n: t for n, t in found.items() if not n.startswith("model_extra.")}, extra
+
+
+def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> DecodedState:
+    """The ``state`` part, the optimizer's tree still undecoded. Tensors are copies.
+
+    In the file a byte tensor may lie at any address, and torch crashes the process when it is given
+    the state of a generator at an odd one.
+    """
+    trees = tree.loads(text)
+    found = {name: tensor.clone() for name, tensor in found.items()}
+    try:
+        return DecodedState(
+            log=tree.decode(trees["log"], found),
+            other={name: tree.decode(value, found) for name, value in trees["other"].items()},
+            objects=frozenset(trees["objects"]),
+            ranks=[tree.decode(rank, found) for rank in trees["ranks"]],
+            optimizer=trees["optimizer"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpointError(f"The trees lack a field: {error!r}.", url=url) from error

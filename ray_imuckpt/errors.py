@@ -1,0 +1,154 @@
+"""The error tree. Touches nothing.
+
+    ImuckptError                      anything this package raises on purpose
+    ├── CheckpointNotFoundError       (FileNotFoundError) pick another epoch or directory
+    ├── CorruptCheckpointError        bytes are not what was committed: use another checkpoint
+    ├── UnsupportedFormatError        written by a newer version: upgrade
+    ├── StateMismatchError            (ValueError) the objects differ from what was saved
+    ├── SaveFailedError               nothing was committed by this save: free space, retry
+    └── UnsupportedStateError         (TypeError) a value that cannot be stored without pickle
+
+Every error survives pickling (Ray moves exceptions between processes) and can be sent to the
+other ranks of a gang as plain data (`to_wire`, `from_wire`), so that all ranks raise the same
+error. Wrong arguments are plain ``ValueError`` and ``TypeError``, as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ImuckptError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: What went wrong, one sentence.
+        url: The checkpoint, file or directory concerned.
+        epoch: The epoch concerned.
+        rank: The rank on which it happened.
+        hint: What to do next.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        url: str | None = None,
+        epoch: int | None = None,
+        rank: int | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message = message
+        self.url = url
+        self.epoch = epoch
+        self.rank = rank
+        self.hint = hint
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        facts = {"url": self.url, "epoch": self.epoch, "rank": self.rank}
+        where = ", ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
+        text = self.message + (f" [{where}]" if where else "")
+        return text + (f"\n  What to do: {self.hint}" if self.hint else "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_wire, (to_wire(self),))
+
+
+class CheckpointNotFoundError(ImuckptError, FileNotFoundError):
+    """There is no committed checkpoint where one was asked for."""
+
+
+class CorruptCheckpointError(ImuckptError):
+    """A committed checkpoint whose bytes are missing, cut or altered."""
+
+
+class UnsupportedFormatError(ImuckptError):
+    """A checkpoint of a format version that this release does not know."""
+
+
+class StateMismatchError(ImuckptError, ValueError):
+    """The saved state does not fit the object it is to be loaded into.
+
+    Args:
+        missing: Keys that the object has and the checkpoint lacks.
+        unexpected: Keys that the checkpoint has and the object lacks.
+        wrong_shape: Key to (shape in the checkpoint, shape in the object).
+        **facts: As for `ImuckptError`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: list[str] | None = None,
+        unexpected: list[str] | None = None,
+        wrong_shape: Mapping[str, tuple[list[int], list[int]]] | None = None,
+        **facts: Any,
+    ) -> None:
+        self.missing = list(missing or [])
+        self.unexpected = list(unexpected or [])
+        self.wrong_shape = dict(wrong_shape or {})
+        super().__init__(message, **facts)
+
+    def __str__(self) -> str:
+        shapes = [f"{k}: saved {s}, here {h}" for k, (s, h) in self.wrong_shape.items()]
+        parts = [super().__str__()]
+        for title, keys in (
+            ("missing from the checkpoint", self.missing),
+            ("not expected here", self.unexpected),
+            ("of another shape", shapes),
+        ):
+            if keys:
+                parts.append(f"  {title} ({len(keys)}): " + "; ".join(keys))
+        return "\n".join(parts)
+
+
+class SaveFailedError(ImuckptError):
+    """A save did not commit. What was committed before is untouched."""
+
+
+class UnsupportedStateError(ImuckptError, TypeError):
+    """A value that cannot be stored; the message holds the path to it."""
+
+
+_CLASSES: dict[str, type[Exception]] = {
+    cls.__name__: cls
+    for cls in (
+        ImuckptError,
+        CheckpointNotFoundError,
+        CorruptCheckpointError,
+        UnsupportedFormatError,
+        StateMismatchError,
+        SaveFailedError,
+        UnsupportedStateError,
+        ValueError,
+        TypeError,
+    )
+}
+_FACTS = ("url", "epoch", "rank", "hint", "missing", "unexpected", "wrong_shape")
+
+
+def to_wire(error: BaseException) -> dict[str, Any]:
+    """The error as plain data (JSON types only), to be sent to another rank or process."""
+    kind = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _CLASSES), None)
+    if kind is None:  # a foreign error: its type is told in words, never rebuilt from a name
+        return {"type": "ImuckptError", "message": f"{type(error).__name__}: {error}"}
+    wire: dict[str, Any] = {"type": kind, "message": getattr(error, "message", str(error))}
+    for name in _FACTS:
+        value = getattr(error, name, None)
+        if value not in (None, [], {}):
+            wire[name] = value
+    return wire
+
+
+def from_wire(wire: Mapping[str, Any]) -> Exception:
+    """The error that `to_wire` described."""
+    cls = _CLASSES[wire["type"]]
+    facts = {name: wire[name] for name in _FACTS if name in wire}
+    if issubclass(cls, ImuckptError):
+        if "wrong_shape" in facts:
+            facts["wrong_shape"] = {k: (v[0], v[1]) for k, v in facts["wrong_shape"].items()}
+        return cls(wire["message"], **facts)
+    return cls(wire["message"])

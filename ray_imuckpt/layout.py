@@ -1,0 +1,56 @@
+"""Names on disk, and nothing else. Touches nothing.
+
+A checkpoint is the directory ``checkpoint=<epoch>``; its data files are
+``<part>-<attempt>.<suffix>``. The attempt id is new for every save, so that no save ever writes
+over a file of another one.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+MANIFEST = "manifest.json"
+LINEAGE = "lineage.json"
+POINTER = "imuckpt-pointer.json"
+
+_CHECKPOINT = re.compile(r"checkpoint=(0|[1-9][0-9]*)", re.ASCII)
+_DATA_FILE = re.compile(
+    r"(?P<part>[a-z_]+)-(?P<attempt>[0-9a-f]{16})\.(safetensors|json)", re.ASCII
+)
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The directory name of the checkpoint made at the end of `epoch`."""
+    return f"checkpoint={epoch}"
+
+
+def parse_checkpoint_name(name: str) -> int | None:
+    """The epoch that a directory name stands for, or ``None`` for a foreign name."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def new_attempt_id() -> str:
+    """16 hexadecimal digits, unique to one save."""
+    return secrets.token_hex(8)
+
+
+def data_file_name(part: str, attempt_id: str, suffix: str) -> str:
+    """The name of a part's file, for example ``model-0123456789abcdef.safetensors``."""
+    return f"{part}-{attempt_id}.{suffix}"
+
+
+def is_data_file_name(name: str) -> bool:
+    """Whether `name` is one that a save of ours gives to a data file."""
+    return _DATA_FILE.fullmatch(name) is not None
+
+
+def temporary_name(name: str) -> str:
+    """A name beside `name` for bytes that are not complete yet."""
+    return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def is_leftover(name: str) -> bool:
+    """Whether `name` is one of `temporary_name`, left behind by a process that was killed."""
+    return name.startswith(f".{MANIFEST}.") and name.endswith(".tmp")

@@ -1,0 +1,191 @@
+"""A directory of a local (or mounted) POSIX file system. Touches os and threads.
+
+Durability follows the only order that POSIX gives: the bytes (fsync of the file), then the name
+(fsync of the directory). `put` writes a temporary file beside the target and renames it over the
+target; leftovers of a crash are named ``.<name>.<random>.tmp`` and are swept by `delete_tree`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.layout import temporary_name
+from ray_imuckpt.storage import Observer
+
+_WRITE_THREADS = max(1, min(4, os.cpu_count() or 1))
+
+
+class LocalStorage:
+    """See `ray_imuckpt.storage.Storage`.
+
+    Args:
+        path: Absolute path; made by the first write.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.url = path
+
+    def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
+        """See `Storage.write`. Chunks are written side by side on a few threads."""
+        path = self._prepared(name)
+        with _discarded_on_error(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                _preallocate(descriptor, chunks.size)
+
+                def write_chunk(index: int) -> None:
+                    views = chunks[index]
+                    observe(index, views)
+                    _pwrite_all(descriptor, views, index * chunks.chunk_size)
+
+                _each(write_chunk, len(chunks))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `Storage.put`."""
+        path = self._prepared(name)
+        directory, base = os.path.split(path)
+        temporary = os.path.join(directory, temporary_name(base))
+        with _discarded_on_error(temporary):
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                _pwrite_all(descriptor, [memoryview(data)], 0)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            _sync_directory(directory)  # the names of the data files, before the one that counts
+            os.replace(temporary, path)
+        _sync_directory(directory)
+
+    def get(self, name: str) -> bytes:
+        """See `Storage.get`."""
+        with open(self._path(name), "rb") as file:
+            return file.read()
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """See `Storage.read_into`."""
+        descriptor = os.open(self._path(name), os.O_RDONLY)
+        try:
+            done = 0
+            while done < len(buffer):
+                count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise EOFError(f"{self._path(name)} ends at byte {offset + done}")
+                done += count
+        finally:
+            os.close(descriptor)
+
+    def size(self, name: str) -> int:
+        """See `Storage.size`."""
+        return os.stat(self._path(name)).st_size
+
+    def copy(self, source: str, target: str) -> bool:
+        """See `Storage.copy`. A hard link: no bytes move, and either name may be deleted."""
+        try:
+            os.link(self._path(source), self._prepared(target))
+        except OSError:  # the source is gone, or the file system has no hard links
+            return False
+        return True
+
+    def holding(self, marker: str) -> list[str]:
+        """See `Storage.holding`."""
+        try:
+            with os.scandir(self.url) as entries:
+                return [e.name for e in entries if os.path.isfile(os.path.join(e.path, marker))]
+        except FileNotFoundError:
+            return []
+
+    def files(self, directory: str) -> list[str]:
+        """See `Storage.files`."""
+        try:
+            with os.scandir(self._path(directory)) as entries:
+                return [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def delete(self, name: str) -> None:
+        """See `Storage.delete`."""
+        path = self._path(name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+            _sync_directory(os.path.dirname(path))
+
+    def delete_tree(self, directory: str) -> None:
+        """See `Storage.delete_tree`."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._path(directory))
+            _sync_directory(self.url)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.url, name) if name else self.url
+
+    def _prepared(self, name: str) -> str:
+        """The path of `name`, its directories made and their names durable."""
+        path = self._path(name)
+        missing = []
+        directory = os.path.dirname(path)
+        while not os.path.isdir(directory):
+            missing.append(directory)
+            directory = os.path.dirname(directory)
+        for made in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(made)
+            _sync_directory(os.path.dirname(made))
+        return path
+
+
+@contextlib.contextmanager
+def _discarded_on_error(path: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise  # it is another's
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _each(work: Callable[[int], None], count: int) -> None:
+    if count < 2:
+        for index in range(count):
+            work(index)
+        return
+    with ThreadPoolExecutor(min(_WRITE_THREADS, count), "imuckpt-write") as pool:
+        futures = [pool.submit(work, index) for index in range(count)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+def _preallocate(descriptor: int, size: int) -> None:
+    # A full disk is found before the first byte is written, and parallel writes stay contiguous.
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+
+
+def _pwrite_all(descriptor: int, views: list[memoryview], offset: int) -> None:
+    for view in views:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+        offset += len(view)
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

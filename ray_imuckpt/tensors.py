@@ -1,0 +1,232 @@
+"""Tensors as one safetensors file, and back. Bytes and views, no I/O.
+
+The layout is that of https://github.com/huggingface/safetensors#format, so any safetensors reader
+opens the file: 8 bytes (little endian) give the header's length, the header is JSON, the data
+follow without holes. Beyond what the format asks for:
+
+- Tensors lie in the order of falling element size, and the header is padded with spaces to 64
+  bytes, so that every tensor is aligned and can be used where it lies.
+- ``__metadata__["imuckpt.aliases"]`` (JSON) maps the names of tied tensors to the one name under
+  which the bytes are stored.
+- ``__metadata__["imuckpt.dtypes"]`` (JSON) names the torch dtype of tensors whose dtype the format
+  lacks; their bytes are stored as a view: complex128 as F64 with a last dimension of 2, one-byte
+  types as U8.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
+
+ALIGNMENT = 64
+MAX_HEADER = 100_000_000  # the limit of the safetensors format
+
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_ONE_BYTE_VIEWS = ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
+_VIEWS: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in _ONE_BYTE_VIEWS if hasattr(torch, name)
+} | {"complex128": torch.complex128}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies: its dtype, its shape, and its bytes [begin, end) of the file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def check_storable(tensor: torch.Tensor, path: str) -> None:
+    """Raise `UnsupportedStateError` unless the tensor is dense and its dtype can be stored."""
+    dtype = tensor.dtype
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise UnsupportedStateError(
+            f"{path} is a {'quantized' if tensor.is_quantized else tensor.layout} tensor on "
+            f"{tensor.device}, which cannot be stored.",
+            hint="Convert it to a dense tensor with data (to_dense(), dequantize(), to_empty()).",
+        )
+    if dtype not in _NAMES and dtype not in _VIEWS.values():
+        raise UnsupportedStateError(
+            f"{path} has dtype {dtype}, which cannot be stored.",
+            hint="Convert it to a standard dtype before the save.",
+        )
+
+
+def encode(
+    tensors: Mapping[str, torch.Tensor],
+    aliases: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[memoryview]:
+    """The bytes of a safetensors file as views: the header, then the tensors' own memory.
+
+    Args:
+        tensors: Name to contiguous CPU tensor. Their memory is not copied: it must stay as it is
+            until the views have been used.
+        aliases: Further name to the name in `tensors` whose bytes it shares.
+        metadata: Further text for the header's ``__metadata__``.
+
+    Raises:
+        UnsupportedStateError: A name that the format reserves, or too many tensors for a header.
+    """
+    views: dict[str, str] = {}
+    layout: dict[str, Any] = {}
+    data: list[memoryview] = []
+    offset = 0
+    for name in sorted(tensors, key=lambda n: -tensors[n].element_size()):
+        tensor = tensors[name]
+        if name == "__metadata__":
+            raise UnsupportedStateError(
+                "A tensor is named '__metadata__', a name that safetensors keeps for itself.",
+                hint="Rename the parameter or buffer.",
+            )
+        shape = list(tensor.shape)
+        stored = _NAMES.get(tensor.dtype)
+        if stored is None:
+            views[name] = str(tensor.dtype).removeprefix("torch.")
+            stored = "U8"
+            if tensor.dtype is torch.complex128:
+                stored, shape = "F64", [*shape, 2]
+        layout[name] = {
+            "dtype": stored,
+            "shape": shape,
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+        data.append(byte_view(tensor))
+    notes = dict(metadata or {})
+    if aliases:
+        notes["imuckpt.aliases"] = json.dumps(dict(aliases))
+    if views:
+        notes["imuckpt.dtypes"] = json.dumps(views)
+    head = {"__metadata__": notes, **layout} if notes else layout
+    text = json.dumps(head, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    if len(text) > MAX_HEADER:
+        raise UnsupportedStateError(
+            f"The names of {len(tensors)} tensors need a header of {len(text)} bytes; "
+            f"safetensors allows {MAX_HEADER}.",
+            hint="Join small tensors, or shorten their names.",
+        )
+    return [memoryview(len(text).to_bytes(8, "little") + text), *data]
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor as bytes, not copied."""
+    flat = tensor.detach().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+@dataclass(frozen=True)
+class Header:
+    """A parsed header.
+
+    Attributes:
+        tensors: Name to where it lies, tied names included.
+        metadata: The file's ``__metadata__`` without the keys of this module.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+def header_length(prefix: bytes, file_size: int, url: str) -> int:
+    """The offset at which the data begin, from a file's first 8 bytes."""
+    length = int.from_bytes(prefix[:8], "little") if len(prefix) >= 8 else -1
+    if not 2 <= length <= min(MAX_HEADER, file_size - 8):
+        raise CorruptCheckpointError("Not a safetensors file: impossible header length.", url=url)
+    return length + 8
+
+
+def parse_header(head: bytes, file_size: int, url: str) -> Header:
+    """Read and check a header.
+
+    Args:
+        head: At least the file's bytes up to where the data begin.
+        file_size: Bytes of the whole file.
+        url: Where it lies, for the error.
+
+    Raises:
+        CorruptCheckpointError: The header is not one that `encode` writes, or its tensors do not
+            fill the file exactly.
+    """
+    base = header_length(head, file_size, url)
+    try:
+        fields = json.loads(bytes(head[8:base]))
+        metadata = dict(fields.pop("__metadata__", {}))
+        aliases = json.loads(metadata.pop("imuckpt.aliases", "{}"))
+        dtypes = json.loads(metadata.pop("imuckpt.dtypes", "{}"))
+        infos = {name: _info(name, entry, base, dtypes) for name, entry in fields.items()}
+        at = base
+        for info in sorted(infos.values(), key=lambda info: (info.begin, info.end)):
+            if info.begin != at:
+                raise ValueError(f"hole or overlap at byte {at}")
+            at = info.end
+        if at != file_size:
+            raise ValueError(f"data end at byte {at} of {file_size}")
+        infos |= {name: infos[target] for name, target in aliases.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptCheckpointError(
+            f"A safetensors header is damaged: {error!r}.", url=url
+        ) from error
+    return Header(infos, metadata)
+
+
+def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, str]) -> TensorInfo:
+    stored = _DTYPES[entry["dtype"]]
+    shape = tuple(int(n) for n in entry["shape"])
+    begin, end = (int(n) for n in entry["data_offsets"])
+    count = 1
+    for n in shape:
+        if n < 0:
+            raise ValueError(f"{name}: negative dimension")
+        count *= n
+    if begin < 0 or end - begin != count * stored.itemsize:
+        raise ValueError(f"{name}: {end - begin} bytes for shape {shape} of {stored}")
+    dtype = _VIEWS[dtypes[name]] if name in dtypes else stored
+    if dtype is torch.complex128:
+        shape = shape[:-1]
+    return TensorInfo(dtype, shape, base + begin, base + end)
+
+
+def tensor_at(buffer: torch.Tensor, info: TensorInfo, offset: int = 0) -> torch.Tensor:
+    """The tensor that `info` describes, as a view of a file's bytes.
+
+    Args:
+        buffer: One-dimensional uint8 tensor with the file's bytes from `offset` on.
+        info: From the file's header.
+        offset: The file's byte that ``buffer[0]`` is.
+    """
+    if info.begin == info.end:
+        return torch.empty(info.shape, dtype=info.dtype)
+    flat = buffer[info.begin - offset : info.end - offset]
+    if flat.storage_offset() % info.dtype.itemsize or flat.data_ptr() % info.dtype.itemsize:
+        flat = flat.clone()  # a file that another writer laid out without alignment
+    return flat.view(info.dtype).reshape(info.shape)

@@ -1,0 +1,231 @@
+"""Values to JSON types."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+
+from ray_imuckpt.errors import UnsupportedStateError
+from ray_imuckpt.tensors import check_storable
+
+JSON = Any
+Tensors = dict[str, torch.Tensor]
+
+TAG = "$"
+
+
+def encode(value: Any, tensors: Tensors, path: str) -> JSON:
+    """`value` as JSON types.
+
+    Args:
+        value: Any tree of the types of the table.
+        tensors: Receives every tensor and numeric array, under a new name that begins with `path`.
+        path: Where the value is, for names and errors, for example ``other.config``.
+
+    Raises:
+        UnsupportedStateError: Something in it cannot be stored; it names the path, the type, and
+            what to do. `tensors` may then hold a part of the tree.
+    """
+    try:
+        return _Encoder(tensors, path).encode(value, "")
+    except RecursionError:
+        raise UnsupportedStateError(
+            f"{path} is nested too deeply, or contains itself.",
+            hint="Store a flat structure without references to itself.",
+        ) from None
+
+
+class _Encoder:
+    """One call of `encode`."""
+
+    def __init__(self, tensors: Tensors, root: str) -> None:
+        self._tensors = tensors
+        self._root = root
+        self._open: set[int] = set()
+
+    def encode(self, value: Any, path: str) -> JSON:  # noqa: PLR0911 - a dispatch
+        kind = type(value)
+        if kind is float:
+            return value if math.isfinite(value) else _float(value)
+        if kind is str or kind is int or kind is bool or value is None:
+            return value
+        container = _CONTAINERS.get(kind)
+        if container is not None:
+            return container(self, value, path)
+        simple = _SIMPLE.get(kind)
+        if simple is not None:
+            tag, make = simple
+            return {TAG: tag, "v": make(value)}
+        if isinstance(value, Enum):
+            return self.encode(value.value, path)
+        if isinstance(value, torch.Tensor):
+            return {TAG: "tensor", "v": self._put(value, path)}
+        if isinstance(value, np.generic):
+            return self._scalar(value, path)
+        raise self._refused(value, path)
+
+    def items(self, value: Any, path: str) -> list[JSON]:
+        """The encoded elements of a container."""
+        self._enter(value, path)
+        encoded = [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        self._open.discard(id(value))
+        return encoded
+
+    def pairs(self, value: Mapping[Any, Any], path: str) -> list[JSON]:
+        """The encoded [key, value] of a mapping, in its order."""
+        self._enter(value, path)
+        encoded = [
+            [self.encode(key, f"{path}[key {key!r}]"), self.encode(item, f"{path}[{key!r}]")]
+            for key, item in value.items()
+        ]
+        self._open.discard(id(value))
+        return encoded
+
+    def mapping(self, value: Mapping[Any, Any], path: str) -> JSON:
+        """A dict: a JSON object where its keys allow it."""
+        if TAG in value or any(type(key) is not str for key in value):
+            return {TAG: "dict", "v": self.pairs(value, path)}
+        self._enter(value, path)
+        encoded = {key: self.encode(item, f"{path}[{key!r}]") for key, item in value.items()}
+        self._open.discard(id(value))
+        return encoded
+
+    def _enter(self, value: Any, path: str) -> None:
+        if id(value) in self._open:
+            raise UnsupportedStateError(
+                f"{self._root}{path} contains itself.",
+                hint="Store a structure without references to itself.",
+            )
+        self._open.add(id(value))
+
+    def array(self, value: np.ndarray[Any, Any], path: str) -> JSON:
+        kind = value.dtype.kind
+        if kind in "US":
+            items = [self.encode(item, path) for item in value.reshape(-1).tolist()]
+            return {
+                TAG: "strings",
+                "dtype": value.dtype.str,
+                "shape": list(value.shape),
+                "v": items,
+            }
+        if kind not in "biufcmM" or value.dtype.itemsize > 16 or value.dtype.fields:
+            raise self._refused(value, path)
+        raw = np.frombuffer(bytearray(np.ascontiguousarray(value).tobytes()), dtype=np.uint8)
+        if kind in "biufc" and value.dtype.isnative and value.dtype.name in _TORCH_NAMES:
+            flat = torch.from_numpy(raw).view(getattr(torch, value.dtype.name))
+            stored = flat.reshape(value.shape)
+        else:
+            stored = torch.from_numpy(raw)
+        name = self._put(stored, path)
+        return {TAG: "array", "dtype": value.dtype.str, "shape": list(value.shape), "v": name}
+
+    def _scalar(self, value: np.generic, path: str) -> JSON:
+        if value.dtype.kind not in "biufcmMUS":
+            raise self._refused(value, path)
+        text = base64.b64encode(value.tobytes()).decode("ascii")
+        return {TAG: "scalar", "dtype": value.dtype.str, "v": text}
+
+    def _put(self, value: torch.Tensor, path: str) -> str:
+        check_storable(value, self._root + path)
+        name = self._root + "".join(_name_part(part) for part in _split(path))
+        unique, number = name, 1
+        while unique in self._tensors or unique == "__metadata__":
+            number += 1
+            unique = f"{name}~{number}"
+        self._tensors[unique] = value.detach()
+        return unique
+
+    def _refused(self, value: Any, path: str) -> UnsupportedStateError:
+        kind = type(value)
+        hint = (
+            "Store plain values, or give it state_dict and load_state_dict and pass it by keyword."
+        )
+        if isinstance(value, dict):
+            hint = "Pass dict(...) instead: what a subclass adds could not be brought back."
+        elif isinstance(value, tuple):
+            hint = "Pass tuple(...) or a dict: a named tuple's class could not be brought back."
+        elif isinstance(value, (list, str, int, float, set)):
+            hint = (
+                f"Pass a plain {kind.__mro__[-2].__name__}: the subclass could not be brought back."
+            )
+        elif isinstance(value, np.ndarray):
+            hint = "Arrays of objects and of records cannot be stored; use numbers or strings."
+        elif callable(value):
+            hint = "Functions cannot be stored; build them anew in the program."
+        return UnsupportedStateError(
+            f"{self._root}{path} is a {kind.__module__}.{kind.__qualname__}: it cannot be stored.",
+            hint=hint,
+        )
+
+
+def _split(path: str) -> list[str]:
+    """``['a'][0]`` to ``["'a'", "0"]``."""
+    return path[1:-1].split("][") if path else []
+
+
+def _name_part(part: str) -> str:
+    return "." + part.strip("'\"")
+
+
+def _float(value: float) -> JSON:
+    return {TAG: "float", "v": struct.pack(">d", value).hex()}
+
+
+def _tagged(tag: str) -> Callable[[_Encoder, Any, str], JSON]:
+    return lambda encoder, value, path: {TAG: tag, "v": encoder.items(value, path)}
+
+
+def _mapped(tag: str) -> Callable[[_Encoder, Any, str], JSON]:
+    return lambda encoder, value, path: {TAG: tag, "v": encoder.pairs(value, path)}
+
+
+def _unordered(tag: str) -> Callable[[_Encoder, Any, str], JSON]:
+    # In the order of repr, so that the same set is the same bytes in every process.
+    return lambda encoder, value, path: {
+        TAG: tag,
+        "v": encoder.items(sorted(value, key=repr), path),
+    }
+
+
+def _b64(value: bytes | bytearray) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+_CONTAINERS: dict[type, Callable[[_Encoder, Any, str], JSON]] = {
+    dict: _Encoder.mapping,
+    list: _Encoder.items,
+    tuple: _tagged("tuple"),
+    set: _unordered("set"),
+    frozenset: _unordered("frozenset"),
+    deque: lambda encoder, value, path: {
+        TAG: "deque",
+        "maxlen": value.maxlen,
+        "v": encoder.items(value, path),
+    },
+    OrderedDict: _mapped("ordered_dict"),
+    Counter: _mapped("counter"),
+    np.ndarray: _Encoder.array,
+}
+_SIMPLE: dict[type, tuple[str, Callable[[Any], JSON]]] = {
+    complex: ("complex", lambda v: struct.pack(">dd", v.real, v.imag).hex()),
+    bytes: ("bytes", _b64),
+    bytearray: ("bytearray", _b64),
+    datetime: ("datetime", lambda v: [v.isoformat(), v.fold]),
+    date: ("date", date.isoformat),
+    time: ("time", lambda v: [v.isoformat(), v.fold]),
+    timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
+    torch.dtype: ("dtype", lambda v: str(v).removeprefix("torch.")),
+    torch.Size: ("size", list),
+    torch.device: ("device", str),
+}
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_TORCH_NAMES = {"bool", *_INTEGERS, "float16", "float32", "float64", "complex64", "complex128"}
