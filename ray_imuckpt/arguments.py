@@ -1,0 +1,103 @@
+"""Checking what the user passed. Touches nothing.
+
+Every function raises a plain ``ValueError`` or ``TypeError`` that says what was got and what is
+wanted, before anything is read or written.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+_LAST = ("last", "latest", "recent")
+_NONE = ("none", "start", "restart", "nothing")
+
+
+def continue_from(value: Any) -> str | int:
+    """``"last"``, ``"none"`` or an epoch, from any of their synonyms."""
+    if value is None or value in _NONE:
+        return "none"
+    if value in _LAST:
+        return "last"
+    if isinstance(value, (str, bool)):
+        raise ValueError(  # noqa: TRY004 - an unknown choice, whatever its type
+            f"continue_from={value!r} is not known. Choose one of {', '.join(map(repr, _LAST))} "
+            f"(the last checkpoint), {', '.join(map(repr, _NONE))} or None (from scratch), or the "
+            "epoch of a checkpoint as an int."
+        )
+    return epoch(value, "continue_from")
+
+
+def epoch(value: Any, name: str = "epoch") -> int:
+    """A non-negative integer (NumPy's too)."""
+    if isinstance(value, (bool, str, float)):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; an int is wanted.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{name}={value!r} is a {type(value).__name__}; an int is wanted."
+        ) from None
+    if number < 0:
+        raise ValueError(f"{name}={number} is negative; epochs count from 0 or 1.")
+    return number
+
+
+def save_every(value: Any) -> int:
+    """A positive integer."""
+    number = epoch(value, "save_every")
+    if number == 0:
+        raise ValueError(
+            "save_every=0: a checkpoint is made every save_every epochs; use 1 or more."
+        )
+    return number
+
+
+def metrics(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Metrics as plain numbers: what tensors and NumPy scalars of one element hold."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"metrics is a {type(value).__name__}; a dict of numbers is wanted.")
+    return {_name(key): _number(item, f"metrics[{key!r}]") for key, item in value.items()}
+
+
+def _name(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"metrics has the key {key!r}; keys are strings.")
+    return key
+
+
+def _number(value: Any, path: str) -> Any:
+    if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
+        if math.prod(value.shape) != 1:
+            raise TypeError(
+                f"{path} has the shape {tuple(value.shape)}; a single number is wanted."
+            )
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _number(item, f"{path}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_number(item, path) for item in value]
+    return value
+
+
+def model(value: Any) -> torch.nn.Module:
+    """A module."""
+    if not isinstance(value, torch.nn.Module):
+        raise TypeError(f"model is a {type(value).__name__}; a torch.nn.Module is wanted.")
+    return value
+
+
+def optimizer(value: Any) -> torch.optim.Optimizer | None:
+    """An optimizer, or None."""
+    if value is None or (hasattr(value, "param_groups") and hasattr(value, "state_dict")):
+        return value  # type: ignore[no-any-return]
+    raise TypeError(
+        f"optimizer is a {type(value).__name__}; a torch.optim.Optimizer is wanted. "
+        "Pass further optimizers by keyword, each under a name of its own."
+    )

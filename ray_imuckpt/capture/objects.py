@@ -1,0 +1,68 @@
+"""The state of anything with ``state_dict``: detectors, schedulers, scalers, samplers, models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from ray_imuckpt.capture.model import bare, whole
+from ray_imuckpt.capture.optimizer import consolidated
+from ray_imuckpt.errors import UnsupportedStateError
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What has a state that can be taken and put back."""
+
+    def state_dict(self) -> Any:
+        """The state."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Put a state back."""
+
+
+def take_object(value: Any) -> Any:
+    """The state of a `Stateful`, or the value itself. A collective where parts are sharded."""
+    if not isinstance(value, Stateful) or isinstance(value, type):
+        return _gathered(value)
+    if isinstance(value, nn.Module):
+        return _gathered(dict(bare(value).state_dict()))
+    return _gathered(value.state_dict()) if consolidated(value) else None
+
+
+def apply_object(target: Stateful, state: Any) -> None:
+    """Put `state` back into `target`, in place."""
+    if isinstance(target, nn.Module):
+        bare(target).load_state_dict(state)
+    else:
+        target.load_state_dict(state)
+
+
+def is_stateful(value: Any) -> bool:
+    """Whether `value` is stored as the state of an object."""
+    return isinstance(value, Stateful) and not isinstance(value, type)
+
+
+def require_stateful(per_rank: Mapping[str, Any]) -> None:
+    """Raise unless every ``per_rank`` object can be taken and put back."""
+    for name, value in per_rank.items():
+        if not is_stateful(value):
+            raise UnsupportedStateError(
+                f"per_rank[{name!r}] is a {type(value).__name__} without state_dict and "
+                "load_state_dict.",
+                hint="Wrap it in an object that has both.",
+            )
+
+
+def _gathered(value: Any) -> Any:
+    """`value` with the sharded tensors in its containers gathered."""
+    if isinstance(value, torch.Tensor):
+        return whole(value)
+    if type(value) is dict:
+        return {key: _gathered(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_gathered(item) for item in value)
+    return value

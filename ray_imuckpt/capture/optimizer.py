@@ -1,0 +1,176 @@
+"""The state of an optimizer, keyed by the names of the parameters.
+
+`torch.optim.Optimizer.state_dict` numbers parameters by their position, so that adding a layer
+moves every number behind it. Here each number is replaced by the parameter's name in the bare
+module; a parameter that the model does not know is named ``param_groups[g][i]`` by its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from ray_imuckpt.capture.model import like, parameter_names, whole
+from ray_imuckpt.errors import StateMismatchError
+
+try:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+except ImportError:  # a torch built without distributed
+    ZeroRedundancyOptimizer = None  # type: ignore[assignment,misc]
+
+OptimizerState = dict[str, Any]
+"""``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
+
+
+def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState | None:
+    """The state of `optimizer` on the ranks that have all of it, ``None`` on the others.
+
+    A collective for `ZeroRedundancyOptimizer` (consolidated to rank 0) and for sharded parameters.
+    """
+    if not consolidated(optimizer):
+        return None
+    plain = optimizer.state_dict()
+    names = _names_by_index(optimizer, plain, model)
+    groups = [
+        {**group, "params": [names[index] for index in group["params"]]}
+        for group in plain["param_groups"]
+    ]
+    state = {names.get(index, index): _whole(values) for index, values in plain["state"].items()}
+    rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
+    return {"class": _class_name(optimizer), "param_groups": groups, "state": state, **rest}
+
+
+def consolidated(optimizer: Any) -> bool:
+    """Whether this rank can give all of the optimizer's state; a collective where it is sharded."""
+    if ZeroRedundancyOptimizer is None or not isinstance(optimizer, ZeroRedundancyOptimizer):
+        return True
+    optimizer.consolidate_state_dict(to=0)
+    return bool(torch.distributed.get_rank() == 0)
+
+
+def check_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
+) -> None:
+    """Raise unless `saved` fits `optimizer`: class, groups, and the parameters of each group.
+
+    Raises:
+        StateMismatchError: It says what differs. The optimizer is not changed.
+    """
+    if saved["class"] != _class_name(optimizer):
+        raise StateMismatchError(
+            f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
+            f"{_class_name(optimizer)}.",
+            hint="Build the same optimizer, or pass optimizer=None to start() to restore the rest.",
+        )
+    live = _live_names(optimizer, model)
+    if len(live) != len(saved["param_groups"]):
+        raise StateMismatchError(
+            f"The saved optimizer had {len(saved['param_groups'])} parameter group(s), "
+            f"this one has {len(live)}.",
+            hint="Build the optimizer with the same groups.",
+        )
+    for number, (here, group) in enumerate(zip(live, saved["param_groups"], strict=True)):
+        missing = sorted(set(here) - set(group["params"]))
+        unexpected = sorted(set(group["params"]) - set(here))
+        if missing or unexpected:
+            raise StateMismatchError(
+                f"The parameters of the optimizer's group {number} differ.",
+                missing=missing,
+                unexpected=unexpected,
+                hint="Give the optimizer the same parameters, in the same groups.",
+            )
+
+
+def apply_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
+) -> None:
+    """Load what `check_optimizer` has accepted. A collective for sharded parameters."""
+    live = _live_names(optimizer, model)
+    parameters = {
+        name: parameter
+        for names, group in zip(live, optimizer.param_groups, strict=True)
+        for name, parameter in zip(names, group["params"], strict=True)
+    }
+    numbers = {name: number for number, name in enumerate(parameters)}
+    groups = []
+    for names, here, group in zip(live, optimizer.param_groups, saved["param_groups"], strict=True):
+        options = {key: _to_device_of(value, here.get(key)) for key, value in group.items()}
+        groups.append({**options, "params": [numbers[name] for name in names]})
+    state = {
+        numbers.get(name, name): _like(values, parameters.get(name))
+        for name, values in saved["state"].items()
+    }
+    rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
+    optimizer.load_state_dict({"state": state, "param_groups": groups, **rest})
+    _keep_dtypes(optimizer, parameters, saved["state"])
+
+
+def _keep_dtypes(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.Tensor],
+    saved: Mapping[str, Any],
+) -> None:
+    # torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
+    # parameter would come back rounded. What was saved is what continues.
+    for name, values in saved.items():
+        if not isinstance(values, Mapping) or name not in parameters:
+            continue
+        live = optimizer.state.get(parameters[name], {})
+        for key, value in values.items():
+            now = live.get(key)
+            tensors = isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor)
+            if tensors and now.dtype != value.dtype:
+                live[key] = like(value, now).to(now.device)
+
+
+def _live_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    known = parameter_names(model)
+    return [
+        [known.get(id(p), f"param_groups[{g}][{i}]") for i, p in enumerate(group["params"])]
+        for g, group in enumerate(optimizer.param_groups)
+    ]
+
+
+def _names_by_index(
+    optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], model: nn.Module
+) -> dict[Any, str]:
+    live = _live_names(optimizer, model)
+    return {
+        index: name
+        for names, group in zip(live, plain["param_groups"], strict=True)
+        for index, name in zip(group["params"], names, strict=True)
+    }
+
+
+def _class_name(optimizer: torch.optim.Optimizer) -> str:
+    if ZeroRedundancyOptimizer is not None and isinstance(optimizer, ZeroRedundancyOptimizer):
+        return type(optimizer.optim).__name__  # so that it may be resumed without the sharding
+    return type(optimizer).__name__
+
+
+def _whole(values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        return values
+    return {k: whole(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+
+
+def _like(values: Any, parameter: torch.Tensor | None) -> Any:
+    """State of the shape of a sharded parameter is sharded as the parameter is."""
+    if not isinstance(parameter, DTensor) or not isinstance(values, Mapping):
+        return dict(values) if isinstance(values, Mapping) else values
+    return {
+        key: like(value, parameter)
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+        else value
+        for key, value in values.items()
+    }
+
+
+def _to_device_of(value: Any, live: Any) -> Any:
+    if isinstance(value, torch.Tensor) and isinstance(live, torch.Tensor):
+        return value.to(live.device)
+    return value

@@ -1,0 +1,363 @@
+"""The public class: policy only. What is due, who is asked, in which order; the work is below.
+
+Longer than a room should be, because it is the one that users read: its lines are documentation.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ray_imuckpt import arguments, codec, layout, retention, sessions, source, tree
+from ray_imuckpt.capture.objects import require_stateful
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.ranks import together
+from ray_imuckpt.sessions import Session
+from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.transaction import gang, resume
+from ray_imuckpt.transaction.gang import Run
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.writer import PendingSave, Writer
+
+_AS_BUILT: Any = object()
+
+
+class Start(NamedTuple):
+    """What `Checkpointer.start` returns.
+
+    Attributes:
+        model: The model given, its state restored.
+        optimizer: The optimizer given, its state restored.
+        log: The training log so far.
+        start_epoch: The first epoch to train.
+        other: Everything saved by keyword; objects given to `start` are those objects, restored.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    log: Any
+    start_epoch: int
+    other: dict[str, Any]
+
+
+class Checkpointer:
+    """Saves a training run's state at the end of epochs, and brings it back.
+
+    It can be pickled: make it on the driver and let the workers of a gang have it.
+
+    Args:
+        dir: Where the checkpoints go: a path or any URL that fsspec knows. Left out in a worker of
+            Ray Train, the run's own storage; left out elsewhere, ``"."``.
+        continue_from: ``"last"`` (also ``"latest"``, ``"recent"``), ``"none"`` (also ``"start"``,
+            ``"restart"``, ``"nothing"``, ``None``), or the epoch of a checkpoint.
+        save_every: A checkpoint is made at the end of epochs that are a multiple of this.
+        storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
+
+    Raises:
+        ValueError: `continue_from` is none of the choices, or `save_every` is not positive.
+        TypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the seed's name
+        continue_from: str | int | None = "last",
+        save_every: int = 1,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.continue_from = arguments.continue_from(continue_from)
+        self.save_every = arguments.save_every(save_every)
+        # A worker has another working directory than the driver: a relative path is settled here.
+        self.dir = None if dir is None else absolute(dir)
+        self._storage_options = dict(storage_options or {})
+        self._forget_process()
+
+    def _forget_process(self) -> None:
+        self._session: Session | None = None
+        self._run: Run | None = None
+        self._writer = Writer()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs: the choices, nothing of this process."""
+        kept = ("continue_from", "save_every", "dir", "_storage_options")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A Checkpointer in another process begins without a run."""
+        self.__dict__.update(state)
+        self._forget_process()
+
+    def __repr__(self) -> str:
+        """The choices."""
+        return (
+            f"Checkpointer(dir={self.dir!r}, continue_from={self.continue_from!r}, "
+            f"save_every={self.save_every})"
+        )
+
+    # ------------------------------------------------------------------ training, on every rank
+
+    def start(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        continue_from: str | int | None = _AS_BUILT,
+        per_rank: Mapping[str, Any] | None = None,
+        device: torch.device | str | None = None,
+        strict: bool = True,
+        **other: Any,
+    ) -> Start:
+        """Continue from a checkpoint, or begin. Call it on every rank, once, before training.
+
+        The objects given are restored in place, on every rank. Random generators are put back last.
+
+        Args:
+            model: Bare, or wrapped in DDP or ``torch.compile``, or sharded by FSDP2.
+            optimizer: The optimizer of `model`'s parameters.
+            continue_from: Instead of the Checkpointer's. An epoch that does not exist falls back,
+                with a warning, to the last one before it, and to scratch when there is none.
+            per_rank: Objects with ``state_dict`` whose state differs by rank (samplers, loaders).
+            device: Where to move `model` before its state is loaded.
+            strict: Whether names that are missing or unexpected are an error.
+            **other: Objects with ``load_state_dict`` are restored; any other value is a default,
+                which ``other`` holds under that name when nothing was saved.
+
+        Returns:
+            From scratch: the objects as given, ``[]``, ``1``, and `other` as given.
+
+        Raises:
+            StateMismatchError: The checkpoint does not fit; nothing was changed.
+            CorruptCheckpointError: The epoch asked for, or all there are, are damaged.
+            UnsupportedFormatError: The checkpoint was written by a newer release.
+            ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
+        """
+        session = self._enter()
+        ranks = session.ranks
+
+        def request() -> str | int:
+            arguments.model(model)
+            arguments.optimizer(optimizer)
+            require_stateful(per_rank or {})
+            chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
+            return arguments.continue_from(chosen)
+
+        choice = together(ranks, request)
+        gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
+        if device is not None:
+            model.to(device)
+        targets = resume.Targets(model, optimizer, other, per_rank or {})
+        loaded = self._continue(session, choice, targets, strict=strict)
+        if loaded is None:
+            return Start(model, optimizer, [], 1, dict(other))
+        kept = {**other, **loaded.other, **targets.objects}
+        return Start(model, optimizer, loaded.log, loaded.epoch + 1, kept)
+
+    def _continue(
+        self, session: Session, choice: str | int, targets: resume.Targets, *, strict: bool
+    ) -> LoadedCheckpoint | None:
+        storage = self._storage(session)
+        run_id = session.run_id()
+        own = run_id if session.may_be_restart() else None
+        ranks = session.ranks
+        needs = targets.optimizer is not None
+        loaded = resume.find(ranks, storage, choice, own, optimizer=needs)
+        parent = None if loaded is None else loaded.manifest
+        self._run = Run(run_id or uuid.uuid4().hex, parent, branch_begun=False)
+        if loaded is not None:
+            resume.apply(loaded, targets, ranks, strict=strict)
+            session.resumed(storage, loaded.manifest)
+        return loaded
+
+    def checkpoint(
+        self,
+        epoch: int,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        log: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+        per_rank: Mapping[str, Any] | None = None,
+        force: bool = False,
+        **other: Any,
+    ) -> PendingSave | None:
+        """The end of an epoch: save if it is due. Call it on every rank, at every epoch.
+
+        Args:
+            epoch: The epoch that has just ended. An epoch saved before is replaced, and stays whole
+                until the new one is committed.
+            model: As for `start`.
+            optimizer: As for `start`.
+            log: The training log, of any plain types; rank 0's is stored.
+            metrics: Numbers of this epoch, kept with the checkpoint and reported to Ray.
+            per_rank: As for `start`; every rank's state is stored.
+            force: Save also when `epoch` is not a multiple of ``save_every``.
+            **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
+
+        Returns:
+            The save, or ``None`` when none was due.
+
+        Raises:
+            UnsupportedStateError: Something cannot be stored; nothing was written.
+            SaveFailedError: Nothing was committed; earlier checkpoints are untouched.
+            ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
+        """
+        session = self._enter()
+        ranks = session.ranks
+
+        def request() -> tuple[int, dict[str, Any] | None]:
+            arguments.model(model)
+            arguments.optimizer(optimizer)
+            require_stateful(per_rank or {})
+            numbers = arguments.metrics(metrics)
+            tree.encode(numbers, {}, "metrics")
+            return arguments.epoch(epoch), numbers
+
+        epoch, numbers = together(ranks, request)
+        asked = gang.signature(model, optimizer, per_rank, other, [epoch, bool(force)])
+        gang.agree(ranks, "checkpoint", asked)
+        storage = self._storage(session)
+        if epoch % self.save_every and not force:
+            if numbers is not None:
+                session.report(numbers, storage, None)
+            return None
+        state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
+        parts = together(ranks, lambda: codec.encode(state) if ranks.rank == 0 else [])
+        if self._run is None:  # no start(): nothing is known of a history, so no branch begins
+            self._run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
+        saved = gang.commit(ranks, storage, self._run, self._writer, epoch, numbers, parts)
+        session.report(numbers, storage, saved.result())
+        return PendingSave(saved, self.get)
+
+    def wait(self) -> None:
+        """Return when all saves that were begun are durable, or raise their error."""
+
+    def __enter__(self) -> Checkpointer:
+        """For ``with``: leaving it waits for the saves that were begun."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Wait for the saves that were begun."""
+        self.wait()
+
+    # ------------------------------------------------------------------ anywhere
+
+    def load(
+        self,
+        model: nn.Module,
+        checkpoint: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        strict: bool = True,
+    ) -> nn.Module:
+        """Load weights for testing; nothing but the model's bytes is read.
+
+        Args:
+            model: Changed in place.
+            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``None`` for the last.
+            device: Where to move `model` before its state is loaded.
+            strict: Whether names that are missing or unexpected are an error.
+
+        Returns:
+            `model`.
+
+        Raises:
+            CheckpointNotFoundError, CorruptCheckpointError, UnsupportedFormatError,
+            StateMismatchError: See `ray_imuckpt.errors`; the model is unchanged.
+        """
+        return source.load_into(
+            arguments.model(model), self.read(checkpoint), device, strict=strict
+        )
+
+    def read(self, checkpoint: Any = None) -> LoadedCheckpoint:
+        """A checkpoint to look into; each part is read when it is asked for.
+
+        Args:
+            checkpoint: As for `load`.
+        """
+        return source.read(checkpoint, self._storage(), self._storage_options)
+
+    def path_to_checkpoint(self, i: int) -> str:
+        """The path or URL of epoch `i`'s checkpoint, whether it exists or not."""
+        return self._catalog().url(arguments.epoch(i))
+
+    def path_to_last_checkpoint(self) -> str | None:
+        """The path or URL of the last checkpoint, ``None`` when there is none."""
+        last = self.index_of_last_checkpoint()
+        return None if last is None else self.path_to_checkpoint(last)
+
+    def index_of_last_checkpoint(self) -> int | None:
+        """The epoch of the last committed checkpoint that is not of an abandoned branch."""
+        return self._catalog().last()
+
+    def index_of_last_checkpoint_prior_to(self, i: int) -> int | None:
+        """The epoch of the last such checkpoint before epoch `i`."""
+        return self._catalog().last_prior_to(arguments.epoch(i))
+
+    def list_existing_checkpoint_indices(self) -> list[int]:
+        """The epochs of all committed checkpoints, ascending, abandoned branches included."""
+        return self._catalog().committed()
+
+    def get(self, i: int) -> Any:
+        """The ``ray.train.Checkpoint`` of epoch `i`.
+
+        Raises:
+            CheckpointNotFoundError: It is not committed.
+        """
+        catalog = self._catalog()
+        name = layout.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
+        return sessions.ray().checkpoint_at(self._storage(), name)
+
+    def verify(self, i: int) -> None:
+        """Read every byte of epoch `i`'s checkpoint and check it.
+
+        Raises:
+            CorruptCheckpointError: It names the file and the bytes.
+        """
+        source.verify(self._storage(), self._catalog().manifest(arguments.epoch(i)))
+
+    def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: tuple[str, str] | None = None,
+        dry_run: bool = False,
+    ) -> list[int]:
+        """Delete the checkpoints that no rule keeps; see `ray_imuckpt.retention.prune`."""
+        protected = {self._run.parent.epoch} if self._run and self._run.parent else set()
+        rules = retention.Rules(keep_last, keep_every, keep_best)
+        return retention.prune(self._storage(), rules, protected, dry_run=dry_run)
+
+    def run_config(self, **kwargs: Any) -> Any:
+        """A ``ray.train.RunConfig`` whose storage is `dir`, for the driver.
+
+        If Ray's memory of the directory is broken, or is of another branch than this run's, it is
+        set aside (kept beside, with a warning), so that the run can begin.
+
+        Args:
+            **kwargs: Everything else of a ``RunConfig``.
+        """
+        place = None if self.dir is None else self._storage()
+        return sessions.ray().run_config(place, fresh=self.continue_from != "last", **kwargs)
+
+    # ------------------------------------------------------------------ below
+
+    def _enter(self) -> Session:
+        if self._session is None or not self._session.active():
+            self._session = sessions.detect()
+        return self._session
+
+    def _storage(self, session: Session | None = None) -> Storage:
+        if self.dir is not None:
+            return open_storage(self.dir, self._storage_options)
+        own = session.storage() if session else sessions.own_storage()
+        return own or open_storage(".")
+
+    def _catalog(self) -> Catalog:
+        return Catalog(self._storage())

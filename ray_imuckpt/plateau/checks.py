@@ -1,0 +1,66 @@
+"""Numbers as the user gave them, checked; plain ints and floats come out. Touches nothing.
+
+Each function takes the value and the name it has in the message. The wrong type is a ``TypeError``,
+a value out of range a ``ValueError``.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+
+def number(value: Any, name: str) -> float:
+    """Any real number, nan and infinities too; also out of a tensor or array of one element."""
+    shape = tuple(getattr(value, "shape", ()))
+    if hasattr(value, "item") and math.prod(shape) == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        what = type(value).__name__ + (f" of shape {shape}" if shape else "")
+        raise TypeError(f"{name} is a {what}; a single real number is wanted.")
+    return float(value)
+
+
+def finite(value: Any, name: str) -> float:
+    """Neither nan nor infinite."""
+    plain = number(value, name)
+    if not math.isfinite(plain):
+        raise ValueError(f"{name} is {plain}; a finite number is wanted.")
+    return plain
+
+
+def not_negative(value: Any, name: str) -> float:
+    """Finite, 0 or more."""
+    plain = finite(value, name)
+    if plain < 0:
+        raise ValueError(f"{name} is {plain}; 0 or more is wanted.")
+    return plain
+
+
+def positive(value: Any, name: str) -> float:
+    """Finite, more than 0."""
+    plain = not_negative(value, name)
+    if plain == 0:
+        raise ValueError(f"{name} is 0; more is wanted.")
+    return plain
+
+
+def count(value: Any, name: str, at_least: int = 1) -> int:
+    """An int (NumPy's too) of at least so much; not a bool, which would be a slip."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is a {type(value).__name__}; an int is wanted.")
+    plain = operator.index(value)
+    if plain < at_least:
+        raise ValueError(f"{name} is {plain}; {at_least} or more is wanted.")
+    return plain
+
+
+def counts(value: Any, name: str) -> int | tuple[int, ...]:
+    """One such int, or a list or tuple of them, not empty."""
+    if not isinstance(value, (list, tuple)):
+        return count(value, name)
+    if not value:
+        raise ValueError(f"{name} is empty.")
+    return tuple(count(item, f"{name}[{place}]") for place, item in enumerate(value))

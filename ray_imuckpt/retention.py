@@ -1,0 +1,105 @@
+"""Deleting old checkpoints with care."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ray_imuckpt import arguments, layout, tree
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.storage import Storage
+from ray_imuckpt.transaction.restore import verify
+
+logger = logging.getLogger("ray_imuckpt")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to keep: a checkpoint stays when any rule keeps it.
+
+    Attributes:
+        keep_last: The latest so many.
+        keep_every: The epochs that are a multiple of this.
+        keep_best: ``(metric, "min" or "max")``: the one best by that metric.
+    """
+
+    keep_last: int | None = None
+    keep_every: int | None = None
+    keep_best: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the rules."""
+        for name in ("keep_last", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and arguments.epoch(value, name) == 0:
+                raise ValueError(f"{name}=0 keeps nothing; use 1 or more, or leave it out.")
+        if self.keep_best is not None and self.keep_best[1] not in ("min", "max"):
+            raise ValueError(f"keep_best={self.keep_best!r}: the mode is 'min' or 'max'.")
+        if self.keep_last is None and self.keep_every is None and self.keep_best is None:
+            raise ValueError("prune() needs a rule: keep_last=, keep_every= or keep_best=.")
+
+
+def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool) -> list[int]:
+    """Delete the committed checkpoints that no rule keeps, the oldest first.
+
+    Never deleted: the newest sound one (it is read and verified first), those in `protected`, and
+    abandoned branches (they are not this run's to delete).
+
+    Args:
+        storage: The directory of the checkpoints.
+        rules: What to keep.
+        protected: Epochs that stay whatever the rules say: what this run has come from.
+        dry_run: Only tell.
+
+    Returns:
+        The epochs that were deleted, or would be.
+
+    Raises:
+        CorruptCheckpointError: There are checkpoints, but none is sound; then nothing is deleted.
+    """
+    catalog = Catalog(storage)
+    epochs = sorted(catalog.live())
+    if not epochs:
+        return []
+    keep = protected | {_newest_sound(catalog, storage, epochs)}
+    keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
+    keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
+    if rules.keep_best:
+        keep |= _best(catalog, epochs, *rules.keep_best)
+    doomed = [epoch for epoch in epochs if epoch not in keep]
+    if not dry_run:
+        for epoch in doomed:
+            catalog.delete(epoch)
+    return doomed
+
+
+def _newest_sound(catalog: Catalog, storage: Storage, epochs: list[int]) -> int:
+    for epoch in reversed(epochs):
+        try:
+            verify(storage, layout.checkpoint_name(epoch), catalog.manifest(epoch))
+        except CorruptCheckpointError as error:
+            logger.warning("Not counting a damaged checkpoint: %s", error)
+        else:
+            return epoch
+    raise CorruptCheckpointError(
+        "Every checkpoint is damaged; nothing was pruned.",
+        url=storage.url,
+        hint="Restore the directory from a copy.",
+    )
+
+
+def _best(catalog: Catalog, epochs: list[int], metric: str, mode: str) -> set[int]:
+    scores: dict[int, float] = {}
+    for epoch in epochs:
+        try:
+            value: Any = tree.decode(dict(catalog.manifest(epoch).metrics), {}).get(metric)
+        except CorruptCheckpointError:
+            continue
+        if isinstance(value, (int, float)) and not math.isnan(value):
+            scores[epoch] = value if mode == "max" else -value
+    if not scores:
+        raise ValueError(f"keep_best: no checkpoint has a number for the metric {metric!r}.")
+    return {max(scores, key=lambda epoch: (scores[epoch], epoch))}

@@ -1,0 +1,107 @@
+"""The one seam to the surroundings: who runs this process, and what they want to be told.
+
+Here are the surroundings without Ray: a plain script, and processes started by ``torchrun``. Those
+of Ray are in `ray_imuckpt.integrations`; they are looked for by name, and only in a process that
+has loaded that part of Ray, so that no lower room imports Ray and a process without it never pays.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, Protocol
+
+from ray_imuckpt.manifest import Manifest
+from ray_imuckpt.ranks import Ranks, current
+from ray_imuckpt.storage import Storage
+
+_PROVIDERS = (("ray.train", "ray_imuckpt.integrations.ray_train"),)
+_RAY = "ray_imuckpt.integrations.ray_train"
+
+
+class Session(Protocol):
+    """What the surroundings of this process offer and expect."""
+
+    ranks: Ranks
+
+    def active(self) -> bool:
+        """Whether this is still the session of this process."""
+
+    def run_id(self) -> str | None:
+        """A name of this run that a restarted gang shares with its first attempt, if any."""
+
+    def may_be_restart(self) -> bool:
+        """Whether this may be a later attempt of the run `run_id`, which then goes on by itself."""
+
+    def storage(self) -> Storage | None:
+        """The run's own directory, if it has one."""
+
+    def resumed(self, storage: Storage, manifest: Manifest) -> None:
+        """Training continues from this checkpoint. A collective."""
+
+    def report(
+        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+    ) -> None:
+        """Metrics of an epoch, and the checkpoint that was committed with them. A collective."""
+
+
+class ScriptSession:
+    """A plain script, or one of several processes that ``torchrun`` started."""
+
+    def __init__(self) -> None:
+        self.ranks = current()
+
+    def active(self) -> bool:
+        """See `Session.active`."""
+        return not self.ranks.stale()
+
+    def run_id(self) -> str | None:
+        """See `Session.run_id`: the job id given to torchrun, "none" being its word for no id."""
+        job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        return None if job == "none" else f"torchelastic-{job}"
+
+    def may_be_restart(self) -> bool:
+        """See `Session.may_be_restart`: torchrun counts how often it has restarted the gang."""
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+    def storage(self) -> Storage | None:
+        """See `Session.storage`."""
+        return None
+
+    def resumed(self, storage: Storage, manifest: Manifest) -> None:
+        """See `Session.resumed`. Nobody is told."""
+
+    def report(
+        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+    ) -> None:
+        """See `Session.report`. Nobody is told."""
+
+
+def detect() -> Session:
+    """The session of this process. A collective in a gang."""
+    for needed, provider in _PROVIDERS:
+        if needed in sys.modules:
+            session: Session | None = importlib.import_module(provider).detect()
+            if session is not None:
+                return session
+    return ScriptSession()
+
+
+def own_storage() -> Storage | None:
+    """The directory of the run that this process is part of, if there is one; no collective."""
+    for needed, provider in _PROVIDERS:
+        if needed in sys.modules:
+            storage: Storage | None = importlib.import_module(provider).own_storage()
+            if storage is not None:
+                return storage
+    return None
+
+
+def ray() -> Any:
+    """The integration with Ray Train, for what needs Ray's own types.
+
+    Raises:
+        ImportError: Ray is not installed.
+    """
+    return importlib.import_module(_RAY)

@@ -1,0 +1,120 @@
+"""Finding the checkpoint that a user speaks of, anywhere, and loading from it without a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt import layout
+from ray_imuckpt.capture.model import apply_model, check_model
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.errors import CheckpointNotFoundError
+from ray_imuckpt.manifest import Manifest
+from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
+from ray_imuckpt.transaction import restore
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
+
+
+def read(
+    checkpoint: Any, storage: Storage, options: dict[str, Any] | None = None
+) -> LoadedCheckpoint:
+    """The checkpoint that `checkpoint` speaks of.
+
+    Args:
+        checkpoint: ``None`` for the last one in `storage`, an epoch in it, a path or URL of a
+            checkpoint's directory, or a ``ray.train.Checkpoint`` (also a pointer to one).
+        storage: The directory of the checkpoints.
+        options: For the fsspec file system of a URL.
+
+    Raises:
+        CheckpointNotFoundError: There is none.
+        TypeError: `checkpoint` is something else.
+    """
+    if checkpoint is None:
+        checkpoint = Catalog(storage).last()
+        if checkpoint is None:
+            raise CheckpointNotFoundError(
+                "There is no committed checkpoint.",
+                url=storage.url,
+                hint="Look at `dir`, or train first.",
+            )
+    if hasattr(checkpoint, "__index__") and not isinstance(checkpoint, bool):
+        manifest = Catalog(storage).manifest(int(checkpoint))
+        return restore.open_checkpoint(storage, layout.checkpoint_name(manifest.epoch), manifest)
+    if hasattr(checkpoint, "filesystem") and hasattr(checkpoint, "path"):
+        return _open(from_arrow(checkpoint.filesystem, checkpoint.path))
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return _open(open_storage(absolute(checkpoint), options))
+    raise TypeError(
+        f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
+    )
+
+
+def load(
+    model: nn.Module,
+    checkpoint: str | os.PathLike[str] | Any,
+    *,
+    device: torch.device | str | None = None,
+    strict: bool = True,
+) -> nn.Module:
+    """Load a checkpoint's weights into `model`; nothing but the model's bytes is read.
+
+    Args:
+        model: Changed in place.
+        checkpoint: The path or URL of a checkpoint's directory, or a ``ray.train.Checkpoint``.
+        device: Where to move `model` before its state is loaded.
+        strict: Whether names that are missing or unexpected are an error.
+
+    Returns:
+        `model`.
+    """
+    return load_into(model, read(checkpoint, open_storage(".")), device, strict=strict)
+
+
+def load_into(
+    model: nn.Module,
+    loaded: LoadedCheckpoint,
+    device: torch.device | str | None,
+    *,
+    strict: bool,
+) -> nn.Module:
+    """Put the weights of `loaded` into `model`."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in loaded.model.items()}
+    check_model(model, shapes, set(loaded.model_extra), strict=strict)
+    if device is not None:
+        model.to(device)
+    apply_model(model, loaded.model, loaded.model_extra)
+    return model
+
+
+def verify(storage: Storage, manifest: Manifest) -> None:
+    """Read every byte of a checkpoint and check it.
+
+    Raises:
+        CorruptCheckpointError: It names the file and the bytes.
+    """
+    restore.verify(storage, layout.checkpoint_name(manifest.epoch), manifest)
+
+
+def _open(place: Storage) -> LoadedCheckpoint:
+    """The checkpoint whose directory is `place`, or that a pointer in it names."""
+    try:
+        data = place.get(layout.MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        try:
+            url = json.loads(place.get(layout.POINTER))["url"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointNotFoundError(
+                "There is no committed checkpoint here: the directory holds no manifest.",
+                url=place.url,
+                hint="Give the path of a directory checkpoint=<epoch>.",
+            ) from error
+        return _open(open_storage(url))
+    epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
+    manifest = Manifest.from_bytes(data, f"{place.url}/{layout.MANIFEST}", epoch)
+    return restore.open_checkpoint(place, "", manifest)

@@ -1,0 +1,156 @@
+"""What the ranks of a gang do together for a save: agree, capture, commit. Collectives."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt import codec, layout, tree
+from ray_imuckpt._version import __version__
+from ray_imuckpt.capture.model import take_model
+from ray_imuckpt.capture.objects import is_stateful, take_object
+from ray_imuckpt.capture.optimizer import take_optimizer
+from ray_imuckpt.capture.random_state import take_random
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.manifest import Ancestor, Manifest
+from ray_imuckpt.ranks import Ranks, on_rank_zero, together
+from ray_imuckpt.storage import Storage
+from ray_imuckpt.transaction import save
+from ray_imuckpt.writer import Writer
+
+
+@dataclass
+class Run:
+    """What a process remembers of its run between saves.
+
+    Attributes:
+        id: The run's id.
+        parent: The checkpoint that training has come from, the newest of this run's if it has one.
+        branch_begun: Whether what this run leaves behind has been recorded.
+    """
+
+    id: str
+    parent: Manifest | None
+    branch_begun: bool
+
+
+def signature(
+    model: nn.Module,
+    optimizer: Any,
+    per_rank: Mapping[str, Any] | None,
+    other: Mapping[str, Any],
+    epoch: Any,
+) -> dict[str, Any]:
+    """What must be the same in the calls of all ranks."""
+    return {
+        "model": type(model).__name__,
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
+        "per_rank": sorted(per_rank or {}),
+        "keywords": sorted(other),
+        "epoch": epoch,
+    }
+
+
+def agree(ranks: Ranks, call: str, mine: dict[str, Any]) -> None:
+    """Raise on every rank if the ranks did not call with the same arguments.
+
+    Raises:
+        ValueError: It names the argument and both ranks.
+    """
+    told = [json.loads(data) for data in ranks.all_gather(json.dumps(mine).encode())]
+    for rank, theirs in enumerate(told):
+        for name in mine:
+            if theirs[name] != told[0][name]:
+                raise ValueError(
+                    f"{call}() was called with different arguments: {name} is {told[0][name]!r} on "
+                    f"rank 0 and {theirs[name]!r} on rank {rank}. Every rank passes the same."
+                )
+
+
+def capture(
+    ranks: Ranks,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    log: Any,
+    per_rank: Mapping[str, Any],
+    other: Mapping[str, Any],
+) -> codec.TrainingState:
+    """Take the state on every rank; what is returned is complete on rank 0.
+
+    Raises:
+        UnsupportedStateError: On every rank, when one rank's own state cannot be stored.
+    """
+
+    def mine() -> bytes:
+        state = {name: take_object(value) for name, value in per_rank.items()}
+        return codec.encode_rank({"random": take_random(), "per_rank": state}, ranks.rank)
+
+    blobs = ranks.gather(together(ranks, mine))
+
+    def shared() -> codec.TrainingState:
+        return codec.TrainingState(
+            model=take_model(model),
+            optimizer=None if optimizer is None else take_optimizer(optimizer, model),
+            log=[] if log is None else log,
+            other={name: take_object(value) for name, value in other.items()},
+            objects=[name for name, value in other.items() if is_stateful(value)],
+            ranks=blobs,
+        )
+
+    return together(ranks, shared)
+
+
+def commit(
+    ranks: Ranks,
+    storage: Storage,
+    run: Run,
+    writer: Writer,
+    epoch: int,
+    metrics: dict[str, Any] | None,
+    parts: list[codec.Part],
+) -> Future[Manifest]:
+    """Commit on rank 0; every rank gets the committed manifest, or the same error."""
+
+    def on_zero() -> bytes:
+        if not run.branch_begun:
+            Catalog(storage).begin_branch(run.parent)
+            run.branch_begun = True
+        draft = _draft(run, epoch, ranks.world_size, metrics)
+        result = writer.submit(lambda: save.commit(storage, draft, parts, run.parent))
+        return result.result().to_bytes()
+
+    saved: Future[Manifest] = Future()
+    saved.set_result(Manifest.from_bytes(on_rank_zero(ranks, on_zero), storage.url, epoch))
+    run.parent = saved.result()
+    return saved
+
+
+def _draft(run: Run, epoch: int, world_size: int, metrics: dict[str, Any] | None) -> Manifest:
+    parent = run.parent
+    ancestors = parent.ancestors if parent else ()
+    if parent and parent.run_id != run.id:
+        ancestors = (*ancestors, Ancestor(parent.run_id, parent.epoch))
+    return Manifest(
+        epoch=epoch,
+        run_id=run.id,
+        attempt_id=layout.new_attempt_id(),
+        parent=parent.origin if parent else None,
+        ancestors=ancestors,
+        world_size=world_size,
+        created=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        versions={
+            "ray_imuckpt": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        metrics=tree.encode(metrics or {}, {}, "metrics"),
+        files=(),
+    )

@@ -1,0 +1,121 @@
+"""The story of a save, from encoded parts to the commit. Runs on rank 0; calls no collective."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+from ray_imuckpt import chunks, codec, layout
+from ray_imuckpt.errors import ImuckptError, SaveFailedError
+from ray_imuckpt.manifest import FileEntry, Manifest
+from ray_imuckpt.storage import Storage
+
+
+def commit(
+    storage: Storage, draft: Manifest, parts: Sequence[codec.Part], previous: Manifest | None
+) -> Manifest:
+    """Write all parts, then the manifest: from that instant the checkpoint exists.
+
+    Args:
+        storage: The directory of the checkpoints.
+        draft: The manifest without its files.
+        parts: What to write.
+        previous: The checkpoint before this one, whose unchanged files need not be sent again.
+
+    Returns:
+        The manifest as committed.
+
+    Raises:
+        SaveFailedError: Nothing was committed; what was committed before, also of the same epoch,
+            is as it was.
+    """
+    directory = layout.checkpoint_name(draft.epoch)
+    try:
+        files = tuple(_write(storage, directory, draft, part, previous) for part in parts)
+        _check_complete(storage, directory, parts, files)
+        manifest = dataclasses.replace(draft, files=files)
+        storage.put(f"{directory}/{layout.MANIFEST}", manifest.to_bytes())
+    except Exception as error:
+        _discard(storage, directory, draft.attempt_id)
+        if isinstance(error, ImuckptError):
+            raise
+        raise SaveFailedError(
+            f"The save failed, nothing was committed: {type(error).__name__}: {error}.",
+            url=f"{storage.url.rstrip('/')}/{directory}",
+            epoch=draft.epoch,
+            hint="Check that the directory can be written and has space, then save again. "
+            "Earlier checkpoints are untouched.",
+        ) from error
+    with contextlib.suppress(OSError):  # the commit stands; leftovers go with the next save
+        _sweep(storage, directory, manifest)
+    return manifest
+
+
+def _write(
+    storage: Storage, directory: str, draft: Manifest, part: codec.Part, previous: Manifest | None
+) -> FileEntry:
+    name = layout.data_file_name(part.part, draft.attempt_id, part.suffix)
+    path = f"{directory}/{name}"
+    reused = _reuse(storage, path, part, previous) if part.part == codec.MODEL_FROZEN else None
+    if reused is None:
+        sums = [""] * len(part.chunks)
+
+        def observe(index: int, views: list[memoryview]) -> None:
+            sums[index] = chunks.checksum(views)
+
+        storage.write(path, part.chunks, observe)
+        reused = tuple(sums)
+    return FileEntry(part.part, name, part.chunks.size, part.chunks.chunk_size, reused)
+
+
+def _reuse(
+    storage: Storage, path: str, part: codec.Part, previous: Manifest | None
+) -> tuple[str, ...] | None:
+    """Let the storage copy the previous checkpoint's file if its content is the same.
+
+    The same size and the same 128-bit checksum of every chunk are taken for the same content.
+    """
+    old = previous.file(part.part, part.suffix) if previous else None
+    if previous is None or old is None:
+        return None
+    if (old.size, old.chunk_size) != (part.chunks.size, part.chunks.chunk_size):
+        return None
+    for views, stated in zip(part.chunks, old.checksums, strict=True):
+        if chunks.checksum(views) != stated:
+            return None
+    source = f"{layout.checkpoint_name(previous.epoch)}/{old.name}"
+    return old.checksums if storage.copy(source, path) else None
+
+
+def _check_complete(
+    storage: Storage, directory: str, parts: Sequence[codec.Part], files: Sequence[FileEntry]
+) -> None:
+    planned = sorted((part.part, part.suffix, part.chunks.size) for part in parts)
+    written = sorted(
+        (f.part, f.name.rsplit(".", 1)[1], storage.size(f"{directory}/{f.name}")) for f in files
+    )
+    if planned != written:
+        raise SaveFailedError(
+            f"The storage does not hold what was written: planned {planned}, found {written}.",
+            url=f"{storage.url.rstrip('/')}/{directory}",
+            hint="The storage loses data, or another process removes files. Save elsewhere.",
+        )
+
+
+def _discard(storage: Storage, directory: str, attempt_id: str) -> None:
+    with contextlib.suppress(Exception):
+        names = storage.files(directory)
+        for name in names:
+            if layout.is_data_file_name(name) and attempt_id in name:
+                storage.delete(f"{directory}/{name}")
+        if not storage.files(directory):
+            storage.delete_tree(directory)
+
+
+def _sweep(storage: Storage, directory: str, manifest: Manifest) -> None:
+    """Remove the data files of earlier attempts at this epoch; other files are not ours."""
+    keep = {entry.name for entry in manifest.files}
+    for name in storage.files(directory):
+        if layout.is_leftover(name) or (layout.is_data_file_name(name) and name not in keep):
+            storage.delete(f"{directory}/{name}")
