@@ -1,0 +1,282 @@
+"""Ray Train: its gangs, its local mode, its storage, its reports.
+
+Facts this module rests on are in `docs/ray.md`; the Ray they were read and tried in is 2.60.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import posixpath
+from datetime import datetime, timezone
+from typing import Any
+
+import ray.train
+
+from ray_imuckpt import layout, tree
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
+from ray_imuckpt.manifest import Manifest
+from ray_imuckpt.ranks import Ranks, current, on_rank_zero
+from ray_imuckpt.storage import Storage, from_arrow, same_place, to_arrow
+
+logger = logging.getLogger("ray_imuckpt")
+
+_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+def detect() -> GangSession | LocalSession | None:
+    """The session of this process if Ray Train runs it."""
+    context = _context()
+    if context is None:
+        return None
+    return LocalSession() if _run_storage(context) is None else GangSession(context)
+
+
+def own_storage() -> Storage | None:
+    """The directory of the run that this process is a worker of."""
+    context = _context()
+    place = None if context is None else _run_storage(context)
+    return None if place is None else from_arrow(place.storage_filesystem, place.experiment_fs_path)
+
+
+def checkpoint_at(storage: Storage, name: str) -> ray.train.Checkpoint:
+    """The directory `name` of a storage as Ray's type."""
+    filesystem, path = to_arrow(storage)
+    return ray.train.Checkpoint(path=posixpath.join(path, name), filesystem=filesystem)
+
+
+def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.train.RunConfig:
+    """A run configuration whose storage is `storage`, healed if Ray could not open it.
+
+    Args:
+        storage: The directory of the checkpoints; ``None`` leaves the storage to `kwargs`.
+        fresh: Whether the run will not continue the directory's last checkpoint, so that what Ray
+            remembers of the directory is not this run's.
+        **kwargs: For `ray.train.RunConfig`.
+
+    Raises:
+        ValueError: `kwargs` name another storage, or the directory has no parent.
+    """
+    if storage is None:
+        return ray.train.RunConfig(**kwargs)
+    taken = sorted({"name", "storage_path", "storage_filesystem"} & set(kwargs))
+    if taken:
+        raise ValueError(
+            f"run_config() got {', '.join(taken)}, but the run's storage is the Checkpointer's dir "
+            f"({storage.url}). Leave out one of the two."
+        )
+    filesystem, path = to_arrow(storage)
+    parent, name = posixpath.split(path.rstrip("/"))
+    if not name or not parent:
+        raise ValueError(
+            f"{storage.url} has no parent directory; use one like {storage.url}/run-1."
+        )
+    _set_aside_snapshot(storage, fresh=fresh)
+    if "://" not in storage.url:
+        return ray.train.RunConfig(storage_path=parent, name=name, **kwargs)
+    return ray.train.RunConfig(
+        storage_path=parent, name=name, storage_filesystem=filesystem, **kwargs
+    )
+
+
+class LocalSession:
+    """Ray's local mode: training runs in the driver's process, Ray persists nothing."""
+
+    def __init__(self) -> None:
+        self.ranks = current()
+
+    def active(self) -> bool:
+        """See `Session.active`."""
+        return not self.ranks.stale()
+
+    def run_id(self) -> str | None:
+        """See `Session.run_id`. Nobody restarts a local run."""
+        return None
+
+    def may_be_restart(self) -> bool:
+        """See `Session.may_be_restart`."""
+        return False
+
+    def storage(self) -> Storage | None:
+        """See `Session.storage`. Local mode has none."""
+        return None
+
+    def resumed(self, storage: Storage, manifest: Manifest) -> None:
+        """See `Session.resumed`: a run that ends before its next save still has a checkpoint."""
+        self.report(tree.decode(dict(manifest.metrics), {}), storage, manifest)
+
+    def report(
+        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+    ) -> None:
+        """See `Session.report`. The checkpoint is a real directory that outlives the run.
+
+        Local mode keeps the last report only, so metrics alone go with the last checkpoint again.
+        """
+        if manifest is not None:
+            checkpoint = checkpoint_at(storage, layout.checkpoint_name(manifest.epoch))
+        else:
+            checkpoint = ray.train.get_checkpoint()
+        ray.train.report(metrics or {}, checkpoint=checkpoint)
+
+
+class GangSession:
+    """A worker of a Ray Train gang.
+
+    Args:
+        context: Ray's context of this worker.
+
+    Raises:
+        ImuckptError: The gang has several workers but no torch.distributed.
+    """
+
+    def __init__(self, context: ray.train.TrainContext) -> None:
+        self._context = context
+        place = _run_storage(context)
+        self._own = from_arrow(place.storage_filesystem, place.experiment_fs_path)
+        self.ranks: Ranks = current()
+        if self.ranks.world_size != context.get_world_size():
+            raise ImuckptError(
+                f"Ray Train runs {context.get_world_size()} workers, torch.distributed knows "
+                f"{self.ranks.world_size}.",
+                hint="Use ray.train.torch.TorchTrainer, which sets up torch.distributed.",
+            )
+
+    def active(self) -> bool:
+        """See `Session.active`."""
+        return not self.ranks.stale()
+
+    def run_id(self) -> str | None:
+        """See `Session.run_id`: Ray's id of this ``fit()``, the same in every attempt of it."""
+        return _ray_run_id()
+
+    def may_be_restart(self) -> bool:
+        """See `Session.may_be_restart`: what carries Ray's id is of this ``fit()``."""
+        return True
+
+    def storage(self) -> Storage | None:
+        """See `Session.storage`."""
+        return self._own
+
+    def resumed(self, storage: Storage, manifest: Manifest) -> None:
+        """See `Session.resumed`. Ray adopts what was committed and not yet registered.
+
+        A worker's report waits until Ray's controller looks at it: when the gang dies, the newest
+        checkpoints of the run may be committed and unknown to Ray.
+        """
+        told = on_rank_zero(self.ranks, lambda: self._unknown(storage, manifest))
+        for entry in json.loads(told):
+            adopted = Manifest.from_bytes(entry.encode("ascii"), storage.url)
+            self.report(tree.decode(dict(adopted.metrics), {}), storage, adopted)
+
+    def _unknown(self, storage: Storage, manifest: Manifest) -> bytes:
+        """The checkpoint resumed from, and its run's before it, those that Ray does not know."""
+        reported = ray.train.get_all_reported_checkpoints()
+        known = {posixpath.basename(entry.checkpoint.path) for entry in reported}
+        unknown: list[str] = []
+        catalog = Catalog(storage)
+        for epoch in catalog.live(below=manifest.epoch + 1):
+            try:
+                found = catalog.manifest(epoch)
+            except CorruptCheckpointError:
+                continue
+            if layout.checkpoint_name(epoch) in known or found.run_id != manifest.run_id:
+                break
+            unknown.append(found.to_bytes().decode("ascii"))
+            if manifest.run_id != self.run_id():
+                break  # another fit() made them: only where this one begins is its own
+        return json.dumps(unknown[::-1]).encode()
+
+    def report(
+        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+    ) -> None:
+        """See `Session.report`. The bytes are in storage already: Ray only registers them."""
+        checkpoint = None
+        name = None
+        if manifest is not None:
+            name = layout.checkpoint_name(manifest.epoch)
+            if self.ranks.rank == 0:
+                checkpoint = self._handle(storage, name)
+        ray.train.report(
+            metrics or {},
+            checkpoint=checkpoint,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _handle(self, storage: Storage, name: str) -> ray.train.Checkpoint:
+        """What Ray registers: the checkpoint itself under the run's directory, else a pointer.
+
+        Ray refuses checkpoints outside the run's own directory.
+        """
+        if not same_place(storage, self._own):
+            told = json.dumps({"url": f"{storage.url.rstrip('/')}/{name}"}).encode()
+            self._own.put(f"{name}/{layout.POINTER}", told)
+        place = _run_storage(self._context)
+        return ray.train.Checkpoint(
+            path=posixpath.join(place.experiment_fs_path, name),
+            filesystem=place.storage_filesystem,
+        )
+
+
+def _context() -> ray.train.TrainContext | None:
+    try:
+        return ray.train.get_context()
+    except (RuntimeError, DeprecationWarning):  # not in a training function
+        return None
+
+
+def _run_storage(context: ray.train.TrainContext) -> Any:
+    """Ray's storage context of the run, ``None`` in local mode."""
+    try:
+        return context.get_storage()
+    except NotImplementedError:
+        return None
+
+
+def _ray_run_id() -> str | None:
+    # Private: no public name tells one fit() from the next one of the same run directory, and
+    # `continue_from` must hold for the first attempt of each. Without it (another Ray), every
+    # attempt follows `continue_from`; tests/test_ray_train.py fails when that happens.
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        return f"ray-{get_train_context().train_run_context.run_id}"
+    except (ImportError, AttributeError, RuntimeError):
+        return None
+
+
+def _set_aside_snapshot(storage: Storage, *, fresh: bool) -> None:
+    """Move Ray's memory of the directory away if Ray would fail on it, or if it is not this run's.
+
+    Ray overwrites this file in place and refuses to start when it is cut or names a checkpoint that
+    is gone. Nothing is lost: what is committed is in the directory itself.
+    """
+    try:
+        data = storage.get(_SNAPSHOT)
+    except FileNotFoundError:
+        return
+    reason = (
+        "the run does not continue from the last checkpoint" if fresh else _broken(storage, data)
+    )
+    if reason is None:
+        return
+    aside = f"{_SNAPSHOT}.{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}.aside"
+    storage.put(aside, data)
+    storage.delete(_SNAPSHOT)
+    logger.warning(
+        "Set aside Ray's %s in %s as %s: %s. Training resumes from what is committed there.",
+        _SNAPSHOT,
+        storage.url,
+        aside,
+        reason,
+    )
+
+
+def _broken(storage: Storage, data: bytes) -> str | None:
+    try:
+        names = [entry["checkpoint_dir_name"] for entry in json.loads(data)["checkpoint_results"]]
+    except (ValueError, KeyError, TypeError):
+        return "it is cut or not JSON"
+    gone = [name for name in names if not storage.files(name)]
+    return f"it names checkpoints that are gone ({', '.join(gone)})" if gone else None
