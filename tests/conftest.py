@@ -1,0 +1,95 @@
+"""Shared builders: small models, and a loop that trains them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ray_imuckpt import Checkpointer
+
+
+def small_model(seed: int = 0) -> nn.Module:
+    """Linear, batch norm, dropout, linear; the last bias is frozen."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 2))
+    model[3].bias.requires_grad_(False)
+    return model
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW with two parameter groups."""
+    weights = [p for n, p in model.named_parameters() if p.requires_grad and "weight" in n]
+    rest = [p for n, p in model.named_parameters() if p.requires_grad and "weight" not in n]
+    return torch.optim.AdamW([{"params": weights}, {"params": rest, "weight_decay": 0.0}], lr=1e-2)
+
+
+def train(
+    directory: str | Path, last: int, continue_from: Any = "last", **options: Any
+) -> tuple[nn.Module, torch.optim.Optimizer, list[Any], int]:
+    """Train to epoch `last`; returns the model, the optimizer, the log and the first epoch trained.
+
+    Draws from Python's, NumPy's and torch's generators at every epoch.
+    """
+    random.seed(7)
+    np.random.seed(7)
+    model = small_model()
+    optimizer = adamw(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    checkpointer = Checkpointer(directory, continue_from=continue_from, **options)
+    started = checkpointer.start(model, optimizer, scheduler=scheduler)
+    log = started.log
+    for epoch in range(started.start_epoch, last + 1):
+        x = torch.randn(16, 4) * (1 + random.random()) + float(np.random.rand())
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        log.append({"epoch": epoch, "loss": loss.item()})
+        checkpointer.checkpoint(
+            epoch,
+            model=model,
+            optimizer=optimizer,
+            log=log,
+            metrics={"loss": loss},
+            scheduler=scheduler,
+        )
+    return model, optimizer, log, started.start_epoch
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    """Whether two trees of dicts, lists, tensors and values are equal, tensors byte for byte."""
+    if isinstance(a, torch.Tensor):
+        return (
+            isinstance(b, torch.Tensor)
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+            and a.detach()
+            .contiguous()
+            .reshape(-1)
+            .view(torch.uint8)
+            .equal(b.detach().contiguous().reshape(-1).view(torch.uint8))
+        )
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_bytes(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_bytes, a, b))
+    return bool(a == b)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Path]:
+    """A directory with the checkpoints of a short run."""
+
+    def make(last: int = 3, **options: Any) -> Path:
+        train(tmp_path / "run", last, **options)
+        return tmp_path / "run"
+
+    return make

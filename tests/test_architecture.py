@@ -1,0 +1,176 @@
+"""The house rules that import-linter cannot see. Each check is tried on code that breaks it."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ray_imuckpt
+
+PACKAGE = Path(ray_imuckpt.__file__).parent
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+MAX_LINES_OF_A_FILE = 300
+# The public class is what users read: its lines are docstrings, and cutting it would hide calls.
+LONGER_FILES = {"checkpointer.py": 380}
+MAX_LINES_OF_A_FUNCTION = 60
+
+# import-linter sees torch.distributed as torch. `capture` needs DTensor and the sharded optimizer.
+ROOMS_WITH_DISTRIBUTED = {"ranks", "capture"}
+
+MODULES_THAT_RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+NAMES_THAT_RUN_CODE = {
+    "torch.load",
+    "torch.save",
+    "torch.serialization",
+    "torch.package",
+    "numpy.load",
+    "np.load",
+    "torch.distributed.all_gather_object",  # these send pickles
+    "torch.distributed.broadcast_object_list",
+    "torch.distributed.gather_object",
+    "torch.distributed.recv_object_list",
+    "torch.distributed.scatter_object_list",
+    "torch.distributed.send_object_list",
+}
+BUILTINS_THAT_RUN_CODE = {"eval", "exec", "compile", "__import__"}
+
+
+def room(name: str) -> str:
+    return name.split("/", maxsplit=1)[0].removesuffix(".py")
+
+
+def used_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, full dotted name) of everything imported or reached through an imported name."""
+    known: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+                known[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            for alias in node.names:
+                yield node.lineno, f"{node.module}.{alias.name}"
+                known[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            if first in known:
+                yield node.lineno, ".".join([known[first], *rest])
+
+
+def uses(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def distributed_uses(source: str) -> list[int]:
+    names = used_names(ast.parse(source))
+    return sorted({line for line, name in names if uses(name, "torch.distributed")})
+
+
+def code_runners(source: str) -> list[str]:
+    tree = ast.parse(source)
+    forbidden = MODULES_THAT_RUN_CODE | NAMES_THAT_RUN_CODE
+    found = {
+        f"line {line}: {name}"
+        for line, name in used_names(tree)
+        if any(uses(name, prefix) for prefix in forbidden)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id in BUILTINS_THAT_RUN_CODE:
+                found.add(f"line {node.lineno}: {node.func.id}(")
+            if any(keyword.arg == "allow_pickle" for keyword in node.keywords):
+                found.add(f"line {node.lineno}: allow_pickle=")
+    return sorted(found)
+
+
+def long_functions(source: str) -> list[str]:
+    return [
+        f"{node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno + 1 > MAX_LINES_OF_A_FUNCTION
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_ranks_and_capture_touch_torch_distributed(name: str) -> None:
+    if room(name) not in ROOMS_WITH_DISTRIBUTED:
+        assert distributed_uses(FILES[name].read_text()) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_on_the_data_path_runs_code(name: str) -> None:
+    assert code_runners(FILES[name].read_text()) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_a_room_and_a_function_fits_on_a_screen(name: str) -> None:
+    source = FILES[name].read_text()
+    assert len(source.splitlines()) <= LONGER_FILES.get(name, MAX_LINES_OF_A_FILE)
+    assert long_functions(source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch.distributed as dist",
+        "from torch import distributed",
+        "from torch.distributed.tensor import DTensor",
+        "def f():\n    from torch.distributed import checkpoint",
+        "import torch\ntorch.distributed.barrier()",
+    ],
+)
+def test_the_check_finds_torch_distributed(source: str) -> None:
+    assert distributed_uses(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import torch as t\nt.load(path)",
+        "from torch import save",
+        "import numpy as np\nnp.load(path)",
+        "from numpy.lib.format import read_array\nread_array(file, allow_pickle=True)",
+        "import torch.distributed as dist\ndist.broadcast_object_list(objects)",
+        "eval(text)",
+        "def f():\n    exec(text)",
+    ],
+)
+def test_the_check_finds_what_runs_code(source: str) -> None:
+    assert code_runners(source)
+
+
+def test_the_check_leaves_harmless_namesakes_alone() -> None:
+    assert (
+        code_runners("import json\nmodel.eval()\njson.load(file)\ncheckpointer.load(model)") == []
+    )
+
+
+def test_the_check_finds_long_functions() -> None:
+    body = "    pass\n" * MAX_LINES_OF_A_FUNCTION
+    assert long_functions(f"def f():\n{body}")
+    assert not long_functions("def f():\n" + body.removesuffix("    pass\n"))
+
+
+def test_importing_the_package_loads_neither_ray_nor_pyarrow_nor_fsspec() -> None:
+    # torch first: what it loads by itself is not ours to answer for
+    code = (
+        "import sys, torch; before = set(sys.modules); import ray_imuckpt;"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(result.stdout.split())
+    assert "ray_imuckpt" in loaded
+    assert loaded.isdisjoint({"ray", "pyarrow", "fsspec", "pandas"})

@@ -1,0 +1,70 @@
+"""Errors survive the way to another process and tell the same there."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import cloudpickle
+import pytest
+
+from ray_imuckpt import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ImuckptError,
+    SaveFailedError,
+    StateMismatchError,
+    UnsupportedFormatError,
+    UnsupportedStateError,
+)
+from ray_imuckpt.errors import from_wire, to_wire
+
+FACTS = {"url": "s3://b/run/checkpoint=7", "epoch": 7, "rank": 3, "hint": "Do this."}
+ERRORS = [
+    cls("It broke.", **FACTS)
+    for cls in (
+        ImuckptError,
+        CheckpointNotFoundError,
+        CorruptCheckpointError,
+        UnsupportedFormatError,
+        SaveFailedError,
+        UnsupportedStateError,
+    )
+] + [
+    StateMismatchError(
+        "It differs.", missing=["a"], unexpected=["b"], wrong_shape={"c": ([1], [2, 3])}, **FACTS
+    )
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_an_error_tells_the_same_after_pickling_and_on_the_wire(error: ImuckptError) -> None:
+    copies = [
+        pickle.loads(pickle.dumps(error)),
+        cloudpickle.loads(cloudpickle.dumps(error)),
+        from_wire(json.loads(json.dumps(to_wire(error)))),
+    ]
+    for copy in copies:
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)
+        assert copy.__dict__ == error.__dict__
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_the_message_says_where_and_what_to_do(error: ImuckptError) -> None:
+    for fact in ("s3://b/run/checkpoint=7", "epoch=7", "rank=3", "Do this."):
+        assert fact in str(error)
+
+
+def test_standard_families() -> None:
+    assert issubclass(CheckpointNotFoundError, FileNotFoundError)
+    assert issubclass(StateMismatchError, ValueError)
+    assert issubclass(UnsupportedStateError, TypeError)
+
+
+def test_foreign_errors_become_ours_in_words() -> None:
+    copy = from_wire(to_wire(OSError(28, "No space left on device")))
+    assert type(copy) is ImuckptError
+    assert "OSError" in str(copy)
+    assert "No space left" in str(copy)
+    assert type(from_wire(to_wire(ValueError("no")))) is ValueError

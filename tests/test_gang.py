@@ -1,0 +1,62 @@
+"""Gangs of gloo processes that torchrun starts; what each rank does is in gangs.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import train
+
+HERE = Path(__file__).parent
+
+
+def torchrun(script: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a script on some ranks and wait for them."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone",
+            f"--nproc-per-node={ranks}", str(script), *map(str, arguments),
+        ],
+        env=environment, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+STORIES = [
+    [
+        "ddp_resumes_bit_identically",
+        "collectives_move_bytes_of_any_size",
+        "fallback_is_taken_by_all",
+    ],
+    [
+        "fsdp2_is_gathered_in_full",
+        "zero_redundancy_optimizer",
+        "storage_is_read_on_rank_zero_only",
+    ],
+    [
+        "every_rank_gets_the_same_error",
+        "a_rank_that_was_not_there",
+        "a_script_without_a_process_group",
+    ],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", STORIES, ids=lambda names: names[0])
+def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
+    train(tmp_path / "a_rank_that_was_not_there" / "run", 2)
+    result = torchrun(HERE / "gangs.py", tmp_path, *names)
+    failures = "\n".join(f.read_text() for f in sorted(tmp_path.glob("*/failed-on-rank-*")))
+    assert not failures, failures
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in names:
+        for rank in (0, 1):
+            assert (tmp_path / name / f"passed-on-rank-{rank}").exists(), f"{name} did not run"

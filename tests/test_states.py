@@ -1,0 +1,283 @@
+"""Every kind of state comes back as it was: dtypes, shapes, ties, wrappers, optimizers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from conftest import adamw, same_bytes, small_model
+from ray_imuckpt import Checkpointer
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e8m0fnu, torch.int64, torch.int32,
+    torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.bool,
+    torch.complex64, torch.complex128,
+]  # fmt: skip
+
+
+class Buffers(nn.Module):
+    """Tensors of all kinds as buffers."""
+
+    def __init__(self, fill: bool) -> None:
+        super().__init__()
+        for dtype in DTYPES:
+            raw = torch.arange(64 * dtype.itemsize, dtype=torch.int64).to(torch.uint8)
+            raw = raw % 2 if dtype is torch.bool else raw
+            self.register_buffer(
+                f"as_{dtype}".replace("torch.", ""), (raw if fill else raw * 0).view(dtype)
+            )
+        base = torch.arange(24.0).reshape(4, 6) if fill else torch.zeros(4, 6)
+        self.register_buffer("scalar", torch.tensor(1.5 if fill else 0.0))
+        self.register_buffer("empty", torch.empty(0, 3))
+        self.register_buffer("transposed", base.t())
+        self.register_buffer("strided", base[:, ::2])
+        self.register_buffer("expanded", torch.ones(1, 3).mul(2.0 if fill else 0.0).expand(5, 3))
+        self.register_buffer(
+            "channels_last",
+            torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+            if fill
+            else torch.zeros(2, 3, 4, 4),
+        )
+        self.register_buffer(
+            "conjugate", torch.tensor([1 + 2j]).conj() if fill else torch.zeros(1) * 1j
+        )
+
+
+def test_every_dtype_and_layout_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    model = Buffers(fill=True)
+    saved = {name: tensor.resolve_conj().clone() for name, tensor in model.state_dict().items()}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=model)
+    assert same_bytes(dict(checkpointer.read(1).model), saved)
+    assert {str(t.dtype) for t in checkpointer.read(1).model.values()} >= {str(d) for d in DTYPES}
+    fresh = Buffers(fill=False)
+    fresh.expanded = fresh.expanded.clone()  # torch itself cannot copy into an expanded tensor
+    checkpointer.load(fresh)
+    assert same_bytes({n: t.resolve_conj() for n, t in fresh.state_dict().items()}, saved)
+
+
+def test_plain_safetensors_opens_every_tensor_file(tmp_path: Path) -> None:
+    model, optimizer = small_model(), None
+    optimizer = adamw(model)
+    model(torch.randn(4, 4)).sum().backward()
+    optimizer.step()
+    Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer, table=torch.ones(3))
+    files = sorted((tmp_path / "checkpoint=1").glob("*.safetensors"))
+    assert {f.name.split("-")[0] for f in files} == {"model", "model_frozen", "optimizer", "state"}
+    names = set()
+    for file in files:
+        with safetensors.safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                names.add(name)
+                assert opened.get_tensor(name) is not None
+    assert set(model.state_dict()) <= names
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(1000, 16)
+            self.head = nn.Linear(16, 1000, bias=False)
+            self.head.weight = self.embed.weight
+
+    model = Tied()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model.embed.weight.sum().backward()
+    optimizer.step()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    file = next((tmp_path / "checkpoint=1").glob("model-*.safetensors"))
+    assert file.stat().st_size < 1.5 * model.embed.weight.nbytes
+    assert set(checkpointer.read(1).model) == {"embed.weight", "head.weight"}
+    fresh = Tied()
+    checkpointer.start(fresh, torch.optim.SGD(fresh.parameters(), lr=0.1, momentum=0.9))
+    assert fresh.head.weight is fresh.embed.weight
+    assert torch.equal(fresh.head.weight, model.head.weight)
+
+    untied = Tied()
+    untied.head.weight = nn.Parameter(torch.zeros(1000, 16))
+    checkpointer.load(untied)
+    assert torch.equal(untied.head.weight, model.head.weight)
+
+
+def test_extra_state_of_modules_is_part_of_the_model(tmp_path: Path) -> None:
+    class Counting(nn.Linear):
+        calls: Any = None
+
+        def get_extra_state(self) -> Any:
+            return {"calls": self.calls, "seen": torch.tensor([1, 2])}
+
+        def set_extra_state(self, state: Any) -> None:
+            self.calls = state["calls"]
+
+    model = nn.Sequential(Counting(2, 2))
+    model[0].calls = 41
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=model)
+    fresh = nn.Sequential(Counting(2, 2))
+    checkpointer.load(fresh)
+    assert fresh[0].calls == 41
+    assert set(checkpointer.read(1).model) == {"0.weight", "0.bias"}
+
+
+def test_compiled_models_have_the_names_of_bare_ones(tmp_path: Path) -> None:
+    model = small_model()
+    compiled = torch.compile(model, backend="eager")
+    model[0] = torch.compile(model[0], backend="eager")
+    assert "_orig_mod.0._orig_mod.weight" in compiled.state_dict()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=compiled, optimizer=adamw(compiled))
+    loaded = checkpointer.read(1)
+    assert set(loaded.model) == set(small_model().state_dict())
+    bare = checkpointer.load(small_model(seed=9))
+    assert same_bytes(dict(bare.state_dict()), dict(loaded.model))
+    again = torch.compile(small_model(seed=8), backend="eager")
+    checkpointer.start(again, adamw(again))
+    assert same_bytes(dict(again._orig_mod.state_dict()), dict(loaded.model))
+
+
+def test_low_precision_parameters_keep_the_precision_of_their_optimizer_state(
+    tmp_path: Path,
+) -> None:
+    """Torch's own load_state_dict would round float32 moments to the parameter's bfloat16."""
+    model = nn.Linear(4, 4).to(torch.bfloat16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model(torch.randn(2, 4, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    for state in optimizer.state.values():
+        state["exp_avg"] = torch.randn(state["exp_avg"].shape)
+    expected = optimizer.state_dict()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    fresh = nn.Linear(4, 4).to(torch.bfloat16)
+    restored = torch.optim.AdamW(fresh.parameters(), lr=5.0)
+    checkpointer.start(fresh, restored)
+    assert same_bytes(restored.state_dict(), expected)
+
+
+def test_an_optimizer_that_has_not_stepped_is_stored_as_it_is(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = adamw(model)
+    Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer)
+    assert optimizer.state_dict()["state"] == {}, "saving must not step it"
+    restored = adamw(small_model())
+    Checkpointer(tmp_path).start(small_model(seed=2), None)
+    fresh = small_model(seed=2)
+    restored = adamw(fresh)
+    Checkpointer(tmp_path).start(fresh, restored)
+    assert restored.state_dict()["state"] == {}
+
+
+def test_optimizer_state_follows_names_when_parameters_are_reordered(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    fresh = small_model(seed=3)
+    backwards = torch.optim.Adam([p for p in reversed(list(fresh.parameters())) if p.requires_grad])
+    checkpointer.start(fresh, backwards)
+    for name, parameter in fresh.named_parameters():
+        if parameter.requires_grad:
+            live = dict(model.named_parameters())[name]
+            assert same_bytes(dict(backwards.state[parameter]), dict(optimizer.state[live]))
+
+
+def test_further_models_and_optimizers_by_keyword(tmp_path: Path) -> None:
+    model, critic = small_model(0), small_model(1)
+    optimizer, critic_optimizer = adamw(model), adamw(critic)
+    critic(torch.randn(8, 4)).sum().backward()
+    critic_optimizer.step()
+    expected = {n: t.clone() for n, t in critic.state_dict().items()}
+    Checkpointer(tmp_path).checkpoint(
+        1,
+        model=model,
+        optimizer=optimizer,
+        critic=critic,
+        critic_optimizer=critic_optimizer,
+        scaler=torch.amp.GradScaler("cpu"),
+    )
+    fresh = small_model(5)
+    fresh_optimizer = adamw(fresh)
+    Checkpointer(tmp_path).start(
+        small_model(4),
+        critic=fresh,
+        critic_optimizer=fresh_optimizer,
+        scaler=torch.amp.GradScaler("cpu"),
+    )
+    assert same_bytes(dict(fresh.state_dict()), expected)
+    assert same_bytes(fresh_optimizer.state_dict(), critic_optimizer.state_dict())
+
+
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/pg", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_ddp_wrapped_and_compiled_ddp_have_the_names_of_bare_models(tmp_path: Path) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = DistributedDataParallel(nn.Sequential(nn.Linear(2, 2)))
+            self.module = nn.Linear(2, 2)
+
+    checkpointer = Checkpointer(tmp_path / "run")
+    wrapped = torch.compile(DistributedDataParallel(small_model()), backend="eager")
+    checkpointer.checkpoint(1, model=wrapped, optimizer=adamw(wrapped))
+    assert set(checkpointer.read(1).model) == set(small_model().state_dict())
+    checkpointer.load(DistributedDataParallel(small_model(seed=2)))
+
+    checkpointer.checkpoint(2, model=Pair())
+    assert set(checkpointer.read(2).model) == {
+        "left.0.weight",
+        "left.0.bias",
+        "module.weight",
+        "module.bias",
+    }
+    checkpointer.load(Pair(), 2)
+
+
+def test_frozen_parameters_are_not_written_again(tmp_path: Path) -> None:
+    """Promise 8: the same file under each checkpoint's own name, until it changes."""
+    model = small_model()
+    checkpointer = Checkpointer(tmp_path)
+    files = []
+    for epoch in (1, 2, 3):
+        if epoch == 3:
+            model[3].bias.data.add_(1)
+        model[0].bias.data.add_(1)
+        checkpointer.checkpoint(epoch, model=model)
+        files.append(next((tmp_path / f"checkpoint={epoch}").glob("model_frozen-*")))
+    inodes = [os.stat(file).st_ino for file in files]
+    assert inodes[0] == inodes[1] != inodes[2]
+    assert len({file.name for file in files}) == 3
+    expected = {n: t.clone() for n, t in model.state_dict().items()}
+    assert checkpointer.prune(keep_last=1) == [1, 2]
+    checkpointer.verify(3)
+    assert same_bytes(dict(checkpointer.load(small_model(4)).state_dict()), expected)
+
+
+def test_frozen_parameters_are_copied_by_an_object_store_itself(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}"
+    model = small_model()
+    checkpointer = Checkpointer(url)
+    for epoch in (1, 2):
+        checkpointer.checkpoint(epoch, model=model)
+    assert checkpointer.prune(keep_last=1) == [1]
+    checkpointer.verify(2)

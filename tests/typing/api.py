@@ -1,0 +1,53 @@
+"""The public names as a user's type checker sees them; checked by mypy, never run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import ray_imuckpt
+from ray_imuckpt import Checkpointer, Exponential, LoadedCheckpoint, PendingSave, PlateauDetector
+
+
+def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """A training loop."""
+    plateau = PlateauDetector(Exponential(1e-3, 0.7), patience=10)
+    with Checkpointer("runs/a", continue_from=3, save_every=5, storage_options={}) as checkpointer:
+        started = checkpointer.start(model, optimizer, per_rank={"a": plateau}, plateau=plateau)
+        module, stepper, log, start_epoch, other = started
+        first: int = start_epoch
+        values: dict[str, Any] = other
+        trained: nn.Module = module
+        if stepper is not None:
+            stepper.step()
+        pending: PendingSave | None = checkpointer.checkpoint(
+            first, model=trained, optimizer=optimizer, log=log, metrics={"loss": 1.0}, force=True
+        )
+        if pending is not None:
+            pending.wait(timeout=3.0)
+            done: bool = pending.done()
+            del done
+        if plateau.step(1.0):
+            plateau.adjust(optimizer)
+            plateau.adjust(optimizer, 1)
+            plateau.adjust(optimizer, lambda state: 1.0 / state)
+        rate: float = plateau.learning_rate
+        del rate, values
+
+
+def driver(model: nn.Module) -> None:
+    """What a driver calls."""
+    checkpointer = Checkpointer()
+    last: int | None = checkpointer.index_of_last_checkpoint()
+    path: str | None = checkpointer.path_to_last_checkpoint()
+    indices: list[int] = checkpointer.list_existing_checkpoint_indices()
+    prior: int | None = checkpointer.index_of_last_checkpoint_prior_to(3)
+    loaded: LoadedCheckpoint = checkpointer.read(last)
+    tensors: dict[str, torch.Tensor] = loaded.model
+    model = checkpointer.load(model, path, device="cpu", strict=False)
+    model = ray_imuckpt.load(model, checkpointer.path_to_checkpoint(3))
+    pruned: list[int] = checkpointer.prune(keep_last=1, keep_best=("loss", "min"), dry_run=True)
+    checkpointer.verify(3)
+    del indices, prior, tensors, pruned
