@@ -12,11 +12,13 @@ import argparse
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ from torch.utils.data import DataLoader
 
 from digits import accuracy, digits, network
 from ray_imuckpt import Checkpointer
+
+SCREEN = sys.stdout
+
+
+def say(text: str = "") -> None:
+    """Print at once, also while Ray's own words go to a file."""
+    print(text, file=SCREEN, flush=True)
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -74,7 +83,7 @@ def watch(
         newest = checkpointer.index_of_last_checkpoint() or 0
         if newest > shown:
             bar = "#" * round(30 * newest / epochs)
-            print(f"    [{bar:<30}] checkpoint={newest} of {epochs}", flush=True)
+            say(f"    [{bar:<30}] checkpoint={newest} of {epochs}")
             shown = newest
             at(newest)
         if ended:
@@ -94,7 +103,7 @@ def run(directory: Path, epochs: int, pause: float, kill_after: int | None) -> C
             time.sleep(pause * 5)  # into the middle of the next epoch
             victim = int((pids / "rank-1").read_text())
             os.kill(victim, signal.SIGKILL)
-            print(f"    killed rank 1 (process {victim}) with SIGKILL; Ray restarts the gang ...")
+            say(f"    killed rank 1 (process {victim}) with SIGKILL; Ray restarts the gang ...")
 
     trainer = TorchTrainer(
         train_loop,
@@ -130,31 +139,29 @@ def main() -> None:
     directory = options.dir or Path(tempfile.mkdtemp(prefix="kill-and-resume-"))
     began = time.monotonic()
 
-    print("Starting Ray on this machine ...", flush=True)
-    ray.init(
-        num_cpus=3,
-        log_to_driver=False,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    say("Starting Ray on this machine ...")
+    directory.mkdir(parents=True, exist_ok=True)
+    words = directory / "what-ray-said.txt"  # a killed worker makes Ray talk at length
+    with words.open("w") as file, redirect_stdout(file), redirect_stderr(file):
+        ray.init(
+            num_cpus=3, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR
+        )
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        say(f"\n1. A run of {epochs} epochs that nothing interrupts (2 workers, DDP):")
+        calm = run(directory / "uninterrupted", epochs, 0.01, None)
+        say("\n2. The same run again, but rank 1 is killed in mid-training:")
+        rough = run(directory / "killed", epochs, 0.01, kill_after)
+        ray.shutdown()
 
-    print(f"\n1. A run of {epochs} epochs that nothing interrupts (2 workers, DDP):", flush=True)
-    calm = run(directory / "uninterrupted", epochs, 0.01, None)
-    print("\n2. The same run again, but rank 1 is killed in mid-training:", flush=True)
-    rough = run(directory / "killed", epochs, 0.01, kill_after)
-    ray.shutdown()
-
-    print("\n3. What is left of the killed run, read by the driver:")
+    say("\n3. What is left of the killed run, read by the driver:")
     found = rough.list_existing_checkpoint_indices()
     last = rough.index_of_last_checkpoint()
     log = rough.read(last).log
-    print(f"    checkpoints:     {found}")
-    print(f"    the last one:    {rough.path_to_last_checkpoint()}")
-    print(f"    epochs in log:   {[entry['epoch'] for entry in log]}")
+    say(f"    checkpoints:     {found}")
+    say(f"    the last one:    {rough.path_to_last_checkpoint()}")
+    say(f"    epochs in log:   {[entry['epoch'] for entry in log]}")
     resumed = sorted({entry["resumed_from"] for entry in log} - {0})
-    print(f"    resumed from:    {resumed}")
+    say(f"    resumed from:    {resumed}")
 
     _, held_out = digits()
     first = calm.load(network(), calm.index_of_last_checkpoint())
@@ -163,11 +170,12 @@ def main() -> None:
         torch.equal(a, b)
         for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
-    print("\n    accuracy on 360 held-out digits")
-    print(f"      uninterrupted:      {accuracy(first, held_out):.1%}")
-    print(f"      killed and resumed: {accuracy(second, held_out):.1%}")
-    print(f"      weights equal, bit for bit: {'yes' if same else 'no'}")
-    print(f"\nDone in {time.monotonic() - began:.0f} s. The checkpoints are in {directory}")
+    say("\n    accuracy on 360 held-out digits")
+    say(f"      uninterrupted:      {accuracy(first, held_out):.1%}")
+    say(f"      killed and resumed: {accuracy(second, held_out):.1%}")
+    say(f"      weights equal, bit for bit: {'yes' if same else 'no'}")
+    say(f"\nDone in {time.monotonic() - began:.0f} s. The checkpoints are in {directory},")
+    say(f"and what Ray said meanwhile in {words.name} there.")
     if [entry["epoch"] for entry in log] != list(range(1, epochs + 1)) or not resumed:
         raise SystemExit("The log does not hold every epoch exactly once.")
 

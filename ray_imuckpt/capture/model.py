@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ray_imuckpt.capture.sharding import is_sharded, like, whole
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 from ray_imuckpt.tensors import check_storable
 
@@ -79,14 +79,6 @@ def take_model(model: nn.Module) -> ModelState:
         tensors[name] = whole(value)
         check_storable(tensors[name], f"model[{name!r}]")
     return ModelState(tensors, aliases, frozenset(frozen), extra)
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself, or all shards of it (a collective: every rank of its mesh must call)."""
-    if isinstance(tensor, DTensor):
-        full: torch.Tensor = tensor.full_tensor()
-        return full.detach()
-    return tensor.detach()
 
 
 def check_model(
@@ -159,13 +151,6 @@ def apply_model(
     module.load_state_dict(state, strict=False)
 
 
-def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """`full` sharded as `live` is (a collective), or `full` itself where `live` is not sharded."""
-    if isinstance(live, DTensor):
-        return distribute_tensor(full.to(live.device), live.device_mesh, live.placements)
-    return full
-
-
 def parameter_names(model: nn.Module) -> dict[int, str]:
     """``id(parameter)`` to its name in the bare module, tied ones under their first name."""
     module = bare(model)
@@ -192,7 +177,7 @@ class _names:  # noqa: N801 - used as a function
 
 def _identity(tensor: torch.Tensor) -> Any:
     """Equal for two tensors exactly when they are the same elements of the same memory."""
-    if isinstance(tensor, DTensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
+    if is_sharded(tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
         return id(tensor)
     if tensor.layout != torch.strided or not tensor.numel():
         return id(tensor)

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ray_imuckpt.capture.model import bare, whole
-from ray_imuckpt.capture.optimizer import consolidated
+from ray_imuckpt.capture.model import bare
+from ray_imuckpt.capture.sharding import consolidated, whole
 from ray_imuckpt.errors import UnsupportedStateError
 
 

@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from ray_imuckpt.capture.model import like, parameter_names, whole
+from ray_imuckpt.capture.model import parameter_names
+from ray_imuckpt.capture.sharding import (
+    consolidated,
+    is_sharded,
+    is_zero_redundancy,
+    like,
+    whole,
+)
 from ray_imuckpt.errors import StateMismatchError
-
-try:
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-except ImportError:  # a torch built without distributed
-    ZeroRedundancyOptimizer = None  # type: ignore[assignment,misc]
 
 OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
@@ -42,14 +43,6 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
     state = {names.get(index, index): _whole(values) for index, values in plain["state"].items()}
     rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
     return {"class": _class_name(optimizer), "param_groups": groups, "state": state, **rest}
-
-
-def consolidated(optimizer: Any) -> bool:
-    """Whether this rank can give all of the optimizer's state; a collective where it is sharded."""
-    if ZeroRedundancyOptimizer is None or not isinstance(optimizer, ZeroRedundancyOptimizer):
-        return True
-    optimizer.consolidate_state_dict(to=0)
-    return bool(torch.distributed.get_rank() == 0)
 
 
 def check_optimizer(
@@ -119,11 +112,12 @@ def _keep_dtypes(
     for name, values in saved.items():
         if not isinstance(values, Mapping) or name not in parameters:
             continue
-        live = optimizer.state.get(parameters[name], {})
+        live = optimizer.state.get(parameters[name]) or {}  # None where another rank holds it
         for key, value in values.items():
             now = live.get(key)
-            tensors = isinstance(now, torch.Tensor) and isinstance(value, torch.Tensor)
-            if tensors and now.dtype != value.dtype:
+            if not isinstance(now, torch.Tensor) or not isinstance(value, torch.Tensor):
+                continue
+            if now.dtype != value.dtype:
                 live[key] = like(value, now).to(now.device)
 
 
@@ -147,8 +141,9 @@ def _names_by_index(
 
 
 def _class_name(optimizer: torch.optim.Optimizer) -> str:
-    if ZeroRedundancyOptimizer is not None and isinstance(optimizer, ZeroRedundancyOptimizer):
-        return type(optimizer.optim).__name__  # so that it may be resumed without the sharding
+    if is_zero_redundancy(optimizer):
+        # What is inside, so that the run may be resumed without the sharding.
+        return type(optimizer.optim).__name__  # type: ignore[attr-defined]
     return type(optimizer).__name__
 
 
@@ -160,7 +155,7 @@ def _whole(values: Any) -> Any:
 
 def _like(values: Any, parameter: torch.Tensor | None) -> Any:
     """State of the shape of a sharded parameter is sharded as the parameter is."""
-    if not isinstance(parameter, DTensor) or not isinstance(values, Mapping):
+    if parameter is None or not is_sharded(parameter) or not isinstance(values, Mapping):
         return dict(values) if isinstance(values, Mapping) else values
     return {
         key: like(value, parameter)

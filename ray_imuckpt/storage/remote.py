@@ -9,7 +9,7 @@ publish a truncated object: on an error the upload is discarded instead.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import sys
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -84,7 +84,7 @@ class RemoteStorage:
                     file.write(view)
         except BaseException:
             _abandon(file)
-            with contextlib.suppress(Exception):  # what a store without discard() has published
+            with contextlib.suppress(Exception):  # what was published all the same
                 self._fs.rm_file(path)
             raise
         file.close()
@@ -101,7 +101,12 @@ class RemoteStorage:
         """See `Storage.read_into`."""
         if not len(buffer):
             return
-        data = self._fs.cat_file(self._path(name), start=offset, end=offset + len(buffer))
+        arrow = _arrow(self._fs)
+        if arrow is None:
+            data = self._fs.cat_file(self._path(name), start=offset, end=offset + len(buffer))
+        else:  # the wrapper of older fsspec reads the whole file
+            with arrow.open_input_file(self._path(name)) as file:
+                data = file.read_at(len(buffer), offset)
         if len(data) != len(buffer):
             raise EOFError(f"{self._path(name)} ends at byte {offset + len(data)}")
         buffer[:] = data
@@ -176,19 +181,31 @@ class RemoteStorage:
         self._fs.invalidate_cache()
 
 
+def _arrow(filesystem: fsspec.AbstractFileSystem) -> pyarrow.fs.FileSystem | None:
+    """The pyarrow file system inside fsspec's wrapper for these."""
+    wrapper = sys.modules.get("fsspec.implementations.arrow")
+    if wrapper is not None and isinstance(filesystem, wrapper.ArrowFSWrapper):
+        return filesystem.fs
+    return None
+
+
 def _copies_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether ``cp_file`` happens inside the store (the base class has none)."""
+    """Whether ``cp_file`` happens inside the store.
+
+    The base class has none, and the wrapper for pyarrow passes the bytes through this process.
+    """
+    if _arrow(filesystem) is not None:
+        return False
     kind = type(filesystem)
-    own: Callable[..., Any] | None = getattr(kind, "_cp_file", None) or getattr(
-        kind, "cp_file", None
-    )
+    own = getattr(kind, "_cp_file", None) or getattr(kind, "cp_file", None)
     return own is not None and own is not fsspec.AbstractFileSystem.cp_file
 
 
 def _abandon(file: Any) -> None:
-    """Give up an upload without publishing what was sent."""
-    discard = getattr(file, "discard", None)
+    """Give up an upload; where that cannot be told, complete it, to be removed by the caller."""
     with contextlib.suppress(Exception):
-        if discard is not None:
-            discard()
-        file.closed = True  # or the garbage collector's close() would still complete the upload
+        if hasattr(file, "discard"):
+            file.discard()
+            file.closed = True  # or the garbage collector's close() would still complete it
+        else:
+            file.close()

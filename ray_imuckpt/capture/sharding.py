@@ -1,0 +1,53 @@
+"""Tensors and optimizers whose state is spread over the ranks. Touches torch.distributed.
+
+Its classes are looked for among the modules that are loaded already: an object of such a class can
+only exist where its module is, and importing these modules would cost every user a second.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+
+
+def _loaded(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, ())
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether this rank holds only a part of the tensor (FSDP2, tensor parallelism)."""
+    return isinstance(tensor, _loaded("torch.distributed.tensor", "DTensor"))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, or all shards of it (a collective: every rank of its mesh must call)."""
+    if is_sharded(tensor):
+        full: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+        return full.detach()
+    return tensor.detach()
+
+
+def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """`full` sharded as `live` is (a collective), or `full` itself where `live` is not sharded."""
+    if is_sharded(live):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = live.device_mesh, live.placements  # type: ignore[attr-defined]
+        return distribute_tensor(full.to(live.device), mesh, placements)
+    return full
+
+
+def is_zero_redundancy(optimizer: Any) -> bool:
+    """Whether the optimizer's state is spread over the ranks."""
+    name = "ZeroRedundancyOptimizer"
+    return isinstance(optimizer, _loaded("torch.distributed.optim.zero_redundancy_optimizer", name))
+
+
+def consolidated(optimizer: Any) -> bool:
+    """Whether this rank can give all of the optimizer's state; a collective where it is sharded."""
+    if not is_zero_redundancy(optimizer):
+        return True
+    optimizer.consolidate_state_dict(to=0)
+    return bool(torch.distributed.get_rank() == 0)
