@@ -1,0 +1,123 @@
+"""Every example runs as its reader would run it: as a script, in a process of its own."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_imuckpt import Checkpointer
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = REPOSITORY / "examples"
+
+
+def run_smoke(name: str, cwd: Path, directory: Path) -> str:
+    """What the example printed, run from `cwd` with its checkpoints in `directory`."""
+    path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), "--smoke", "--dir", str(directory)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=400,
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def epochs_trained(printed: str) -> list[int]:
+    return [int(epoch) for epoch in re.findall(r"^epoch +(\d+) ", printed, re.MULTILINE)]
+
+
+def test_every_example_is_run_below() -> None:
+    runnable = {path.name for path in EXAMPLES.glob("*.py") if "argparse" in path.read_text()}
+    tested = {"imu_attitude.py", "kill_and_resume.py", "quickstart.py", "ray_train_ddp.py"}
+    assert runnable == tested
+
+
+def test_quickstart_resumes_when_it_is_run_again(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    checkpointer = Checkpointer(directory)
+
+    first = run_smoke("quickstart.py", tmp_path, directory)
+    assert epochs_trained(first) == [1, 2, 3]
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3]
+    summary = f"3 epochs in the log; last checkpoint: {checkpointer.path_to_last_checkpoint()}"
+    assert summary in first
+
+    nothing_left = run_smoke("quickstart.py", tmp_path, directory)
+    assert epochs_trained(nothing_left) == []
+    assert summary in nothing_left
+
+    shutil.rmtree(directory / "checkpoint=3")  # as if it had been stopped in its third epoch
+    resumed = run_smoke("quickstart.py", tmp_path, directory)
+    assert epochs_trained(resumed) == [3]
+    assert summary in resumed
+    assert resumed.splitlines()[0] == first.splitlines()[2], "the third epoch has another loss"
+
+
+def test_quickstart_is_under_40_lines_and_does_not_import_ray() -> None:
+    source = (EXAMPLES / "quickstart.py").read_text()
+    assert len(source.splitlines()) < 40
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").partition(".")[0])
+    assert "ray_imuckpt" in imported
+    assert "ray" not in imported
+
+
+def test_imu_attitude_learns_and_tests_its_last_checkpoint(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    printed = run_smoke("imu_attitude.py", tmp_path, directory)
+    checkpointer = Checkpointer(directory)
+    assert epochs_trained(printed) == [1, 2, 3, 4, 5, 6]
+    assert checkpointer.list_existing_checkpoint_indices() == [5, 6]
+    assert f"The network is that of {checkpointer.path_to_last_checkpoint()}" in printed
+
+    last = checkpointer.read(6)
+    assert [entry["epoch"] for entry in last.log] == [1, 2, 3, 4, 5, 6]
+    assert last.log[-1]["loss"] < last.log[0]["loss"]
+    assert set(last.other) == {"plateau"}
+
+    degrees = dict(re.findall(r"^  ([a-z ]+): +(\d+\.\d+)$", printed, re.MULTILINE))
+    assert set(degrees) == {"accelerometer alone", "complementary filter", "network"}
+    assert float(degrees["network"]) < float(degrees["accelerometer alone"])
+
+
+def test_ray_train_ddp_gives_ray_each_checkpoint(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    printed = run_smoke("ray_train_ddp.py", tmp_path, directory)
+    checkpointer = Checkpointer(directory)
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3]
+    assert [entry["epoch"] for entry in checkpointer.read().log] == [1, 2, 3]
+    result = re.search(r"checkpoint Checkpoint\(.*path=(\S+)\)", printed)
+    assert result is not None, printed
+    assert result[1] == checkpointer.path_to_last_checkpoint()
+    accuracy = re.search(r"accuracy on held-out digits: (\d+\.\d)%", printed)
+    assert accuracy is not None, printed
+    assert float(accuracy[1]) > 50.0, "three epochs name most digits rightly; chance is 10 %"
+
+
+@pytest.mark.slow
+def test_kill_and_resume_ends_with_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    printed = run_smoke("kill_and_resume.py", tmp_path, directory)
+    assert "with SIGKILL" in printed
+    assert "weights equal, bit for bit: yes" in printed
+    assert re.search(r"epochs in log: +\[1, 2, 3, 4, 5\]$", printed, re.MULTILINE), printed
+    for run in ("uninterrupted", "killed"):
+        checkpointer = Checkpointer(directory / run)
+        assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3, 4, 5]
+        assert [entry["epoch"] for entry in checkpointer.read().log] == [1, 2, 3, 4, 5]
