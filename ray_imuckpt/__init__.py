@@ -26,9 +26,9 @@ from ray_imuckpt.plateau import (
     Sequence,
     Step,
 )
+from ray_imuckpt.saver import PendingSave
 from ray_imuckpt.source import load
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
-from ray_imuckpt.writer import PendingSave
 
 __all__ = [
     "CheckpointNotFoundError",

@@ -13,16 +13,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ray_imuckpt import arguments, codec, layout, retention, sessions, source, tree
+from ray_imuckpt import (
+    arguments,
+    layout,
+    retention,
+    sessions,
+    source,
+    tree,
+)
 from ray_imuckpt.capture.objects import require_stateful
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.ranks import together
-from ray_imuckpt.sessions import Session
+from ray_imuckpt.saver import PendingSave, Saver
+from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, absolute, open_storage
 from ray_imuckpt.transaction import gang, resume
 from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
-from ray_imuckpt.writer import PendingSave, Writer
+from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
 
@@ -56,6 +64,9 @@ class Checkpointer:
         continue_from: ``"last"`` (also ``"latest"``, ``"recent"``), ``"none"`` (also ``"start"``,
             ``"restart"``, ``"nothing"``, ``None``), or the epoch of a checkpoint.
         save_every: A checkpoint is made at the end of epochs that are a multiple of this.
+        blocking: Whether `checkpoint` returns only when the checkpoint is committed. Otherwise it
+            returns as soon as the state is copied, and the rest happens in the background; one save
+            is in flight at a time, the next one waits for it.
         storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
 
     Raises:
@@ -69,23 +80,24 @@ class Checkpointer:
         continue_from: str | int | None = "last",
         save_every: int = 1,
         *,
+        blocking: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.continue_from = arguments.continue_from(continue_from)
         self.save_every = arguments.save_every(save_every)
         # A worker has another working directory than the driver: a relative path is settled here.
         self.dir = None if dir is None else absolute(dir)
+        self.blocking = blocking
         self._storage_options = dict(storage_options or {})
         self._forget_process()
 
     def _forget_process(self) -> None:
         self._session: Session | None = None
-        self._run: Run | None = None
-        self._writer = Writer()
+        self._saver = Saver()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the choices, nothing of this process."""
-        kept = ("continue_from", "save_every", "dir", "_storage_options")
+        kept = ("continue_from", "save_every", "dir", "blocking", "_storage_options")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -147,6 +159,7 @@ class Checkpointer:
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             return arguments.continue_from(chosen)
 
+        self._saver.settle(ranks)
         choice = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
         if device is not None:
@@ -168,7 +181,7 @@ class Checkpointer:
         needs = targets.optimizer is not None
         loaded = resume.find(ranks, storage, choice, own, optimizer=needs)
         parent = None if loaded is None else loaded.manifest
-        self._run = Run(run_id or uuid.uuid4().hex, parent, branch_begun=False)
+        self._saver.run = Run(run_id or uuid.uuid4().hex, parent, branch_begun=False)
         if loaded is not None:
             resume.apply(loaded, targets, ranks, strict=strict)
             session.resumed(storage, loaded.manifest)
@@ -188,6 +201,8 @@ class Checkpointer:
     ) -> PendingSave | None:
         """The end of an epoch: save if it is due. Call it on every rank, at every epoch.
 
+        Everything is copied before this returns: training may change it at once.
+
         Args:
             epoch: The epoch that has just ended. An epoch saved before is replaced, and stays whole
                 until the new one is committed.
@@ -204,7 +219,8 @@ class Checkpointer:
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
-            SaveFailedError: Nothing was committed; earlier checkpoints are untouched.
+            SaveFailedError: This save (with ``blocking``) or the one before it failed; nothing of
+                that one was committed, earlier checkpoints are untouched.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()
@@ -218,6 +234,7 @@ class Checkpointer:
             tree.encode(numbers, {}, "metrics")
             return arguments.epoch(epoch), numbers
 
+        self._saver.settle(ranks, wait=False)
         epoch, numbers = together(ranks, request)
         asked = gang.signature(model, optimizer, per_rank, other, [epoch, bool(force)])
         gang.agree(ranks, "checkpoint", asked)
@@ -226,24 +243,34 @@ class Checkpointer:
             if numbers is not None:
                 session.report(numbers, storage, None)
             return None
+        self._saver.settle(ranks)
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
-        parts = together(ranks, lambda: codec.encode(state) if ranks.rank == 0 else [])
-        if self._run is None:  # no start(): nothing is known of a history, so no branch begins
-            self._run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
-        saved = gang.commit(ranks, storage, self._run, self._writer, epoch, numbers, parts)
-        session.report(numbers, storage, saved.result())
-        return PendingSave(saved, self.get)
+        if self._saver.run is None:  # no start(): nothing is known of a history to branch from
+            self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
+        begun = self._saver.begin(
+            ranks, storage, state, epoch=epoch, metrics=numbers, background=not self.blocking
+        )
+        session.report(numbers, storage, SavedEpoch(epoch, begun.written))
+        return PendingSave(epoch, begun, self.wait, self.get)
 
     def wait(self) -> None:
-        """Return when all saves that were begun are durable, or raise their error."""
+        """Return when all saves that were begun are durable. Every rank of a gang calls it.
+
+        Raises:
+            SaveFailedError: The save failed; nothing was committed.
+        """
+        self._saver.settle(self._enter().ranks)
 
     def __enter__(self) -> Checkpointer:
         """For ``with``: leaving it waits for the saves that were begun."""
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Wait for the saves that were begun."""
-        self.wait()
+        if kind is None:
+            self.wait()
+        else:  # the other ranks may never come to wait
+            self._saver.finish()
 
     # ------------------------------------------------------------------ anywhere
 
@@ -280,6 +307,7 @@ class Checkpointer:
         Args:
             checkpoint: As for `load`.
         """
+        finish_all()
         return source.read(checkpoint, self._storage(), self._storage_options)
 
     def path_to_checkpoint(self, i: int) -> str:
@@ -330,7 +358,9 @@ class Checkpointer:
         dry_run: bool = False,
     ) -> list[int]:
         """Delete the checkpoints that no rule keeps; see `ray_imuckpt.retention.prune`."""
-        protected = {self._run.parent.epoch} if self._run and self._run.parent else set()
+        finish_all()
+        run = self._saver.run
+        protected = {run.parent.epoch} if run and run.parent else set()
         rules = retention.Rules(keep_last, keep_every, keep_best)
         return retention.prune(self._storage(), rules, protected, dry_run=dry_run)
 
@@ -360,4 +390,5 @@ class Checkpointer:
         return own or open_storage(".")
 
     def _catalog(self) -> Catalog:
+        finish_all()
         return Catalog(self._storage())

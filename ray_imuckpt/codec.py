@@ -74,8 +74,30 @@ def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
     return b"".join(tensors.encode(snapshot.host(found), metadata={_TREE: text}))
 
 
-def encode(state: TrainingState) -> list[Part]:
-    """The files of a checkpoint. Tensors are not copied (see `ray_imuckpt.tensors.encode`).
+@dataclass(frozen=True)
+class TensorFile:
+    """A file of tensors that is still to be laid out."""
+
+    part: str
+    tensors: Mapping[str, torch.Tensor]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a checkpoint will hold: trees that share nothing with live objects, and tensors."""
+
+    files: tuple[TensorFile, ...]
+    trees: tree.JSON
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor, under a name that is its own in the whole checkpoint."""
+        return {f"{f.part}/{name}": t for f in self.files for name, t in f.tensors.items()}
+
+
+def plan(state: TrainingState) -> Plan:
+    """What is to be stored; tensors are the live ones.
 
     Raises:
         UnsupportedStateError: Something cannot be stored; the message holds the path to it.
@@ -92,15 +114,29 @@ def encode(state: TrainingState) -> list[Part]:
         "optimizer": tree.encode(state.optimizer, optimizer_tensors, "optimizer"),
         "ranks": [_merge_rank(blob, state_tensors) for blob in state.ranks],
     }
-    return [
-        *_model_parts(state.model),
-        *_tensor_part(OPTIMIZER, optimizer_tensors),
-        *_tensor_part(STATE, state_tensors),
-        Part(STATE, "json", Chunks([tree.dumps(trees)])),
-    ]
+    files = list(_model_files(state.model))
+    for part, found in ((OPTIMIZER, optimizer_tensors), (STATE, state_tensors)):
+        if found:
+            files.append(TensorFile(part, found))
+    return Plan(tuple(files), trees)
 
 
-def _model_parts(model: ModelState) -> Iterable[Part]:
+def layout(plan: Plan, host: Mapping[str, torch.Tensor]) -> list[Part]:
+    """The files of a checkpoint. No tensor is copied (see `ray_imuckpt.tensors.encode`).
+
+    Args:
+        plan: What to store.
+        host: `Plan.tensors`, each as a contiguous CPU tensor.
+    """
+    parts = []
+    for file in plan.files:
+        mine = {name: host[f"{file.part}/{name}"] for name in file.tensors}
+        views = tensors.encode(mine, file.aliases, file.metadata)
+        parts.append(Part(file.part, "safetensors", Chunks(views)))
+    return [*parts, Part(STATE, "json", Chunks([tree.dumps(plan.trees)]))]
+
+
+def _model_files(model: ModelState) -> Iterable[TensorFile]:
     for part, frozen in ((MODEL, False), (MODEL_FROZEN, True)):
         mine = {n: t for n, t in model.tensors.items() if (n in model.frozen) == frozen}
         aliases = {n: target for n, target in model.aliases.items() if target in mine}
@@ -109,14 +145,7 @@ def _model_parts(model: ModelState) -> Iterable[Part]:
             data = tree.encode(dict(model.extra), mine, "model_extra")
             metadata[_EXTRA] = tree.dumps(data).decode("ascii")
         if mine or not frozen:
-            yield Part(
-                part, "safetensors", Chunks(tensors.encode(snapshot.host(mine), aliases, metadata))
-            )
-
-
-def _tensor_part(part: str, found: Mapping[str, torch.Tensor]) -> Iterable[Part]:
-    if found:
-        yield Part(part, "safetensors", Chunks(tensors.encode(snapshot.host(found))))
+            yield TensorFile(part, mine, aliases, metadata)
 
 
 def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray_imuckpt.manifest import Manifest
@@ -18,6 +20,25 @@ from ray_imuckpt.storage import Storage
 
 _PROVIDERS = (("ray.train", "ray_imuckpt.integrations.ray_train"),)
 _RAY = "ray_imuckpt.integrations.ray_train"
+
+
+@dataclass(frozen=True)
+class SavedEpoch:
+    """A checkpoint to report: committed already, or on its way.
+
+    Attributes:
+        epoch: Its epoch.
+        result: Ends with the commit on the rank that writes; ``None`` on the others, and where the
+            checkpoint is committed.
+    """
+
+    epoch: int
+    result: Future[Manifest] | None = None
+
+    def wait(self) -> None:
+        """Return when it is committed, as far as this rank has a part in it; raise if it failed."""
+        if self.result is not None:
+            self.result.result()
 
 
 class Session(Protocol):
@@ -41,9 +62,12 @@ class Session(Protocol):
         """Training continues from this checkpoint. A collective."""
 
     def report(
-        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+        self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
     ) -> None:
-        """Metrics of an epoch, and the checkpoint that was committed with them. A collective."""
+        """Metrics of an epoch, and the checkpoint that is saved with them. A collective.
+
+        Returns without waiting for the commit where the surroundings can be told later.
+        """
 
 
 class ScriptSession:
@@ -73,7 +97,7 @@ class ScriptSession:
         """See `Session.resumed`. Nobody is told."""
 
     def report(
-        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+        self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
     ) -> None:
         """See `Session.report`. Nobody is told."""
 

@@ -18,6 +18,7 @@ from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction import restore
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.writer import finish_all
 
 
 def read(
@@ -73,6 +74,7 @@ def load(
     Returns:
         `model`.
     """
+    finish_all()
     return load_into(model, read(checkpoint, open_storage(".")), device, strict=strict)
 
 

@@ -1,60 +1,94 @@
-"""Runs saves, one at a time. Touches threads; calls no collective.
+"""Saves on a background thread, one at a time. Touches threads; calls no collective.
 
-Saves still run in the calling thread; the shape is that of a background writer, so that nothing
-outside this room has to change when they no longer do.
+The thread is not a daemon: a process that ends normally finishes its save, also when nobody waits.
+An error is kept and raised by the next call that asks; one that nobody asked for is told at exit.
 """
 
 from __future__ import annotations
 
+import atexit
+import logging
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
 
 from ray_imuckpt.manifest import Manifest
 
+logger = logging.getLogger("ray_imuckpt")
 
-class PendingSave:
-    """A save that was begun by `Checkpointer.checkpoint`.
-
-    Args:
-        result: Becomes the manifest of the committed checkpoint, or the save's error.
-        handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
-    """
-
-    def __init__(self, result: Future[Manifest], handle: Callable[[int], Any]) -> None:
-        self._result = result
-        self._handle = handle
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Return when the checkpoint is committed and durable.
-
-        Args:
-            timeout: Seconds; ``None`` waits as long as it takes.
-
-        Raises:
-            SaveFailedError: The save failed; nothing was committed.
-            TimeoutError: It is not done yet.
-        """
-        self._result.result(timeout)
-
-    def done(self) -> bool:
-        """Whether the save has ended, well or not."""
-        return self._result.done()
-
-    @property
-    def checkpoint(self) -> Any:
-        """The committed checkpoint as a ``ray.train.Checkpoint``; waits for it, needs Ray."""
-        return self._handle(self._result.result().epoch)
+_TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
 
 
 class Writer:
-    """Runs one save after the other."""
+    """Runs one save after the other on a thread of its own."""
 
-    def submit(self, save: Callable[[], Manifest]) -> Future[Manifest]:
-        """Run `save`; its error is kept in the result, not raised."""
+    def __init__(self) -> None:
+        self._result: Future[Manifest] | None = None
+        self._thread: threading.Thread | None = None
+        self._told = True
+
+    def submit(self, save: Callable[[], Manifest], *, background: bool) -> Future[Manifest]:
+        """Begin `save`; the one before must have been settled. Its error is kept in the result."""
         result: Future[Manifest] = Future()
-        try:
-            result.set_result(save())
-        except Exception as error:  # noqa: BLE001 - kept for whoever waits
-            result.set_exception(error)
+
+        def run() -> None:
+            try:
+                result.set_result(save())
+                _ACTIVE.discard(self)
+            except BaseException as error:  # noqa: BLE001 - kept for whoever asks
+                result.set_exception(error)
+
+        self._result, self._told = result, False
+        _ACTIVE.add(self)
+        if background:
+            self._thread = threading.Thread(target=run, name="imuckpt-save")
+            self._thread.start()
+        else:
+            run()
         return result
+
+    def settle(self) -> None:
+        """Wait for the save in flight and raise its error, unless that was raised before."""
+        began = time.monotonic()
+        self.finish()
+        waited = time.monotonic() - began
+        if waited >= _TOLD_WAIT:
+            logger.warning("Waited %.1f s for the previous save to end.", waited)
+        self.raise_failed()
+
+    def raise_failed(self) -> None:
+        """Raise the error of a save that has ended, once; wait for nothing."""
+        if self._result is not None and self._result.done() and not self._told:
+            self._told = True
+            _ACTIVE.discard(self)
+            self._result.result()
+
+    def finish(self) -> None:
+        """Wait for the save in flight, however it ends."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def untold(self) -> BaseException | None:
+        """The error of a save that nobody has asked for."""
+        failed = self._result is not None and self._result.done() and not self._told
+        return self._result.exception() if failed and self._result is not None else None
+
+
+# The writers of this process that are writing, or failed and were not asked. A Checkpointer may be
+# gone before its save has ended.
+_ACTIVE: set[Writer] = set()
+
+
+def finish_all() -> None:
+    """Wait for all saves in flight of this process, so that it reads its own writes."""
+    for writer in list(_ACTIVE):
+        writer.finish()
+
+
+@atexit.register
+def _tell() -> None:
+    for writer in list(_ACTIVE):
+        error = writer.untold()
+        if error is not None:
+            logger.error("The last save of this process failed: %s", error)

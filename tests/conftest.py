@@ -61,6 +61,7 @@ def train(
             metrics={"loss": loss},
             scheduler=scheduler,
         )
+    checkpointer.wait()
     return model, optimizer, log, started.start_epoch
 
 

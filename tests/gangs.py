@@ -72,6 +72,7 @@ def _ddp_run(directory: Path, last: int, rank: int) -> tuple[nn.Module, list[Any
         checkpointer.checkpoint(
             epoch, model=model, optimizer=optimizer, log=started.log, per_rank={"sampler": sampler}
         )
+    checkpointer.wait()
     assert sampler.at == last * (rank + 1)
     return model, started.log, started.start_epoch
 
@@ -107,6 +108,7 @@ def fsdp2_is_gathered_in_full(directory: Path, rank: int) -> None:
     optimizer.step()
     checkpointer = Checkpointer(directory)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    checkpointer.wait()
     whole = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
     bare = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     bare_optimizer = torch.optim.AdamW(bare.parameters(), lr=0.1)
@@ -146,6 +148,7 @@ def zero_redundancy_optimizer(directory: Path, rank: int) -> None:
     step(model, optimizer)
     checkpointer = Checkpointer(directory)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    checkpointer.wait()
     assert set(checkpointer.read(1).optimizer["state"]) == {
         "0.weight", "0.bias", "1.weight", "1.bias",
     }  # fmt: skip
@@ -199,12 +202,26 @@ def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
         blocked.parent.mkdir()
         blocked.write_text("not a directory")
     dist.barrier()
-    error = _error(lambda: Checkpointer(blocked / "run").checkpoint(1, model=model))
+    blocking = Checkpointer(blocked / "run", blocking=True)
+    error = _error(lambda: blocking.checkpoint(1, model=model))
+    assert isinstance(error, SaveFailedError)
+    _same_everywhere(str(error))
+
+    # In the background: the error of rank 0 is everyone's when they meet again.
+    lost = Checkpointer(blocked / "run")
+    pending = lost.checkpoint(1, model=model)
+    assert pending is not None
+    error = _error(pending.wait)
+    assert isinstance(error, SaveFailedError)
+    _same_everywhere(str(error))
+    lost.wait()
+    lost.checkpoint(2, model=model)
+    error = _error(lambda: lost.checkpoint(3, model=model))
     assert isinstance(error, SaveFailedError)
     _same_everywhere(str(error))
 
     checkpointer.checkpoint(1, model=model)
-    dist.barrier()
+    checkpointer.wait()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     other = nn.Linear(3, 3) if rank == 1 else model
     error = _error(lambda: checkpointer.start(other))
@@ -232,6 +249,7 @@ def fallback_is_taken_by_all(directory: Path, rank: int) -> None:
     model = small_model()
     for epoch in (1, 2, 3):
         checkpointer.checkpoint(epoch, model=model, log=[epoch])
+    checkpointer.wait()
     if rank == 0:
         next((directory / "checkpoint=3").glob("model-*")).write_bytes(b"")
         (directory / "checkpoint=2" / "manifest.json").write_bytes(b"{")
@@ -243,8 +261,9 @@ def fallback_is_taken_by_all(directory: Path, rank: int) -> None:
 def storage_is_read_on_rank_zero_only(directory: Path, rank: int) -> None:
     """The other ranks receive the bytes: their storage need not even hold them."""
     model = small_model(seed=7)
-    Checkpointer(directory).checkpoint(1, model=model)
-    dist.barrier()
+    pending = Checkpointer(directory).checkpoint(1, model=model)
+    assert pending is not None
+    pending.wait()
     mine = directory if rank == 0 else directory.parent / "not-mounted-here"
     fresh = small_model(seed=8)
     assert Checkpointer(mine).start(fresh).start_epoch == 2

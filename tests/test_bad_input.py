@@ -165,11 +165,11 @@ def test_objects_that_were_not_saved(trained: Any) -> None:
 def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(SaveFailedError) as caught:
-        Checkpointer(tmp_path / "file" / "run").checkpoint(3, model=small_model())
+        Checkpointer(tmp_path / "file" / "run", blocking=True).checkpoint(3, model=small_model())
     assert f"{tmp_path}/file/run/checkpoint=3" in str(caught.value)
     assert caught.value.epoch == 3
     with pytest.raises(SaveFailedError, match="/proc/nowhere"):
-        Checkpointer("/proc/nowhere").checkpoint(1, model=small_model())
+        Checkpointer("/proc/nowhere", blocking=True).checkpoint(1, model=small_model())
 
 
 def test_arguments_of_the_wrong_type(tmp_path: Path) -> None:

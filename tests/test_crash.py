@@ -113,7 +113,7 @@ def sweep(tmp_path: Path) -> Any:
 def _save(directory: Path, epoch: int, continue_from: Any = "last") -> None:
     model = small_model(seed=11)
     optimizer = adamw(model)
-    checkpointer = Checkpointer(directory, continue_from=continue_from)
+    checkpointer = Checkpointer(directory, continue_from=continue_from, blocking=True)
     resumed = small_model(seed=12)
     checkpointer.start(resumed, adamw(resumed))
     checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=["new"])
@@ -190,7 +190,7 @@ def test_an_error_of_the_operating_system_is_a_failed_save_that_leaves_nothing(
     """A full disk, for one: the error says where, and the directory is as it was."""
     directory = trained(2)
     before = sorted(directory.rglob("*"))
-    checkpointer = Checkpointer(directory)
+    checkpointer = Checkpointer(directory, blocking=True)
     real = getattr(os, call)
 
     def full(*arguments: Any, **keywords: Any) -> Any:
@@ -224,7 +224,7 @@ def test_a_storage_that_loses_a_file_does_not_commit(
 
     monkeypatch.setattr(LocalStorage, "write", lossy)
     with pytest.raises(SaveFailedError, match="does not hold"):
-        Checkpointer(directory).checkpoint(2, model=small_model())
+        Checkpointer(directory, blocking=True).checkpoint(2, model=small_model())
     assert Checkpointer(directory).list_existing_checkpoint_indices() == [1]
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,9 @@ def loop(config: dict[str, Any]) -> None:
 
     def fall(epoch: int) -> None:
         if config.get("die_before_report") == epoch and rank == 1 and not fallen.exists():
+            manifest = Path(checkpointer.path_to_checkpoint(epoch), "manifest.json")
+            while not manifest.exists():  # rank 0 is still writing it
+                time.sleep(0.01)
             fallen.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 

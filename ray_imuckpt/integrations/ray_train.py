@@ -18,6 +18,7 @@ from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, current, on_rank_zero
+from ray_imuckpt.sessions import SavedEpoch
 from ray_imuckpt.storage import Storage, from_arrow, same_place, to_arrow
 
 logger = logging.getLogger("ray_imuckpt")
@@ -104,17 +105,20 @@ class LocalSession:
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """See `Session.resumed`: a run that ends before its next save still has a checkpoint."""
-        self.report(tree.decode(dict(manifest.metrics), {}), storage, manifest)
+        metrics = tree.decode(dict(manifest.metrics), {})
+        self.report(metrics, storage, SavedEpoch(manifest.epoch))
 
     def report(
-        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+        self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
     ) -> None:
         """See `Session.report`. The checkpoint is a real directory that outlives the run.
 
-        Local mode keeps the last report only, so metrics alone go with the last checkpoint again.
+        It is durable when it is reported, since nothing else could wait for it. Local mode keeps
+        the last report only, so metrics alone go with the last checkpoint again.
         """
-        if manifest is not None:
-            checkpoint = checkpoint_at(storage, layout.checkpoint_name(manifest.epoch))
+        if saved is not None:
+            saved.wait()
+            checkpoint = checkpoint_at(storage, layout.checkpoint_name(saved.epoch))
         else:
             checkpoint = ray.train.get_checkpoint()
         ray.train.report(metrics or {}, checkpoint=checkpoint)
@@ -167,7 +171,8 @@ class GangSession:
         told = on_rank_zero(self.ranks, lambda: self._unknown(storage, manifest))
         for entry in json.loads(told):
             adopted = Manifest.from_bytes(entry.encode("ascii"), storage.url)
-            self.report(tree.decode(dict(adopted.metrics), {}), storage, adopted)
+            metrics = tree.decode(dict(adopted.metrics), {})
+            self.report(metrics, storage, SavedEpoch(adopted.epoch))
 
     def _unknown(self, storage: Storage, manifest: Manifest) -> bytes:
         """The checkpoint resumed from, and its run's before it, those that Ray does not know."""
@@ -188,35 +193,47 @@ class GangSession:
         return json.dumps(unknown[::-1]).encode()
 
     def report(
-        self, metrics: dict[str, Any] | None, storage: Storage, manifest: Manifest | None
+        self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
     ) -> None:
-        """See `Session.report`. The bytes are in storage already: Ray only registers them."""
-        checkpoint = None
-        name = None
-        if manifest is not None:
-            name = layout.checkpoint_name(manifest.epoch)
+        """See `Session.report`. Ray registers the checkpoint once it is committed.
+
+        Ray's upload thread only waits for the commit: the bytes go straight to storage. Reports of
+        metrics alone take the same way, since a synchronous one would wait for those before it.
+        """
+        checkpoint = name = None
+        if saved is not None:
+            name = layout.checkpoint_name(saved.epoch)
             if self.ranks.rank == 0:
-                checkpoint = self._handle(storage, name)
+                checkpoint = self._handle(name)
+
+        def committed(handle: ray.train.Checkpoint, _name: str) -> ray.train.Checkpoint:
+            if saved is not None:
+                saved.wait()
+                self._point(storage, layout.checkpoint_name(saved.epoch))
+            return handle
+
         ray.train.report(
             metrics or {},
             checkpoint=checkpoint,
             checkpoint_dir_name=name,
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.NO_UPLOAD,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=committed,
+            delete_local_checkpoint_after_upload=False,
         )
 
-    def _handle(self, storage: Storage, name: str) -> ray.train.Checkpoint:
-        """What Ray registers: the checkpoint itself under the run's directory, else a pointer.
-
-        Ray refuses checkpoints outside the run's own directory.
-        """
-        if not same_place(storage, self._own):
-            told = json.dumps({"url": f"{storage.url.rstrip('/')}/{name}"}).encode()
-            self._own.put(f"{name}/{layout.POINTER}", told)
+    def _handle(self, name: str) -> ray.train.Checkpoint:
+        """What Ray registers: Ray refuses checkpoints outside the run's own directory."""
         place = _run_storage(self._context)
         return ray.train.Checkpoint(
             path=posixpath.join(place.experiment_fs_path, name),
             filesystem=place.storage_filesystem,
         )
+
+    def _point(self, storage: Storage, name: str) -> None:
+        """Where the checkpoints are elsewhere, what Ray registers is a pointer to one."""
+        if not same_place(storage, self._own):
+            told = json.dumps({"url": f"{storage.url.rstrip('/')}/{name}"}).encode()
+            self._own.put(f"{name}/{layout.POINTER}", told)
 
 
 def _context() -> ray.train.TrainContext | None:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
+from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.layout import temporary_name
 from ray_imuckpt.storage import Observer
-
-_WRITE_THREADS = max(1, min(4, os.cpu_count() or 1))
 
 
 class LocalStorage:
@@ -43,7 +41,7 @@ class LocalStorage:
                     observe(index, views)
                     _pwrite_all(descriptor, views, index * chunks.chunk_size)
 
-                _each(write_chunk, len(chunks))
+                parallel.each(write_chunk, len(chunks))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -151,22 +149,6 @@ def _discarded_on_error(path: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
-
-
-def _each(work: Callable[[int], None], count: int) -> None:
-    if count < 2:
-        for index in range(count):
-            work(index)
-        return
-    with ThreadPoolExecutor(min(_WRITE_THREADS, count), "imuckpt-write") as pool:
-        futures = [pool.submit(work, index) for index in range(count)]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
 
 
 def _preallocate(descriptor: int, size: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -21,10 +20,9 @@ from ray_imuckpt.capture.optimizer import take_optimizer
 from ray_imuckpt.capture.random_state import take_random
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.manifest import Ancestor, Manifest
-from ray_imuckpt.ranks import Ranks, on_rank_zero, together
+from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction import save
-from ray_imuckpt.writer import Writer
 
 
 @dataclass
@@ -108,29 +106,32 @@ def capture(
     return together(ranks, shared)
 
 
-def commit(
-    ranks: Ranks,
+def job(
     storage: Storage,
     run: Run,
-    writer: Writer,
-    epoch: int,
-    metrics: dict[str, Any] | None,
-    parts: list[codec.Part],
-) -> Future[Manifest]:
-    """Commit on rank 0; every rank gets the committed manifest, or the same error."""
+    plan: codec.Plan,
+    host: Mapping[str, torch.Tensor],
+    draft: Mapping[str, Any],
+) -> Callable[[], Manifest]:
+    """The part of a save that needs no gang: lay out, write, commit. Runs on rank 0, any thread.
 
-    def on_zero() -> bytes:
+    Args:
+        storage: The directory of the checkpoints.
+        run: What the process remembers; its parent becomes the committed checkpoint.
+        plan: What to store.
+        host: The plan's tensors on the host.
+        draft: ``epoch``, ``world_size`` and ``metrics``.
+    """
+
+    def commit() -> Manifest:
         if not run.branch_begun:
             Catalog(storage).begin_branch(run.parent)
             run.branch_begun = True
-        draft = _draft(run, epoch, ranks.world_size, metrics)
-        result = writer.submit(lambda: save.commit(storage, draft, parts, run.parent))
-        return result.result().to_bytes()
+        parts = codec.layout(plan, host)
+        run.parent = save.commit(storage, _draft(run, **draft), parts, run.parent)
+        return run.parent
 
-    saved: Future[Manifest] = Future()
-    saved.set_result(Manifest.from_bytes(on_rank_zero(ranks, on_zero), storage.url, epoch))
-    run.parent = saved.result()
-    return saved
+    return commit
 
 
 def _draft(run: Run, epoch: int, world_size: int, metrics: dict[str, Any] | None) -> Manifest:

@@ -7,19 +7,16 @@ byte that will be used has been verified and every rank has found that everythin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from ray_imuckpt import chunks, codec, tree
+from ray_imuckpt import chunks, codec, parallel, tree
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks, together
 from ray_imuckpt.storage import Storage
-
-_READ_THREADS = 4
 
 Fetch = Callable[[FileEntry], torch.Tensor]
 """Gives the verified bytes of a data file as a one-dimensional uint8 CPU tensor."""
@@ -157,14 +154,13 @@ def _read_verified(storage: Storage, directory: str, epoch: int, entry: FileEntr
     buffer = torch.empty(entry.size, dtype=torch.uint8)
     view = buffer.numpy().data
     check = _checker(storage, directory, epoch, entry)
-    spans = list(enumerate(chunks.ranges(entry.size, entry.chunk_size)))
-    if len(spans) < 2:
-        for index, (begin, end) in spans:
-            check(index, view[begin:end])
-        return buffer
-    with ThreadPoolExecutor(min(_READ_THREADS, len(spans)), "imuckpt-read") as pool:
-        for done in [pool.submit(check, i, view[begin:end]) for i, (begin, end) in spans]:
-            done.result()
+    spans = chunks.ranges(entry.size, entry.chunk_size)
+
+    def read(index: int) -> None:
+        begin, end = spans[index]
+        check(index, view[begin:end])
+
+    parallel.each(read, len(spans))
     return buffer
 
 

@@ -26,7 +26,7 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             first, model=trained, optimizer=optimizer, log=log, metrics={"loss": 1.0}, force=True
         )
         if pending is not None:
-            pending.wait(timeout=3.0)
+            pending.wait()
             done: bool = pending.done()
             del done
         if plateau.step(1.0):

@@ -1,0 +1,44 @@
+"""Running one function for many indices on a few plain threads. Touches threads.
+
+Not a `concurrent.futures` pool: those refuse work once the interpreter begins to shut down, which
+is when the last save of a script is often still being written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+
+THREADS = max(1, min(4, os.cpu_count() or 1))
+
+
+def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> None:
+    """Call ``work(0)`` … ``work(count - 1)``, in this order of begin, on up to `threads` threads.
+
+    The calling thread is one of them. After an error no further call begins.
+
+    Raises:
+        BaseException: The first error, once all threads have ended.
+    """
+    indices = itertools.count()  # next() on it is atomic
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        while not errors and (index := next(indices)) < count:
+            try:
+                work(index)
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller
+                errors.append(error)
+
+    helpers = [
+        threading.Thread(target=run, name="imuckpt-io") for _ in range(min(threads, count) - 1)
+    ]
+    for helper in helpers:
+        helper.start()
+    run()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,152 @@
+"""The saves of one process, seen by its whole gang: begun together, settled together.
+
+Rank 0 writes in the background; how that ended is known there alone until the ranks meet again.
+Here they meet: at the next call of `checkpoint`, at `wait`, at `start`. No collective is called
+from the writing thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray_imuckpt import codec, snapshot
+from ray_imuckpt.manifest import Manifest
+from ray_imuckpt.ranks import Ranks, together
+from ray_imuckpt.storage import Storage
+from ray_imuckpt.transaction.gang import Run, job
+from ray_imuckpt.writer import Writer
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A save that was begun.
+
+    Attributes:
+        written: Ends with the save, on the rank that writes; ``None`` on the others.
+        settled: Ends when every rank knows how the save ended.
+    """
+
+    written: Future[Manifest] | None
+    settled: Future[None] = field(default_factory=Future)
+
+
+class Saver:
+    """Begins one save at a time.
+
+    Attributes:
+        run: What is known of the run; ``None`` before `Checkpointer.start`.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self._writer = Writer()
+        self._buffers = snapshot.HostBuffers()
+        self._begun: Begun | None = None
+
+    def begin(
+        self,
+        ranks: Ranks,
+        storage: Storage,
+        state: codec.TrainingState,
+        *,
+        epoch: int,
+        metrics: dict[str, Any] | None,
+        background: bool,
+    ) -> Begun:
+        """Copy the state and begin to write it, on rank 0; the one before must have been settled.
+
+        Args:
+            ranks: The gang; all ranks call this.
+            storage: The directory of the checkpoints.
+            state: What to store, complete on rank 0.
+            epoch: Of the checkpoint.
+            metrics: Of the checkpoint.
+            background: Whether to return once the state is copied. Otherwise nothing is copied, and
+                the save has ended well on return.
+
+        Raises:
+            UnsupportedStateError: Something cannot be stored; nothing was written.
+            SaveFailedError: It failed, and `background` is false.
+        """
+
+        def write() -> Future[Manifest] | None:
+            if ranks.rank != 0 or self.run is None:
+                return None
+            plan = codec.plan(state)
+            tensors = plan.tensors()
+            host = self._buffers.copy(tensors) if background else snapshot.host(tensors)
+            draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
+            save = job(storage, self.run, plan, host, draft)
+            return self._writer.submit(save, background=background)
+
+        self._begun = begun = Begun(together(ranks, write))
+        if not background:
+            self.settle(ranks)
+        return begun
+
+    def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
+        """Learn on every rank how the save that was begun has ended; raise its error on every rank.
+
+        Args:
+            ranks: The gang; all ranks call this.
+            wait: Whether to wait for the save if it has not ended.
+        """
+        begun = self._begun
+        if begun is None:
+            return
+        try:
+            together(ranks, self._writer.settle if wait else self._writer.raise_failed)
+        except Exception as error:
+            self._begun = None
+            begun.settled.set_exception(error)
+            raise
+        if wait:
+            self._begun = None
+            begun.settled.set_result(None)
+
+    def finish(self) -> None:
+        """Wait for this process's save without asking the gang."""
+        self._writer.finish()
+
+
+class PendingSave:
+    """A save that was begun by `Checkpointer.checkpoint`.
+
+    Args:
+        epoch: Of the checkpoint.
+        begun: The save.
+        settle: Makes ``begun.settled`` end, on every rank.
+        handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
+    """
+
+    def __init__(
+        self, epoch: int, begun: Begun, settle: Callable[[], None], handle: Callable[[int], Any]
+    ) -> None:
+        self.epoch = epoch
+        self._begun = begun
+        self._settle = settle
+        self._handle = handle
+
+    def wait(self) -> None:
+        """Return when the checkpoint is committed and durable. Every rank of a gang calls it.
+
+        Raises:
+            SaveFailedError: The save failed; nothing was committed.
+        """
+        if not self._begun.settled.done():
+            self._settle()
+        self._begun.settled.result()
+
+    def done(self) -> bool:
+        """Whether the save has ended, well or not, as far as this rank knows."""
+        written = self._begun.written
+        return self._begun.settled.done() or (written is not None and written.done())
+
+    @property
+    def checkpoint(self) -> Any:
+        """The committed checkpoint as a ``ray.train.Checkpoint``; waits for it, needs Ray."""
+        self.wait()
+        return self._handle(self.epoch)

@@ -1,0 +1,277 @@
+"""Promise 7: training does not wait for a save, and a save in the background loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import same_bytes, small_model
+from ray_imuckpt import Checkpointer, SaveFailedError, UnsupportedStateError
+from ray_imuckpt.snapshot import HostBuffers
+from ray_imuckpt.storage.local import LocalStorage
+
+
+class Gate:
+    """Holds every data file's write until it is opened, or lets it fail."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.reached = threading.Event()
+        self.fail: Exception | None = None
+        self.writes: list[str] = []
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """A storage that is as slow, or as broken, as the test wants."""
+    gate = Gate()
+    real = LocalStorage.write
+
+    def write(self: LocalStorage, name: str, *rest: Any) -> None:
+        gate.reached.set()
+        assert gate.open.wait(30)
+        if gate.fail is not None:
+            raise gate.fail
+        gate.writes.append(name)
+        real(self, name, *rest)
+
+    monkeypatch.setattr(LocalStorage, "write", write)
+    yield gate
+    gate.open.set()
+
+
+def test_checkpoint_returns_before_anything_is_written(tmp_path: Path, gate: Gate) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    pending = checkpointer.checkpoint(1, model=small_model())
+    assert pending is not None
+    assert gate.reached.wait(10)
+    assert not pending.done()
+    assert not (tmp_path / "checkpoint=1" / "manifest.json").exists()
+    gate.open.set()
+    pending.wait()
+    assert pending.done()
+    checkpointer.verify(1)
+    assert pending.checkpoint.path == str(tmp_path / "checkpoint=1")
+
+
+def test_what_is_saved_is_what_was_there_when_checkpoint_returned(
+    tmp_path: Path, gate: Gate
+) -> None:
+    """The loop goes on in place: weights, buffers, moments, log, other, numpy arrays."""
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    log: list[Any] = [{"epoch": 1}]
+    table = {"a": torch.ones(3), "b": [1]}
+    expected = {n: t.clone() for n, t in model.state_dict().items()}
+    moment = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer, log=log, table=table)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    optimizer.state[model[0].weight]["momentum_buffer"].zero_()
+    log[0]["epoch"] = 2
+    log.append("more")
+    table["a"].zero_()
+    table["b"].append(2)
+    gate.open.set()
+    loaded = checkpointer.read(1)
+    assert same_bytes(loaded.model, expected)
+    assert loaded.optimizer is not None
+    assert same_bytes(loaded.optimizer["state"]["0.weight"]["momentum_buffer"], moment)
+    assert loaded.log == [{"epoch": 1}]
+    assert same_bytes(loaded.other["table"], {"a": torch.ones(3), "b": [1]})
+
+
+def test_the_next_save_waits_for_the_one_in_flight_and_says_so(
+    tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    model = small_model()
+    checkpointer.checkpoint(1, model=model)
+    began = threading.Event()
+
+    def second() -> None:
+        began.set()
+        checkpointer.checkpoint(2, model=model)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    assert began.wait(10)
+    time.sleep(1.2)  # longer than what is told of; nothing below depends on how much longer
+    assert gate.writes == []
+    assert thread.is_alive(), "one save in flight, the next one waits"
+    with caplog.at_level(logging.WARNING, "ray_imuckpt"):
+        gate.open.set()
+        thread.join(30)
+    checkpointer.wait()
+    assert "Waited" in caplog.text
+    order = [name.split("/")[0] for name in gate.writes]
+    assert order == sorted(order)
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 2]
+
+
+def test_epochs_that_are_not_due_do_not_wait(tmp_path: Path, gate: Gate) -> None:
+    checkpointer = Checkpointer(tmp_path, save_every=2)
+    model = small_model()
+    pending = checkpointer.checkpoint(2, model=model)
+    assert checkpointer.checkpoint(3, model=model, metrics={"loss": 1.0}) is None
+    assert pending is not None
+    assert not pending.done()
+
+
+@pytest.mark.parametrize("where", ["next call", "wait", "pending", "exit", "start"])
+def test_an_error_in_the_background_surfaces_once(tmp_path: Path, gate: Gate, where: str) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    model = small_model()
+    gate.open.set()
+    checkpointer.checkpoint(1, model=model)
+    checkpointer.wait()
+    gate.fail = OSError(28, "No space left on device")
+    pending = checkpointer.checkpoint(2, model=model)
+    assert pending is not None
+    while not pending.done():
+        time.sleep(0.01)
+    ask = {
+        "next call": lambda: checkpointer.checkpoint(3, model=model),
+        "wait": checkpointer.wait,
+        "pending": pending.wait,
+        "start": lambda: checkpointer.start(model),
+        "exit": lambda: checkpointer.__exit__(None, None, None),
+    }[where]
+    with pytest.raises(SaveFailedError, match="No space left") as caught:
+        ask()
+    assert caught.value.epoch == 2
+    with pytest.raises(SaveFailedError):
+        pending.wait()
+    gate.fail = None
+    checkpointer.wait()
+    checkpointer.checkpoint(4, model=model)
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 4]
+    assert not (tmp_path / "checkpoint=2").exists()
+
+
+def test_what_cannot_be_stored_is_refused_at_the_call(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedStateError):
+        Checkpointer(tmp_path / "run").checkpoint(1, model=small_model(), hook=print)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_exception_in_the_loop_does_not_lose_the_save_in_flight(
+    tmp_path: Path, gate: Gate
+) -> None:
+    threading.Timer(0.2, gate.open.set).start()
+
+    def loop() -> None:
+        with Checkpointer(tmp_path) as checkpointer:
+            checkpointer.checkpoint(1, model=small_model())
+            raise KeyError("the loop's own")
+
+    with pytest.raises(KeyError, match="the loop's own"):
+        loop()
+    assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1]
+
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+from ray_imuckpt import Checkpointer
+model = nn.Linear(2000, 2000)
+Checkpointer(sys.argv[1]).checkpoint(1, model=model)
+if sys.argv[2] == "raise":
+    raise ValueError("the loop's own")
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "raise"])
+def test_a_process_that_ends_finishes_its_save(tmp_path: Path, how: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), how],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == (1 if how == "raise" else 0)
+    Checkpointer(tmp_path).verify(1)
+
+
+def test_an_error_that_nobody_asked_for_is_told_at_exit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path / "file" / "run"), "end"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "The last save of this process failed" in result.stderr
+    assert "checkpoint=1" in result.stderr
+
+
+def test_sigterm_during_a_save_commits_nothing_that_is_not_whole(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, torch\n"
+        "from torch import nn\n"
+        "from ray_imuckpt import Checkpointer\n"
+        "checkpointer = Checkpointer(sys.argv[1])\n"
+        "model = nn.Linear(1500, 1500)\n"
+        "for epoch in range(1, 1000):\n"
+        "    checkpointer.checkpoint(epoch, model=model)\n"
+        "    print(epoch, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+    checkpointer = Checkpointer(tmp_path)
+    found = checkpointer.list_existing_checkpoint_indices()
+    assert len(found) >= 2
+    for epoch in found:
+        checkpointer.verify(epoch)
+
+
+def test_host_buffers_are_mapped_once_and_share_what_is_shared() -> None:
+    buffers = HostBuffers()
+    big = torch.randn(1000, 1000)
+    tensors = {
+        "a": big,
+        "alias": big,
+        "transposed": big.t(),
+        "half": big.to(torch.bfloat16),
+        "conjugate": torch.tensor([1 + 2j]).conj(),
+        "flag": torch.tensor([True, False]),
+        "scalar": torch.tensor(3),
+        "empty": torch.empty(0, 4),
+        "expanded": torch.ones(1, 3).expand(4, 3),
+        "parameter": nn.Parameter(torch.ones(2)),
+    }
+    first = buffers.copy(tensors)
+    for name, tensor in tensors.items():
+        assert same_bytes(first[name], tensor.detach().resolve_conj()), name
+        assert first[name].is_contiguous()
+        assert not first[name].requires_grad
+    assert first["a"].data_ptr() == first["alias"].data_ptr()
+    pointers = {name: tensor.data_ptr() for name, tensor in first.items() if tensor.numel()}
+    big.add_(1)
+    second = buffers.copy(tensors)
+    assert {n: t.data_ptr() for n, t in second.items() if t.numel()} == pointers
+    assert same_bytes(second["a"], big)
+    larger = buffers.copy({**tensors, "more": torch.ones(10_000_000)})
+    assert same_bytes(larger["a"], big)
+    assert buffers.copy({}) == {}
