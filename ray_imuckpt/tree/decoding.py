@@ -34,7 +34,7 @@ def decode(data: JSON, tensors: Tensors) -> Any:
         ValueError,
         AttributeError,
         struct.error,
-        RecursionError,
+        RuntimeError,
         OverflowError,
     ) as error:
         raise CorruptCheckpointError(f"A tree is damaged: {error!r}.") from error
