@@ -7,18 +7,20 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 
 help:
 	@echo "make demo    train on two workers, kill one, watch the run resume (two minutes)"
 	@echo "make test    linters, types, import contracts, all tests: what CI runs"
 	@echo "make lint    the same without the tests"
+	@echo "make bench   stall, durability and restore beside the peers and the limit; 10 GB of disk"
 	@echo "make clean   remove the environment and all caches"
 
 demo: $(INSTALLED)
@@ -37,6 +39,9 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy --no-error-summary
 	@echo "== import contracts"
 	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
