@@ -247,8 +247,9 @@ class Checkpointer:
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
+        background = not (self.blocking or session.immediate)
         begun = self._saver.begin(
-            ranks, storage, state, epoch=epoch, metrics=numbers, background=not self.blocking
+            ranks, storage, state, epoch=epoch, metrics=numbers, background=background
         )
         session.report(numbers, storage, SavedEpoch(epoch, begun.written))
         return PendingSave(epoch, begun, self.wait, self.get)

@@ -80,10 +80,11 @@ class TorchRanks:
     with the collectives of the user's backward pass. Making it is a collective.
 
     Args:
-        timeout: How long a collective waits for a rank that does not come.
+        timeout: How long a collective waits for a rank that does not come. A rank whose process
+            died is noticed at once; a long one is rank 0 waiting for a slow storage.
     """
 
-    def __init__(self, timeout: timedelta = timedelta(minutes=30)) -> None:
+    def __init__(self, timeout: timedelta = timedelta(hours=6)) -> None:
         self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._world = dist.group.WORLD
         self.rank = dist.get_rank()

@@ -42,9 +42,15 @@ class SavedEpoch:
 
 
 class Session(Protocol):
-    """What the surroundings of this process offer and expect."""
+    """What the surroundings of this process offer and expect.
+
+    Attributes:
+        ranks: The gang.
+        immediate: Whether a checkpoint must be committed when it is reported.
+    """
 
     ranks: Ranks
+    immediate: bool
 
     def active(self) -> bool:
         """Whether this is still the session of this process."""
@@ -72,6 +78,8 @@ class Session(Protocol):
 
 class ScriptSession:
     """A plain script, or one of several processes that ``torchrun`` started."""
+
+    immediate = False
 
     def __init__(self) -> None:
         self.ranks = current()

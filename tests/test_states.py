@@ -71,7 +71,9 @@ def test_plain_safetensors_opens_every_tensor_file(tmp_path: Path) -> None:
     optimizer = adamw(model)
     model(torch.randn(4, 4)).sum().backward()
     optimizer.step()
-    Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer, table=torch.ones(3))
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=model, optimizer=optimizer, table=torch.ones(3)
+    )
     files = sorted((tmp_path / "checkpoint=1").glob("*.safetensors"))
     assert {f.name.split("-")[0] for f in files} == {"model", "model_frozen", "optimizer", "state"}
     names = set()
@@ -95,7 +97,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model.embed.weight.sum().backward()
     optimizer.step()
-    checkpointer = Checkpointer(tmp_path)
+    checkpointer = Checkpointer(tmp_path, blocking=True)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     file = next((tmp_path / "checkpoint=1").glob("model-*.safetensors"))
     assert file.stat().st_size < 1.5 * model.embed.weight.nbytes
@@ -256,7 +258,7 @@ def test_ddp_wrapped_and_compiled_ddp_have_the_names_of_bare_models(tmp_path: Pa
 def test_frozen_parameters_are_not_written_again(tmp_path: Path) -> None:
     """Promise 8: the same file under each checkpoint's own name, until it changes."""
     model = small_model()
-    checkpointer = Checkpointer(tmp_path)
+    checkpointer = Checkpointer(tmp_path, blocking=True)
     files = []
     for epoch in (1, 2, 3):
         if epoch == 3:

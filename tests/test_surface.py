@@ -257,7 +257,8 @@ def test_default_directory_is_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Checkpointer().checkpoint(1, model=small_model())
+    with Checkpointer() as checkpointer:
+        checkpointer.checkpoint(1, model=small_model())
     assert (tmp_path / "checkpoint=1" / "manifest.json").is_file()
 
 

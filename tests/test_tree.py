@@ -39,6 +39,7 @@ BYTES: list[tuple[Any, str]] = [
     (None, "null"),
     (True, "true"),
     (-(2**80), "-1208925819614629174706176"),
+    (-(2**1024), f'{{"$":"int","v":"-0x1{"0" * 256}"}}'),
     (0.1, "0.1"),
     (-0.0, "-0.0"),
     (5e-324, "5e-324"),
@@ -107,6 +108,10 @@ def there_and_back(value: Any) -> Any:
 def test_each_type_has_these_bytes_and_comes_back(value: Any, text: str) -> None:
     assert tree.dumps(tree.encode(value, {}, "x")).decode() == text
     assert same(tree.decode(json.loads(text), {}), value)
+
+
+def test_integers_of_any_size() -> None:
+    assert there_and_back(7**20_000) == 7**20_000
 
 
 def test_enums_are_stored_by_value() -> None:

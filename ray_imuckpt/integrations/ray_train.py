@@ -84,6 +84,8 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
 class LocalSession:
     """Ray's local mode: training runs in the driver's process, Ray persists nothing."""
 
+    immediate = True  # nothing could wait for it later
+
     def __init__(self) -> None:
         self.ranks = current()
 
@@ -113,11 +115,9 @@ class LocalSession:
     ) -> None:
         """See `Session.report`. The checkpoint is a real directory that outlives the run.
 
-        It is durable when it is reported, since nothing else could wait for it. Local mode keeps
-        the last report only, so metrics alone go with the last checkpoint again.
+        Local mode keeps the last report only, so metrics alone go with the last checkpoint again.
         """
         if saved is not None:
-            saved.wait()
             checkpoint = checkpoint_at(storage, layout.checkpoint_name(saved.epoch))
         else:
             checkpoint = ray.train.get_checkpoint()
@@ -133,6 +133,8 @@ class GangSession:
     Raises:
         ImuckptError: The gang has several workers but no torch.distributed.
     """
+
+    immediate = False
 
     def __init__(self, context: ray.train.TrainContext) -> None:
         self._context = context

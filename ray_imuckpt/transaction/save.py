@@ -116,6 +116,13 @@ def _discard(storage: Storage, directory: str, attempt_id: str) -> None:
 def _sweep(storage: Storage, directory: str, manifest: Manifest) -> None:
     """Remove the data files of earlier attempts at this epoch; other files are not ours."""
     keep = {entry.name for entry in manifest.files}
-    for name in storage.files(directory):
-        if layout.is_leftover(name) or (layout.is_data_file_name(name) and name not in keep):
+    stale = [
+        name
+        for name in storage.files(directory)
+        if layout.is_leftover(name) or (layout.is_data_file_name(name) and name not in keep)
+    ]
+    # If another run has committed this epoch since, the files that look stale may be its own.
+    path = f"{directory}/{layout.MANIFEST}"
+    if stale and storage.get(path) == manifest.to_bytes():
+        for name in stale:
             storage.delete(f"{directory}/{name}")

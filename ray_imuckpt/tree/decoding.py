@@ -111,6 +111,7 @@ _CONTAINERS: dict[str, Callable[[JSON, Tensors], Any]] = {
     "strings": _strings,
 }
 _SIMPLE: dict[str, Callable[[JSON], Any]] = {
+    "int": lambda data: int(data["v"], 16),
     "float": lambda data: struct.unpack(">d", bytes.fromhex(data["v"]))[0],
     "complex": lambda data: complex(*struct.unpack(">dd", bytes.fromhex(data["v"]))),
     "bytes": lambda data: base64.b64decode(data["v"]),

@@ -21,6 +21,7 @@ JSON = Any
 Tensors = dict[str, torch.Tensor]
 
 TAG = "$"
+_PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
 def encode(value: Any, tensors: Tensors, path: str) -> JSON:
@@ -56,8 +57,10 @@ class _Encoder:
         kind = type(value)
         if kind is float:
             return value if math.isfinite(value) else _float(value)
-        if kind is str or kind is int or kind is bool or value is None:
+        if kind is str or kind is bool or value is None:
             return value
+        if kind is int:
+            return value if value.bit_length() <= _PLAIN_BITS else {TAG: "int", "v": hex(value)}
         container = _CONTAINERS.get(kind)
         if container is not None:
             return container(self, value, path)
