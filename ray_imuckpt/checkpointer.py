@@ -160,6 +160,7 @@ class Checkpointer:
             return arguments.continue_from(chosen)
 
         self._saver.settle(ranks)
+        finish_all()  # of another Checkpointer of this process
         choice = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
         if device is not None:

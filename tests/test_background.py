@@ -123,6 +123,17 @@ def test_the_next_save_waits_for_the_one_in_flight_and_says_so(
     assert checkpointer.list_existing_checkpoint_indices() == [1, 2]
 
 
+def test_a_process_reads_its_own_writes(tmp_path: Path, gate: Gate) -> None:
+    """Also through another Checkpointer, and when the one that writes is gone."""
+    Checkpointer(tmp_path).checkpoint(1, model=small_model(), log=["written"])
+    threading.Timer(0.2, gate.open.set).start()
+    assert Checkpointer(tmp_path).start(small_model(3)).log == ["written"]
+    gate.open.clear()
+    Checkpointer(tmp_path).checkpoint(2, model=small_model())
+    threading.Timer(0.2, gate.open.set).start()
+    assert Checkpointer(tmp_path).index_of_last_checkpoint() == 2
+
+
 def test_epochs_that_are_not_due_do_not_wait(tmp_path: Path, gate: Gate) -> None:
     checkpointer = Checkpointer(tmp_path, save_every=2)
     model = small_model()
