@@ -42,7 +42,7 @@ class Catalog:
 
     def url(self, epoch: int) -> str:
         """Where the checkpoint of `epoch` is, or would be."""
-        return f"{self._storage.url.rstrip('/')}/{layout.checkpoint_name(epoch)}"
+        return layout.join(self._storage.url, layout.checkpoint_name(epoch))
 
     def committed(self) -> list[int]:
         """The epochs of all committed checkpoints, ascending. One listing, no file is read."""
@@ -105,9 +105,9 @@ class Catalog:
         """
         try:
             data = self._storage.get(layout.LINEAGE)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        url = f"{self._storage.url.rstrip('/')}/{layout.LINEAGE}"
+        url = layout.join(self._storage.url, layout.LINEAGE)
         record: Any = unseal(data, url)
         try:
             return {int(epoch): Abandoned(**who) for epoch, who in record["abandoned"].items()}

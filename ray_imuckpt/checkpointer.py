@@ -15,6 +15,7 @@ from torch import nn
 
 from ray_imuckpt import (
     arguments,
+    codec,
     layout,
     retention,
     sessions,
@@ -157,14 +158,15 @@ class Checkpointer:
             arguments.optimizer(optimizer)
             require_stateful(per_rank or {})
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
-            return arguments.continue_from(chosen)
+            choice = arguments.continue_from(chosen)
+            if device is not None:
+                model.to(device)
+            return choice
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process
         choice = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
-        if device is not None:
-            model.to(device)
         targets = resume.Targets(model, optimizer, other, per_rank or {})
         loaded = self._continue(session, choice, targets, strict=strict)
         if loaded is None:
@@ -175,17 +177,18 @@ class Checkpointer:
     def _continue(
         self, session: Session, choice: str | int, targets: resume.Targets, *, strict: bool
     ) -> LoadedCheckpoint | None:
-        storage = self._storage(session)
+        ranks = session.ranks
+        storage = together(ranks, lambda: self._storage(session))
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
-        ranks = session.ranks
         needs = targets.optimizer is not None
         loaded = resume.find(ranks, storage, choice, own, optimizer=needs)
-        parent = None if loaded is None else loaded.manifest
-        self._saver.run = Run(run_id or uuid.uuid4().hex, parent, branch_begun=False)
+        run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         if loaded is not None:
             resume.apply(loaded, targets, ranks, strict=strict)
+            run.parent, run.resumed_from = loaded.manifest, loaded.epoch
             session.resumed(storage, loaded.manifest)
+        self._saver.run = run
         return loaded
 
     def checkpoint(
@@ -220,8 +223,7 @@ class Checkpointer:
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
-            SaveFailedError: This save (with ``blocking``) or the one before it failed; nothing of
-                that one was committed, earlier checkpoints are untouched.
+            SaveFailedError: This save (with ``blocking``) or the one before failed and is absent.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()
@@ -237,22 +239,34 @@ class Checkpointer:
 
         self._saver.settle(ranks, wait=False)
         epoch, numbers = together(ranks, request)
-        asked = gang.signature(model, optimizer, per_rank, other, [epoch, bool(force)])
+        due = bool(force) or epoch % self.save_every == 0
+        asked = gang.signature(model, optimizer, per_rank, other, epoch)
+        asked |= {"whether a save is due": due, "metrics": sorted(numbers or {})}
         gang.agree(ranks, "checkpoint", asked)
-        storage = self._storage(session)
-        if epoch % self.save_every and not force:
+        storage = together(ranks, lambda: self._storage(session))
+        if not due:
             if numbers is not None:
                 session.report(numbers, storage, None)
             return None
         self._saver.settle(ranks)
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
+        return self._save(session, storage, state, epoch, numbers)
+
+    def _save(
+        self,
+        session: Session,
+        storage: Storage,
+        state: codec.TrainingState,
+        epoch: int,
+        metrics: dict[str, Any] | None,
+    ) -> PendingSave:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
         background = not (self.blocking or session.immediate)
         begun = self._saver.begin(
-            ranks, storage, state, epoch=epoch, metrics=numbers, background=background
+            session.ranks, storage, state, epoch=epoch, metrics=metrics, background=background
         )
-        session.report(numbers, storage, SavedEpoch(epoch, begun.written))
+        session.report(metrics, storage, SavedEpoch(epoch, begun.written))
         return PendingSave(epoch, begun, self.wait, self.get)
 
     def wait(self) -> None:
@@ -362,7 +376,7 @@ class Checkpointer:
         """Delete the checkpoints that no rule keeps; see `ray_imuckpt.retention.prune`."""
         finish_all()
         run = self._saver.run
-        protected = {run.parent.epoch} if run and run.parent else set()
+        protected = {run.resumed_from} if run and run.resumed_from is not None else set()
         rules = retention.Rules(keep_last, keep_every, keep_best)
         return retention.prune(self._storage(), rules, protected, dry_run=dry_run)
 

@@ -142,7 +142,7 @@ def _model_files(model: ModelState) -> Iterable[TensorFile]:
         aliases = {n: target for n, target in model.aliases.items() if target in mine}
         metadata: dict[str, str] = {}
         if not frozen and model.extra:
-            data = tree.encode(dict(model.extra), mine, "model_extra")
+            data = tree.encode(dict(model.extra), mine, _EXTRA)
             metadata[_EXTRA] = tree.dumps(data).decode("ascii")
         if mine or not frozen:
             yield TensorFile(part, mine, aliases, metadata)
@@ -161,7 +161,12 @@ def decode_tensors(
     size = len(buffer)
     base = tensors.header_length(bytes(buffer[:8].numpy()), size, url)
     header = tensors.parse_header(bytes(buffer[:base].numpy()), size, url)
-    found = {name: tensors.tensor_at(buffer, info) for name, info in header.tensors.items()}
+    try:
+        found = {name: tensors.tensor_at(buffer, info) for name, info in header.tensors.items()}
+    except (RuntimeError, TypeError, OverflowError) as error:  # no tensor can have such a shape
+        raise CorruptCheckpointError(
+            f"A safetensors header is damaged: {error}.", url=url
+        ) from error
     return found, header.metadata
 
 
@@ -172,7 +177,7 @@ def decode_model(
     if _EXTRA not in metadata:
         return found, {}
     extra = tree.decode(tree.loads(metadata[_EXTRA].encode("ascii")), found)
-    return {n: t for n, t in found.items() if not n.startswith("model_extra.")}, extra
+    return {n: t for n, t in found.items() if not n.startswith(_EXTRA)}, extra
 
 
 def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> DecodedState:

@@ -31,6 +31,13 @@ def parse_checkpoint_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def join(url: str, name: str) -> str:
+    """The URL of `name` in the directory at `url`, which may be a store's root."""
+    if not name:
+        return url
+    return url + name if url.endswith("/") else f"{url}/{name}"
+
+
 def new_attempt_id() -> str:
     """16 hexadecimal digits, unique to one save."""
     return secrets.token_hex(8)

@@ -162,7 +162,7 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
         result = step()
     except Exception as raised:  # noqa: BLE001 - every failure is told to the others
         error = raised
-    outcome = b"" if error is None else json.dumps(_located(error, ranks)).encode()
+    outcome = b"" if error is None else json.dumps(_located(error, ranks), default=str).encode()
     outcomes = ranks.all_gather(outcome)
     failed = next((rank for rank, told in enumerate(outcomes) if told), None)
     if failed is None:

@@ -19,7 +19,7 @@ from ray_imuckpt.ranks import Ranks, current
 from ray_imuckpt.storage import Storage
 
 _PROVIDERS = (("ray.train", "ray_imuckpt.integrations.ray_train"),)
-_RAY = "ray_imuckpt.integrations.ray_train"
+_RAY = "ray_imuckpt.integrations.ray_driver"
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class ScriptSession:
         self.ranks = current()
 
     def active(self) -> bool:
-        """See `Session.active`."""
-        return not self.ranks.stale()
+        """See `Session.active`. A script may become Ray's local mode."""
+        return not self.ranks.stale() and not any(p.present() for p in _providers())
 
     def run_id(self) -> str | None:
         """See `Session.run_id`: the job id given to torchrun, "none" being its word for no id."""
@@ -112,22 +112,24 @@ class ScriptSession:
 
 def detect() -> Session:
     """The session of this process. A collective in a gang."""
-    for needed, provider in _PROVIDERS:
-        if needed in sys.modules:
-            session: Session | None = importlib.import_module(provider).detect()
-            if session is not None:
-                return session
+    for provider in _providers():
+        session: Session | None = provider.detect()
+        if session is not None:
+            return session
     return ScriptSession()
 
 
 def own_storage() -> Storage | None:
     """The directory of the run that this process is part of, if there is one; no collective."""
-    for needed, provider in _PROVIDERS:
-        if needed in sys.modules:
-            storage: Storage | None = importlib.import_module(provider).own_storage()
-            if storage is not None:
-                return storage
+    for provider in _providers():
+        storage: Storage | None = provider.own_storage()
+        if storage is not None:
+            return storage
     return None
+
+
+def _providers() -> list[Any]:
+    return [importlib.import_module(name) for needed, name in _PROVIDERS if needed in sys.modules]
 
 
 def ray() -> Any:

@@ -13,7 +13,7 @@ from torch import nn
 from ray_imuckpt import layout
 from ray_imuckpt.capture.model import apply_model, check_model
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import CheckpointNotFoundError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction import restore
@@ -48,9 +48,9 @@ def read(
         manifest = Catalog(storage).manifest(int(checkpoint))
         return restore.open_checkpoint(storage, layout.checkpoint_name(manifest.epoch), manifest)
     if hasattr(checkpoint, "filesystem") and hasattr(checkpoint, "path"):
-        return _open(from_arrow(checkpoint.filesystem, checkpoint.path))
+        return _open(from_arrow(checkpoint.filesystem, checkpoint.path), options)
     if isinstance(checkpoint, (str, os.PathLike)):
-        return _open(open_storage(absolute(checkpoint), options))
+        return _open(open_storage(absolute(checkpoint), options), options)
     raise TypeError(
         f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
     )
@@ -103,20 +103,25 @@ def verify(storage: Storage, manifest: Manifest) -> None:
     restore.verify(storage, layout.checkpoint_name(manifest.epoch), manifest)
 
 
-def _open(place: Storage) -> LoadedCheckpoint:
+def _open(place: Storage, options: dict[str, Any] | None = None) -> LoadedCheckpoint:
     """The checkpoint whose directory is `place`, or that a pointer in it names."""
     try:
         data = place.get(layout.MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         try:
-            url = json.loads(place.get(layout.POINTER))["url"]
+            url = str(json.loads(place.get(layout.POINTER))["url"])
+        except (ValueError, KeyError, TypeError):
+            raise CorruptCheckpointError(
+                "The pointer to a checkpoint is cut or altered.",
+                url=f"{place.url}/{layout.POINTER}",
+            ) from error
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointNotFoundError(
                 "There is no committed checkpoint here: the directory holds no manifest.",
                 url=place.url,
                 hint="Give the path of a directory checkpoint=<epoch>.",
             ) from error
-        return _open(open_storage(url))
+        return _open(open_storage(url, options), options)
     epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
     manifest = Manifest.from_bytes(data, f"{place.url}/{layout.MANIFEST}", epoch)
     return restore.open_checkpoint(place, "", manifest)

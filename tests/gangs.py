@@ -184,6 +184,21 @@ def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
     assert isinstance(error, ValueError)
     _same_everywhere(str(error))
 
+    uneven = Checkpointer(directory, save_every=1 + rank)
+    for call in (
+        lambda: uneven.checkpoint(1, model=model),
+        lambda: checkpointer.checkpoint(1, model=model, metrics={"loss": 1.0} if rank else None),
+    ):
+        error = _error(call)
+        assert isinstance(error, ValueError)
+        _same_everywhere(str(error))
+    error = _error(lambda: checkpointer.start(model, device="cpu" if rank else "nowhere"))
+    _same_everywhere(str(error))
+    error = _error(
+        lambda: Checkpointer("nowhere://x" if rank else directory).checkpoint(1, model=model)
+    )
+    _same_everywhere(str(error))
+
     bad = {"sampler": Position(at=0)}
     if rank == 1:
         bad["sampler"].at = lambda: 0  # type: ignore[assignment]

@@ -153,6 +153,19 @@ def test_an_optimizer_that_does_not_fit_leaves_everything_unchanged(
     assert same_bytes(optimizer.state_dict(), before[1])
 
 
+def test_a_model_without_memory_is_not_loaded_into(trained: Any) -> None:
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
+    with pytest.raises(StateMismatchError, match="to_empty"):
+        Checkpointer(trained(1)).load(empty)
+
+
+def test_a_pointer_that_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "imuckpt-pointer.json").write_text("{")
+    with pytest.raises(CorruptCheckpointError, match="pointer"):
+        Checkpointer().load(small_model(), tmp_path)
+
+
 def test_objects_that_were_not_saved(trained: Any) -> None:
     directory = trained(1)
     scaler = torch.amp.GradScaler("cpu")

@@ -228,6 +228,38 @@ def test_a_storage_that_loses_a_file_does_not_commit(
     assert Checkpointer(directory).list_existing_checkpoint_indices() == [1]
 
 
+@pytest.mark.parametrize("answer", ["lost", "unknown"])
+def test_a_store_that_loses_its_answer_to_the_commit(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """The manifest arrived, the store said no: the files that it names must stay."""
+    from ray_imuckpt.storage.local import LocalStorage
+
+    directory = trained(1)
+    real_put, real_get = LocalStorage.put, LocalStorage.get
+
+    def put(self: LocalStorage, name: str, data: bytes) -> None:
+        real_put(self, name, data)
+        if name.endswith("manifest.json"):
+            raise TimeoutError("no answer")
+
+    def get(self: LocalStorage, name: str) -> bytes:
+        if answer == "unknown" and name.endswith("manifest.json"):
+            raise TimeoutError("no answer")
+        return real_get(self, name)
+
+    monkeypatch.setattr(LocalStorage, "put", put)
+    monkeypatch.setattr(LocalStorage, "get", get)
+    checkpointer = Checkpointer(directory, blocking=True)
+    if answer == "lost":
+        checkpointer.checkpoint(2, model=small_model())
+    else:
+        with pytest.raises(SaveFailedError, match="cannot be told"):
+            checkpointer.checkpoint(2, model=small_model())
+    monkeypatch.undo()
+    Checkpointer(directory).verify(2)
+
+
 def test_a_process_killed_while_it_saves(tmp_path: Path) -> None:
     """The real thing: SIGKILL at random moments; what is listed is whole, and training goes on."""
     import random

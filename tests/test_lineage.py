@@ -93,3 +93,19 @@ def test_a_damaged_record_is_an_error_and_not_a_wrong_choice(tmp_path: Path) -> 
     with pytest.raises(CorruptCheckpointError, match="lineage.json"):
         Checkpointer(tmp_path).start(small_model())
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2, 3]
+
+
+def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
+    """continue_from="none" was for the first attempt; a damaged one does not bring it back."""
+    from ray_imuckpt.ranks import SoloRanks
+    from ray_imuckpt.storage import open_storage
+    from ray_imuckpt.transaction import resume
+
+    train(tmp_path, 3)
+    run_id = Checkpointer(tmp_path).read(3).manifest.run_id
+    next((tmp_path / "checkpoint=3").glob("model-*")).write_bytes(b"")
+    storage = open_storage(str(tmp_path))
+    found = resume.find(SoloRanks(), storage, "none", run_id, optimizer=True)
+    assert found is not None
+    assert found.epoch == 2
+    assert resume.find(SoloRanks(), storage, "none", "another run", optimizer=True) is None

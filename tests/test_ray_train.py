@@ -221,6 +221,16 @@ def test_local_mode_leaves_a_checkpoint_that_can_be_loaded(tmp_path: Path, url: 
     assert result.metrics["epoch"] == 6
 
 
+def test_a_script_may_become_local_mode(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path / "run", save_every=6)
+    checkpointer.checkpoint(6, model=small_model())
+    checkpointer.wait()
+    result = local_fit(
+        Checkpointer(tmp_path / "run", continue_from="none", save_every=6), tmp_path / "notes"
+    )
+    assert Path(result.checkpoint.path).name == "checkpoint=6"
+
+
 def test_local_mode_without_a_directory_uses_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

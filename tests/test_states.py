@@ -223,6 +223,72 @@ def test_further_models_and_optimizers_by_keyword(tmp_path: Path) -> None:
     assert same_bytes(fresh_optimizer.state_dict(), critic_optimizer.state_dict())
 
 
+def test_models_by_keyword_have_the_names_of_bare_ones(tmp_path: Path) -> None:
+    critic = small_model(1)
+    expected = {n: t.clone() for n, t in critic.state_dict().items()}
+    Checkpointer(tmp_path).checkpoint(
+        1, model=small_model(), critic=torch.compile(critic, backend="eager")
+    )
+    fresh = small_model(2)
+    fresh[0] = torch.compile(fresh[0], backend="eager")
+    Checkpointer(tmp_path).start(small_model(), critic=fresh)
+    assert same_bytes(fresh[3].weight, expected["3.weight"])
+    assert same_bytes(fresh[0]._orig_mod.weight, expected["0.weight"])
+
+
+def test_optimizers_by_keyword_keep_their_precision(tmp_path: Path) -> None:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        critic = nn.Linear(2, 2).to(torch.bfloat16)
+        optimizer = torch.optim.AdamW(critic.parameters())
+        critic(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step()
+        return critic, optimizer
+
+    _, optimizer = build()
+    for state in optimizer.state.values():
+        state["exp_avg"] = torch.randn(state["exp_avg"].shape)
+    expected = optimizer.state_dict()
+    Checkpointer(tmp_path).checkpoint(1, model=small_model(), second=optimizer)
+    _, fresh = build()
+    Checkpointer(tmp_path).start(small_model(), second=fresh)
+    assert same_bytes(fresh.state_dict(), expected)
+
+
+def test_extra_state_may_be_a_tensor_of_any_size_or_nothing(tmp_path: Path) -> None:
+    class Growing(nn.Module):
+        def __init__(self, seen: Any) -> None:
+            super().__init__()
+            self.model_extra = nn.Linear(1, 1)
+            self.seen = seen
+
+        def get_extra_state(self) -> Any:
+            return self.seen
+
+        def set_extra_state(self, state: Any) -> None:
+            self.seen = state
+
+    Checkpointer(tmp_path).checkpoint(1, model=Growing(torch.arange(3)))
+    for before in (None, torch.zeros(7), {"x": 1}):
+        model = Growing(before)
+        Checkpointer(tmp_path).load(model)
+        assert torch.equal(model.seen, torch.arange(3))
+
+
+def test_modules_find_their_version_when_they_are_loaded(tmp_path: Path) -> None:
+    class Versioned(nn.Linear):
+        _version = 3
+        found: Any = None
+
+        def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+            self.found = metadata.get("version")
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    model = Versioned(1, 1)
+    Checkpointer(tmp_path).checkpoint(1, model=model)
+    Checkpointer(tmp_path).load(model)
+    assert model.found == 3
+
+
 @pytest.fixture
 def one_rank(tmp_path: Path) -> Iterator[None]:
     """A process group of this process alone."""

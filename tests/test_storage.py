@@ -157,6 +157,18 @@ def test_round_trip_through_pyarrow_is_the_same_place(place: Place) -> None:
     assert not same_place(place.storage, open_storage("memory://elsewhere"))
 
 
+def test_local_disks_in_disguise_are_local(tmp_path: Path) -> None:
+    """Only there is `put` atomic."""
+    wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("file")))
+    subtree = pyarrow.fs.SubTreeFileSystem(str(tmp_path), pyarrow.fs.LocalFileSystem())
+    for storage in (from_arrow(wrapped, f"{tmp_path}/a"), from_arrow(subtree, "a")):
+        assert storage.url == f"{tmp_path}/a"
+        storage.put("m", b"1")
+        before = os.stat(tmp_path / "a" / "m").st_ino
+        storage.put("m", b"2")
+        assert os.stat(tmp_path / "a" / "m").st_ino != before
+
+
 def test_urls_mean_the_same_from_another_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

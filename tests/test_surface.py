@@ -293,6 +293,21 @@ def test_prune_keeps_what_the_rules_keep(trained: Any) -> None:
     assert checkpointer.list_existing_checkpoint_indices() == sorted(keep)
 
 
+def test_prune_never_removes_what_this_run_was_resumed_from(tmp_path: Path) -> None:
+    train(tmp_path, 3)
+    checkpointer = Checkpointer(tmp_path)
+    model = small_model()
+    checkpointer.start(model)
+    for epoch in (4, 5):
+        checkpointer.checkpoint(epoch, model=model)
+    assert checkpointer.prune(keep_last=1) == [1, 2, 4]
+
+
+def test_the_root_of_a_store_is_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Checkpointer("memory://").path_to_checkpoint(1)
+    assert path.startswith("memory://")
+
+
 def test_prune_never_removes_the_newest_sound_one_nor_where_this_run_came_from(
     trained: Any,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,7 +62,7 @@ def take_model(model: nn.Module) -> ModelState:
     first: dict[Any, str] = {}
     for key, value in module.state_dict(keep_vars=True).items():
         name = names(key)
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or _is_extra(name):
             extra[name] = value
             continue
         if nn.parameter.is_lazy(value):
@@ -96,6 +97,13 @@ def check_model(
         StateMismatchError: It lists every name that does not fit.
     """
     module = bare(model)
+    empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    if empty:
+        raise StateMismatchError(
+            f"This {type(module).__name__} has no memory to load into: {empty[0]} and "
+            f"{len(empty) - 1} more are on the meta device.",
+            hint="Call model.to_empty(device=...) first.",
+        )
     names = _names(module)
     live = {names(key): value for key, value in module.state_dict(keep_vars=True).items()}
     saved = set(shapes) | extra
@@ -111,6 +119,7 @@ def check_model(
         name: (list(shapes[name]), list(value.shape))
         for name, value in live.items()
         if isinstance(value, torch.Tensor)
+        and not _is_extra(name)
         and name in shapes
         and not nn.parameter.is_lazy(value)
         and tuple(value.shape) != tuple(shapes[name])
@@ -126,6 +135,11 @@ def check_model(
         )
 
 
+def _is_extra(name: str) -> bool:
+    """Whether it is what ``get_extra_state`` gave, which may be a tensor of any shape."""
+    return name.rsplit(".", 1)[-1] == "_extra_state"
+
+
 def apply_model(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], extra: Mapping[str, Any]
 ) -> None:
@@ -136,7 +150,9 @@ def apply_model(
     module = bare(model)
     names = _names(module)
     live = module.state_dict(keep_vars=True)
-    state: dict[str, Any] = {}
+    state: OrderedDict[str, Any] = OrderedDict()
+    # Private, but documented by Module.load_state_dict's source: modules read their version there.
+    state._metadata = getattr(live, "_metadata", {})  # type: ignore[attr-defined] # noqa: SLF001
     by_identity: dict[Any, torch.Tensor] = {}
     for key, value in live.items():
         saved = tensors.get(names(key))

@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ray_imuckpt.capture.model import bare
+from ray_imuckpt.capture.model import apply_model, check_model, take_model
+from ray_imuckpt.capture.optimizer import load_exactly
 from ray_imuckpt.capture.sharding import consolidated, whole
 from ray_imuckpt.errors import UnsupportedStateError
 
@@ -29,14 +30,22 @@ def take_object(value: Any) -> Any:
     if not isinstance(value, Stateful) or isinstance(value, type):
         return _gathered(value)
     if isinstance(value, nn.Module):
-        return _gathered(dict(bare(value).state_dict()))
+        state = take_model(value)
+        tied = {name: state.tensors[target] for name, target in state.aliases.items()}
+        return {**state.tensors, **tied, **_gathered(dict(state.extra))}
     return _gathered(value.state_dict()) if consolidated(value) else None
 
 
 def apply_object(target: Stateful, state: Any) -> None:
     """Put `state` back into `target`, in place."""
     if isinstance(target, nn.Module):
-        bare(target).load_state_dict(state)
+        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+        extra = {name: value for name, value in state.items() if name not in tensors}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        check_model(target, shapes, set(extra), strict=True)
+        apply_model(target, tensors, extra)
+    elif isinstance(target, torch.optim.Optimizer):
+        load_exactly(target, state)
     else:
         target.load_state_dict(state)
 

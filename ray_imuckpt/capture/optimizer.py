@@ -83,36 +83,36 @@ def apply_optimizer(
 ) -> None:
     """Load what `check_optimizer` has accepted. A collective for sharded parameters."""
     live = _live_names(optimizer, model)
-    parameters = {
-        name: parameter
-        for names, group in zip(live, optimizer.param_groups, strict=True)
-        for name, parameter in zip(names, group["params"], strict=True)
-    }
-    numbers = {name: number for number, name in enumerate(parameters)}
-    groups = []
-    for names, here, group in zip(live, optimizer.param_groups, saved["param_groups"], strict=True):
-        options = {key: _to_device_of(value, here.get(key)) for key, value in group.items()}
-        groups.append({**options, "params": [numbers[name] for name in names]})
-    state = {
-        numbers.get(name, name): _like(values, parameters.get(name))
-        for name, values in saved["state"].items()
-    }
+    names = [name for group in live for name in group]
+    numbers = {name: number for number, name in enumerate(names)}
+    groups = [
+        {**group, "params": [numbers[name] for name in here]}
+        for here, group in zip(live, saved["param_groups"], strict=True)
+    ]
+    state = {numbers.get(name, name): values for name, values in saved["state"].items()}
     rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
-    optimizer.load_state_dict({"state": state, "param_groups": groups, **rest})
-    _keep_dtypes(optimizer, parameters, saved["state"])
+    load_exactly(optimizer, {"state": state, "param_groups": groups, **rest})
 
 
-def _keep_dtypes(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, torch.Tensor],
-    saved: Mapping[str, Any],
-) -> None:
-    # torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
-    # parameter would come back rounded. What was saved is what continues.
-    for name, values in saved.items():
-        if not isinstance(values, Mapping) or name not in parameters:
+def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> None:
+    """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
+
+    torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
+    parameter would come back rounded. What was saved is what continues. A collective for sharded
+    parameters.
+    """
+    parameters: dict[Any, torch.Tensor] = {}
+    groups = []
+    for here, group in zip(optimizer.param_groups, plain["param_groups"], strict=False):
+        parameters.update(zip(group["params"], here["params"], strict=False))
+        groups.append({key: _to_device_of(value, here.get(key)) for key, value in group.items()})
+    groups += plain["param_groups"][len(groups) :]  # too many: torch says so
+    state = {n: _like(values, parameters.get(n)) for n, values in plain["state"].items()}
+    optimizer.load_state_dict({**plain, "state": state, "param_groups": groups})
+    for number, values in plain["state"].items():
+        if not isinstance(values, Mapping) or number not in parameters:
             continue
-        live = optimizer.state.get(parameters[name]) or {}  # None where another rank holds it
+        live = optimizer.state.get(parameters[number]) or {}  # None where another rank holds it
         for key, value in values.items():
             now = live.get(key)
             if not isinstance(now, torch.Tensor) or not isinstance(value, torch.Tensor):

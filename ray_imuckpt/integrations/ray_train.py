@@ -1,4 +1,4 @@
-"""Ray Train: its gangs, its local mode, its storage, its reports.
+"""Ray Train inside a run: its gangs, its local mode, its reports.
 
 Facts this module rests on are in `docs/ray.md`; the Ray they were read and tried in is 2.60.
 """
@@ -6,9 +6,7 @@ Facts this module rests on are in `docs/ray.md`; the Ray they were read and trie
 from __future__ import annotations
 
 import json
-import logging
 import posixpath
-from datetime import datetime, timezone
 from typing import Any
 
 import ray.train
@@ -16,14 +14,11 @@ import ray.train
 from ray_imuckpt import layout, tree
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
+from ray_imuckpt.integrations.ray_driver import checkpoint_at
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, current, on_rank_zero
 from ray_imuckpt.sessions import SavedEpoch
-from ray_imuckpt.storage import Storage, from_arrow, same_place, to_arrow
-
-logger = logging.getLogger("ray_imuckpt")
-
-_SNAPSHOT = "checkpoint_manager_snapshot.json"
+from ray_imuckpt.storage import Storage, from_arrow, same_place
 
 
 def detect() -> GangSession | LocalSession | None:
@@ -34,51 +29,16 @@ def detect() -> GangSession | LocalSession | None:
     return LocalSession() if _run_storage(context) is None else GangSession(context)
 
 
+def present() -> bool:
+    """Whether Ray Train runs this process."""
+    return _context() is not None
+
+
 def own_storage() -> Storage | None:
     """The directory of the run that this process is a worker of."""
     context = _context()
     place = None if context is None else _run_storage(context)
     return None if place is None else from_arrow(place.storage_filesystem, place.experiment_fs_path)
-
-
-def checkpoint_at(storage: Storage, name: str) -> ray.train.Checkpoint:
-    """The directory `name` of a storage as Ray's type."""
-    filesystem, path = to_arrow(storage)
-    return ray.train.Checkpoint(path=posixpath.join(path, name), filesystem=filesystem)
-
-
-def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.train.RunConfig:
-    """A run configuration whose storage is `storage`, healed if Ray could not open it.
-
-    Args:
-        storage: The directory of the checkpoints; ``None`` leaves the storage to `kwargs`.
-        fresh: Whether the run will not continue the directory's last checkpoint, so that what Ray
-            remembers of the directory is not this run's.
-        **kwargs: For `ray.train.RunConfig`.
-
-    Raises:
-        ValueError: `kwargs` name another storage, or the directory has no parent.
-    """
-    if storage is None:
-        return ray.train.RunConfig(**kwargs)
-    taken = sorted({"name", "storage_path", "storage_filesystem"} & set(kwargs))
-    if taken:
-        raise ValueError(
-            f"run_config() got {', '.join(taken)}, but the run's storage is the Checkpointer's dir "
-            f"({storage.url}). Leave out one of the two."
-        )
-    filesystem, path = to_arrow(storage)
-    parent, name = posixpath.split(path.rstrip("/"))
-    if not name or not parent:
-        raise ValueError(
-            f"{storage.url} has no parent directory; use one like {storage.url}/run-1."
-        )
-    _set_aside_snapshot(storage, fresh=fresh)
-    if "://" not in storage.url:
-        return ray.train.RunConfig(storage_path=parent, name=name, **kwargs)
-    return ray.train.RunConfig(
-        storage_path=parent, name=name, storage_filesystem=filesystem, **kwargs
-    )
 
 
 class LocalSession:
@@ -141,6 +101,11 @@ class GangSession:
         place = _run_storage(context)
         self._own = from_arrow(place.storage_filesystem, place.experiment_fs_path)
         self.ranks: Ranks = current()
+        # Ray would delete a directory that it knows twice while it still counts as the newest.
+        self._known = {
+            posixpath.basename(entry.checkpoint.path)
+            for entry in ray.train.get_all_reported_checkpoints()
+        }
         if self.ranks.world_size != context.get_world_size():
             raise ImuckptError(
                 f"Ray Train runs {context.get_world_size()} workers, torch.distributed knows "
@@ -178,8 +143,6 @@ class GangSession:
 
     def _unknown(self, storage: Storage, manifest: Manifest) -> bytes:
         """The checkpoint resumed from, and its run's before it, those that Ray does not know."""
-        reported = ray.train.get_all_reported_checkpoints()
-        known = {posixpath.basename(entry.checkpoint.path) for entry in reported}
         unknown: list[str] = []
         catalog = Catalog(storage)
         for epoch in catalog.live(below=manifest.epoch + 1):
@@ -187,7 +150,7 @@ class GangSession:
                 found = catalog.manifest(epoch)
             except CorruptCheckpointError:
                 continue
-            if layout.checkpoint_name(epoch) in known or found.run_id != manifest.run_id:
+            if layout.checkpoint_name(epoch) in self._known or found.run_id != manifest.run_id:
                 break
             unknown.append(found.to_bytes().decode("ascii"))
             if manifest.run_id != self.run_id():
@@ -205,8 +168,9 @@ class GangSession:
         checkpoint = name = None
         if saved is not None:
             name = layout.checkpoint_name(saved.epoch)
-            if self.ranks.rank == 0:
+            if self.ranks.rank == 0 and name not in self._known:
                 checkpoint = self._handle(name)
+            self._known.add(name)
 
         def committed(handle: ray.train.Checkpoint, _name: str) -> ray.train.Checkpoint:
             if saved is not None:
@@ -234,7 +198,7 @@ class GangSession:
     def _point(self, storage: Storage, name: str) -> None:
         """Where the checkpoints are elsewhere, what Ray registers is a pointer to one."""
         if not same_place(storage, self._own):
-            told = json.dumps({"url": f"{storage.url.rstrip('/')}/{name}"}).encode()
+            told = json.dumps({"url": layout.join(storage.url, name)}).encode()
             self._own.put(f"{name}/{layout.POINTER}", told)
 
 
@@ -263,39 +227,3 @@ def _ray_run_id() -> str | None:
         return f"ray-{get_train_context().train_run_context.run_id}"
     except (ImportError, AttributeError, RuntimeError):
         return None
-
-
-def _set_aside_snapshot(storage: Storage, *, fresh: bool) -> None:
-    """Move Ray's memory of the directory away if Ray would fail on it, or if it is not this run's.
-
-    Ray overwrites this file in place and refuses to start when it is cut or names a checkpoint that
-    is gone. Nothing is lost: what is committed is in the directory itself.
-    """
-    try:
-        data = storage.get(_SNAPSHOT)
-    except FileNotFoundError:
-        return
-    reason = (
-        "the run does not continue from the last checkpoint" if fresh else _broken(storage, data)
-    )
-    if reason is None:
-        return
-    aside = f"{_SNAPSHOT}.{datetime.now(timezone.utc):%Y%m%dT%H%M%S%f}.aside"
-    storage.put(aside, data)
-    storage.delete(_SNAPSHOT)
-    logger.warning(
-        "Set aside Ray's %s in %s as %s: %s. Training resumes from what is committed there.",
-        _SNAPSHOT,
-        storage.url,
-        aside,
-        reason,
-    )
-
-
-def _broken(storage: Storage, data: bytes) -> str | None:
-    try:
-        names = [entry["checkpoint_dir_name"] for entry in json.loads(data)["checkpoint_results"]]
-    except (ValueError, KeyError, TypeError):
-        return "it is cut or not JSON"
-    gone = [name for name in names if not storage.files(name)]
-    return f"it names checkpoints that are gone ({', '.join(gone)})" if gone else None

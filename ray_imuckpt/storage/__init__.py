@@ -11,6 +11,7 @@ use ``/``. It knows nothing of checkpoints. Two promises carry the rest of the p
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,7 +94,9 @@ def absolute(url: str | os.PathLike[str]) -> str:
     """`url` so that it means the same in a process with another working directory."""
     text = os.fspath(url)
     path = _local_path(text)
-    return text.rstrip("/") if path is None else path
+    if path is not None:
+        return path
+    return text if text.endswith("://") else text.rstrip("/")
 
 
 def _local_path(url: str) -> str | None:
@@ -113,9 +116,14 @@ def from_arrow(filesystem: pyarrow.fs.FileSystem, path: str) -> Storage:
 
     from ray_imuckpt.storage.local import LocalStorage
 
+    if isinstance(filesystem, pyarrow.fs.SubTreeFileSystem):
+        return from_arrow(filesystem.base_fs, posixpath.join(filesystem.base_path, path))
     if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
         return LocalStorage(path)
-    from ray_imuckpt.storage.remote import RemoteStorage
+    from ray_imuckpt.storage.remote import RemoteStorage, is_local
+
+    if is_local(filesystem):  # only there is `put` atomic on a local disk
+        return LocalStorage(path)
 
     return RemoteStorage.from_arrow(filesystem, path)
 

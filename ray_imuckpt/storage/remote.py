@@ -181,6 +181,14 @@ class RemoteStorage:
         self._fs.invalidate_cache()
 
 
+def is_local(filesystem: pyarrow.fs.FileSystem) -> bool:
+    """Whether a pyarrow file system is fsspec's local one in disguise."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    inner = getattr(getattr(filesystem, "handler", None), "fs", None)
+    return isinstance(inner, LocalFileSystem)
+
+
 def _arrow(filesystem: fsspec.AbstractFileSystem) -> pyarrow.fs.FileSystem | None:
     """The pyarrow file system inside fsspec's wrapper for these."""
     wrapper = sys.modules.get("fsspec.implementations.arrow")

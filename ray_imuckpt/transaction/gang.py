@@ -33,11 +33,13 @@ class Run:
         id: The run's id.
         parent: The checkpoint that training has come from, the newest of this run's if it has one.
         branch_begun: Whether what this run leaves behind has been recorded.
+        resumed_from: The epoch that this process continued from.
     """
 
     id: str
     parent: Manifest | None
     branch_begun: bool
+    resumed_from: int | None = None
 
 
 def signature(
@@ -88,7 +90,7 @@ def capture(
     """
 
     def mine() -> bytes:
-        state = {name: take_object(value) for name, value in per_rank.items()}
+        state = {name: take_object(per_rank[name]) for name in sorted(per_rank)}
         return codec.encode_rank({"random": take_random(), "per_rank": state}, ranks.rank)
 
     blobs = ranks.gather(together(ranks, mine))
@@ -98,7 +100,8 @@ def capture(
             model=take_model(model),
             optimizer=None if optimizer is None else take_optimizer(optimizer, model),
             log=[] if log is None else log,
-            other={name: take_object(value) for name, value in other.items()},
+            # In the same order on every rank: gathering what is sharded is a collective.
+            other={name: take_object(other[name]) for name in sorted(other)},
             objects=[name for name, value in other.items() if is_stateful(value)],
             ranks=blobs,
         )

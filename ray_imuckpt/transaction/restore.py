@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt import chunks, codec, parallel, tree
+from ray_imuckpt import chunks, codec, layout, parallel, tree
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks, together
@@ -197,7 +197,7 @@ def _checker(
 
 
 def _url(storage: Storage, path: str) -> str:
-    return f"{storage.url.rstrip('/')}/{path}".rstrip("/")
+    return layout.join(storage.url, path)
 
 
 def read_all(checkpoint: LoadedCheckpoint, *, optimizer: bool) -> None:

@@ -54,11 +54,17 @@ def find(
     catalog = Catalog(storage)
     damaged: list[str] = []
     below: int | None = None
+
+    def restarted() -> bytes:
+        return b"1" if run_id is not None and _own_newest(catalog, run_id) else b""
+
+    if on_rank_zero(ranks, restarted):
+        choice = LAST  # a restarted gang goes on where it was, whatever it was first told
     while True:
         here = below
 
         def pick() -> bytes:
-            return _pick(catalog, choice, run_id, here, damaged=bool(damaged))  # noqa: B023
+            return _pick(catalog, choice, here, damaged=bool(damaged))  # noqa: B023
 
         told = on_rank_zero(ranks, pick)
         if not told:
@@ -79,12 +85,8 @@ def find(
         return loaded
 
 
-def _pick(
-    catalog: Catalog, choice: str | int, run_id: str | None, below: int | None, *, damaged: bool
-) -> bytes:
+def _pick(catalog: Catalog, choice: str | int, below: int | None, *, damaged: bool) -> bytes:
     """A manifest to try, after ``!`` if no other will do, after ``?`` if others may; b"": none."""
-    if below is None and run_id is not None and _own_newest(catalog, run_id):
-        choice = LAST  # a restarted gang goes on where it was, whatever it was first told
     if choice == NONE:
         return b""
     if isinstance(choice, int) and below is None:

@@ -35,14 +35,15 @@ def commit(
         files = tuple(_write(storage, directory, draft, part, previous) for part in parts)
         _check_complete(storage, directory, parts, files)
         manifest = dataclasses.replace(draft, files=files)
-        storage.put(f"{directory}/{layout.MANIFEST}", manifest.to_bytes())
+        _put_manifest(storage, directory, manifest)
     except Exception as error:
-        _discard(storage, directory, draft.attempt_id)
+        if not isinstance(error, _UnknownOutcomeError):
+            _discard(storage, directory, draft.attempt_id)
         if isinstance(error, ImuckptError):
             raise
         raise SaveFailedError(
             f"The save failed, nothing was committed: {type(error).__name__}: {error}.",
-            url=f"{storage.url.rstrip('/')}/{directory}",
+            url=layout.join(storage.url, directory),
             epoch=draft.epoch,
             hint="Check that the directory can be written and has space, then save again. "
             "Earlier checkpoints are untouched.",
@@ -50,6 +51,29 @@ def commit(
     with contextlib.suppress(OSError):  # the commit stands; leftovers go with the next save
         _sweep(storage, directory, manifest)
     return manifest
+
+
+class _UnknownOutcomeError(OSError):
+    """The manifest may or may not be there: its files must stay."""
+
+
+def _put_manifest(storage: Storage, directory: str, manifest: Manifest) -> None:
+    """Commit. A store can lose its answer after it did the work, so an error is looked into."""
+    path = f"{directory}/{layout.MANIFEST}"
+    data = manifest.to_bytes()
+    try:
+        storage.put(path, data)
+    except Exception as error:
+        try:
+            committed = storage.get(path) == data
+        except FileNotFoundError:
+            committed = False
+        except Exception:  # noqa: BLE001 - whatever it is, nothing is known
+            raise _UnknownOutcomeError(
+                f"the manifest was sent, and whether it arrived cannot be told ({error})"
+            ) from error
+        if not committed:
+            raise
 
 
 def _write(
@@ -98,7 +122,7 @@ def _check_complete(
     if planned != written:
         raise SaveFailedError(
             f"The storage does not hold what was written: planned {planned}, found {written}.",
-            url=f"{storage.url.rstrip('/')}/{directory}",
+            url=layout.join(storage.url, directory),
             hint="The storage loses data, or another process removes files. Save elsewhere.",
         )
 

@@ -88,6 +88,8 @@ def _strings(data: JSON, tensors: Tensors) -> Any:
 
 def _scalar(data: JSON) -> Any:
     dtype = _dtype(data["dtype"], "biufcmMUS")
+    if not dtype.itemsize:  # an empty string
+        return dtype.type()
     return np.frombuffer(base64.b64decode(data["v"]), dtype=dtype)[0]
 
 

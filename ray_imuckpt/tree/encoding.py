@@ -64,6 +64,8 @@ class _Encoder:
         container = _CONTAINERS.get(kind)
         if container is not None:
             return container(self, value, path)
+        if kind is time and value.tzinfo is not None and value.utcoffset() is None:
+            raise self._refused(value, path)  # the offset of its zone depends on the day
         simple = _SIMPLE.get(kind)
         if simple is not None:
             tag, make = simple
