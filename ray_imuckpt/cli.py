@@ -1,0 +1,195 @@
+"""The command ``imuckpt``: a directory of checkpoints, looked at from a terminal.
+
+Every command takes the directory as a path or any URL that fsspec knows. The exit status is 0 when
+all is well, 1 when something was found (damage, a difference), 2 when it could not be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ray_imuckpt import tensors
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.checkpointer import Checkpointer
+from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
+from ray_imuckpt.storage import absolute, open_storage
+
+_PLOT_WIDTH = 60
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; see the module's text for the status it returns."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(Checkpointer(options.dir), options)
+    except (ImuckptError, ValueError, OSError) as error:
+        print(f"imuckpt: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="imuckpt", description="Look at checkpoints.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("dir", help="the directory of the checkpoints: a path or an fsspec URL")
+        sub.set_defaults(run=run)
+        return sub
+
+    command("ls", _ls, "List the checkpoints, with those of abandoned branches marked.")
+    show = command("show", _show, "Show what a checkpoint holds.")
+    show.add_argument("epoch", type=int, nargs="?", help="default: the last one")
+    verify = command("verify", _verify, "Read every byte and check it.")
+    verify.add_argument("epoch", type=int, nargs="*", help="default: all")
+    prune = command("prune", _prune, "Delete the checkpoints that no rule keeps.")
+    prune.add_argument("--keep-last", type=int)
+    prune.add_argument("--keep-every", type=int)
+    prune.add_argument("--keep-best", nargs=2, metavar=("METRIC", "min|max"))
+    prune.add_argument("--dry-run", action="store_true", help="only tell")
+    export = command("export", _export, "Write a model's weights into one plain safetensors file.")
+    export.add_argument("epoch", type=int)
+    export.add_argument("file", help="must not exist")
+    diff = command("diff", _diff, "Compare the models of two epochs.")
+    diff.add_argument("first", type=int)
+    diff.add_argument("second", type=int)
+    plot = command("plot", _plot, "Draw a metric over the epochs, as text.")
+    plot.add_argument("metric")
+    return parser
+
+
+def _ls(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    catalog = Catalog(open_storage(absolute(options.dir)))
+    live = set(catalog.live())
+    epochs = catalog.committed()
+    print(f"{'epoch':>7}  {'made (UTC)':<19}  {'size':>9}  {'run':<8}  metrics")
+    for epoch in epochs:
+        try:
+            loaded = checkpointer.read(epoch)
+        except ImuckptError as error:
+            print(f"{epoch:>7}  {error.message}")
+            continue
+        manifest = loaded.manifest
+        size = _size(sum(entry.size for entry in manifest.files))
+        made = manifest.created[:19].replace("T", " ")
+        metrics = ", ".join(f"{name}={_short(value)}" for name, value in loaded.metrics.items())
+        mark = "" if epoch in live else "  (abandoned branch)"
+        print(f"{epoch:>7}  {made}  {size:>9}  {manifest.run_id[-8:]:<8}  {metrics}{mark}")
+    print(f"{len(epochs)} checkpoint(s), {len(epochs) - len(live)} of abandoned branches")
+    return 0
+
+
+def _show(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    loaded = checkpointer.read(options.epoch)
+    manifest = loaded.manifest
+    parent = manifest.parent
+    print(f"epoch {loaded.epoch} at {loaded.url}")
+    print(f"made {manifest.created} by run {manifest.run_id} with {manifest.world_size} rank(s)")
+    print(f"continued from {'scratch' if parent is None else f'epoch {parent.epoch}'}")
+    print("written with " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    for entry in manifest.files:
+        print(f"  {_size(entry.size):>9}  {entry.name}")
+    print(f"metrics: {loaded.metrics}")
+    print(f"model: {len(loaded.model)} tensors")
+    for name, tensor in loaded.model.items():
+        print(
+            f"  {str(tensor.dtype).removeprefix('torch.'):<10} {tuple(tensor.shape)!s:<16} {name}"
+        )
+    optimizer = loaded.optimizer
+    print(f"optimizer: {'none' if optimizer is None else optimizer['class']}")
+    print(f"other: {', '.join(loaded.other) or 'nothing'}")
+    entries = len(loaded.log) if hasattr(loaded.log, "__len__") else 1
+    print(f"log: {entries} entries")
+    return 0
+
+
+def _verify(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    damaged = 0
+    for epoch in options.epoch or checkpointer.list_existing_checkpoint_indices():
+        try:
+            checkpointer.verify(epoch)
+        except CorruptCheckpointError as error:
+            damaged += 1
+            print(f"{epoch:>7}  damaged: {error}")
+        else:
+            print(f"{epoch:>7}  sound")
+    return 1 if damaged else 0
+
+
+def _prune(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    best = tuple(options.keep_best) if options.keep_best else None
+    gone = checkpointer.prune(
+        keep_last=options.keep_last,
+        keep_every=options.keep_every,
+        keep_best=best,
+        dry_run=options.dry_run,
+    )
+    print(f"{'would delete' if options.dry_run else 'deleted'} {len(gone)}: {gone}")
+    return 0
+
+
+def _export(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    model = checkpointer.read(options.epoch).model
+    with open(options.file, "xb") as file:
+        file.writelines(tensors.encode({n: t.contiguous() for n, t in model.items()}))
+    print(f"{len(model)} tensors, {_size(os.path.getsize(options.file))}: {options.file}")
+    return 0
+
+
+def _diff(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    first, second = (checkpointer.read(epoch).model for epoch in (options.first, options.second))
+    differing = 0
+    for name in sorted(first.keys() | second.keys()):
+        told = _difference(first.get(name), second.get(name))
+        if told:
+            differing += 1
+            print(f"  {name}: {told}")
+    total = len(first.keys() | second.keys())
+    print(f"{differing} of {total} tensors differ between {options.first} and {options.second}")
+    return 1 if differing else 0
+
+
+def _difference(a: torch.Tensor | None, b: torch.Tensor | None) -> str:
+    if a is None or b is None:
+        return f"only in the {'second' if a is None else 'first'}"
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
+    if bytes(tensors.byte_view(a)) == bytes(tensors.byte_view(b)):
+        return ""
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    return f"largest difference {(a.to(wide) - b.to(wide)).abs().max().item():.6g}"
+
+
+def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    points: dict[int, float] = {}
+    for epoch in checkpointer.list_existing_checkpoint_indices():
+        value = checkpointer.read(epoch).metrics.get(options.metric)
+        if isinstance(value, (int, float)) and math.isfinite(value):
+            points[epoch] = float(value)
+    if not points:
+        raise ValueError(f"no checkpoint has a finite number for the metric {options.metric!r}")
+    low, high = min(points.values()), max(points.values())
+    for epoch, value in points.items():
+        share = (value - low) / (high - low) if high > low else 1.0
+        print(f"{epoch:>7}  {value:>12.6g}  {'#' * max(1, round(share * _PLOT_WIDTH))}")
+    return 0
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

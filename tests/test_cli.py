@@ -1,0 +1,112 @@
+"""The command `imuckpt`, as a person would use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from conftest import same_bytes, small_model, train
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.cli import main
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Epochs 1 to 4, of which 4 is of an abandoned branch."""
+    train(tmp_path / "run", 4)
+    train(tmp_path / "run", 3, continue_from=2)
+    return tmp_path / "run"
+
+
+def test_ls_lists_all_and_marks_abandoned_ones(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ls", str(directory)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:5]] == ["1", "2", "3", "4"]
+    assert ["abandoned" in line for line in lines[1:5]] == [False, False, False, True]
+    assert "loss=" in lines[1]
+    assert lines[-1] == "4 checkpoint(s), 1 of abandoned branches"
+
+
+def test_ls_goes_on_past_a_damaged_manifest(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory / "checkpoint=2" / "manifest.json").write_bytes(b"")
+    assert main(["ls", str(directory)]) == 0
+    assert "empty, cut or not ours" in capsys.readouterr().out
+
+
+def test_show_tells_what_is_in_it(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(directory)]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "epoch 3",
+        "continued from epoch 2",
+        "0.weight",
+        "AdamW",
+        "scheduler",
+        "3 entries",
+    ):
+        assert part in out
+
+
+def test_verify_finds_damage(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(directory)]) == 0
+    next((directory / "checkpoint=2").glob("optimizer-*")).write_bytes(b"")
+    assert main(["verify", str(directory)]) == 1
+    assert main(["verify", str(directory), "1", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "2  damaged" in out
+    assert "optimizer-" in out
+
+
+def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", str(directory), "--keep-last", "1", "--dry-run"]) == 0
+    assert "would delete 2: [1, 2]" in capsys.readouterr().out
+    assert main(["prune", str(directory), "--keep-last", "1"]) == 0
+    assert Checkpointer(directory).list_existing_checkpoint_indices() == [3, 4]
+    assert main(["prune", str(directory)]) == 2
+    assert "needs a rule" in capsys.readouterr().err
+
+
+def test_export_writes_one_plain_file(directory: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", str(directory), "3", str(file)]) == 0
+    assert same_bytes(
+        safetensors.torch.load_file(file), dict(Checkpointer(directory).read(3).model)
+    )
+    assert main(["export", str(directory), "3", str(file)]) == 2, "never over an existing file"
+
+
+def test_diff(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", str(directory), "3", "3"]) == 0
+    assert main(["diff", str(directory), "1", "3"]) == 1
+    out = capsys.readouterr().out
+    assert "0.weight: largest difference" in out
+    assert "3.bias" not in out, "it is frozen"
+    model = small_model()
+    model[0] = torch.nn.Linear(5, 8, bias=False)
+    with Checkpointer(directory) as checkpointer:
+        checkpointer.checkpoint(5, model=model)
+    assert main(["diff", str(directory), "3", "5"]) == 1
+    out = capsys.readouterr().out
+    assert "0.bias: only in the first" in out
+    assert "(8, 4) became" in out
+
+
+def test_plot(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", str(directory), "loss"]) == 0
+    assert capsys.readouterr().out.count("#") > 60
+    assert main(["plot", str(directory), "nothing"]) == 2
+
+
+def test_what_is_not_there_is_an_error_in_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(tmp_path), "7"]) == 2
+    assert "no committed checkpoint" in capsys.readouterr().err
+    assert main(["ls", str(tmp_path / "nowhere")]) == 0
