@@ -18,7 +18,7 @@ from typing import Any
 
 from ray_imuckpt import layout
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
-from ray_imuckpt.manifest import FORMAT, Manifest, Origin, seal, unseal
+from ray_imuckpt.manifest import FORMAT, Manifest, seal, unseal
 from ray_imuckpt.storage import Storage
 
 
@@ -175,8 +175,3 @@ def _shortened(epochs: list[int]) -> str:
     return (
         str(epochs) if len(epochs) <= 12 else f"{epochs[0]} … {epochs[-1]} ({len(epochs)} in all)"
     )
-
-
-def origin_of(manifest: Manifest | None) -> Origin | None:
-    """`manifest` as the parent of the next checkpoint."""
-    return None if manifest is None else manifest.origin

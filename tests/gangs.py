@@ -130,6 +130,35 @@ def fsdp2_is_gathered_in_full(directory: Path, rank: int) -> None:
     assert torch.equal(model[0].weight.full_tensor(), again[0].weight.full_tensor())
 
 
+def a_rank_that_fails_is_not_waited_for_in_a_gathering(directory: Path, rank: int) -> None:
+    """A sharded model by keyword, beside an object that fails on one rank."""
+
+    class Failing(Position):
+        def state_dict(self) -> dict[str, int]:
+            if rank == 1:
+                raise KeyError("of rank 1")
+            return {}
+
+    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+    sharded = {name: nn.Linear(4, 4) for name in ("a", "z")}
+    for part in sharded.values():
+        fully_shard(part, mesh=mesh)
+    given = sharded if rank else dict(reversed(sharded.items()))
+    checkpointer = Checkpointer(directory)
+    error = _error(lambda: checkpointer.checkpoint(1, model=small_model(), b=Failing(), **given))
+    assert "of rank 1" in str(error)
+    _same_everywhere(str(error))
+    checkpointer.checkpoint(2, model=small_model(), **given)
+    checkpointer.wait()
+    expected = {name: part.weight.full_tensor().clone() for name, part in sharded.items()}
+    for part in sharded.values():
+        with torch.no_grad():
+            part.weight.zero_()
+    checkpointer.start(small_model(), **given)
+    for name, part in sharded.items():
+        assert torch.equal(part.weight.full_tensor(), expected[name])
+
+
 def zero_redundancy_optimizer(directory: Path, rank: int) -> None:
     """Consolidated to rank 0, restored on every rank, also without the sharding."""
 

@@ -40,6 +40,7 @@ STORIES = [
         "fsdp2_is_gathered_in_full",
         "zero_redundancy_optimizer",
         "storage_is_read_on_rank_zero_only",
+        "a_rank_that_fails_is_not_waited_for_in_a_gathering",
     ],
     [
         "every_rank_gets_the_same_error",

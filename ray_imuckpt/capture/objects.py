@@ -36,6 +36,11 @@ def take_object(value: Any) -> Any:
     return _gathered(value.state_dict()) if consolidated(value) else None
 
 
+def may_be_sharded(value: Any) -> bool:
+    """Whether `take_object` may be a collective: models, and optimizers of theirs."""
+    return isinstance(value, (nn.Module, torch.optim.Optimizer))
+
+
 def apply_object(target: Stateful, state: Any) -> None:
     """Put `state` back into `target`, in place."""
     if isinstance(target, nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from ray_imuckpt import codec, layout, tree
 from ray_imuckpt._version import __version__
 from ray_imuckpt.capture.model import take_model
-from ray_imuckpt.capture.objects import is_stateful, take_object
+from ray_imuckpt.capture.objects import is_stateful, may_be_sharded, take_object
 from ray_imuckpt.capture.optimizer import take_optimizer
 from ray_imuckpt.capture.random_state import take_random
 from ray_imuckpt.catalog import Catalog
@@ -94,14 +94,20 @@ def capture(
         return codec.encode_rank({"random": take_random(), "per_rank": state}, ranks.rank)
 
     blobs = ranks.gather(together(ranks, mine))
+    gathered = [name for name in sorted(other) if may_be_sharded(other[name])]
+
+    def local() -> dict[str, Any]:
+        return {name: take_object(other[name]) for name in other if name not in gathered}
+
+    # What one rank alone may fail at comes first: it would be missed in a gathering.
+    values = together(ranks, local)
 
     def shared() -> codec.TrainingState:
         return codec.TrainingState(
             model=take_model(model),
             optimizer=None if optimizer is None else take_optimizer(optimizer, model),
             log=[] if log is None else log,
-            # In the same order on every rank: gathering what is sharded is a collective.
-            other={name: take_object(other[name]) for name in sorted(other)},
+            other={**values, **{name: take_object(other[name]) for name in gathered}},
             objects=[name for name, value in other.items() if is_stateful(value)],
             ranks=blobs,
         )

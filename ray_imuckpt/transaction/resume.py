@@ -179,7 +179,7 @@ def _apply(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
     apply_model(targets.model, loaded.model, loaded.model_extra)
     if targets.optimizer is not None and loaded.optimizer is not None:
         apply_optimizer(targets.optimizer, targets.model, loaded.optimizer)
-    for name, target in targets.objects.items():
+    for name, target in sorted(targets.objects.items()):  # the same order on every rank
         if name in loaded.objects:
             apply_object(target, loaded.other[name])
     if ranks.world_size != len(loaded.ranks):
