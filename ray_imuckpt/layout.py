@@ -56,8 +56,3 @@ def is_data_file_name(name: str) -> bool:
 def temporary_name(name: str) -> str:
     """A name beside `name` for bytes that are not complete yet."""
     return f".{name}.{secrets.token_hex(4)}.tmp"
-
-
-def is_leftover(name: str) -> bool:
-    """Whether `name` is one of `temporary_name`, left behind by a process that was killed."""
-    return name.startswith(f".{MANIFEST}.") and name.endswith(".tmp")

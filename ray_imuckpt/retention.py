@@ -45,8 +45,8 @@ class Rules:
 def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool) -> list[int]:
     """Delete the committed checkpoints that no rule keeps, the oldest first.
 
-    Never deleted: the newest sound one (it is read and verified first), those in `protected`, and
-    abandoned branches (they are not this run's to delete).
+    Never deleted: the newest sound one (it is read and verified first), the one that its run was
+    resumed from, those in `protected`, and abandoned branches (they are not this run's to delete).
 
     Args:
         storage: The directory of the checkpoints.
@@ -64,7 +64,8 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
     epochs = sorted(catalog.live())
     if not epochs:
         return []
-    keep = protected | {_newest_sound(catalog, storage, epochs)}
+    newest = _newest_sound(catalog, storage, epochs)
+    keep = protected | {newest} | {a.epoch for a in catalog.manifest(newest).ancestors[-1:]}
     keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
     keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
     if rules.keep_best:

@@ -86,6 +86,13 @@ def finish_all() -> None:
         writer.finish()
 
 
+# Private, with a public fallback: concurrent.futures closes its pools when the main thread ends,
+# before other threads are joined, and asynchronous file systems resolve names on such a pool. These
+# hooks run last in, first out, so ours waits for the saves first; tests/test_background.py fails
+# without it.
+getattr(threading, "_register_atexit", atexit.register)(finish_all)
+
+
 @atexit.register
 def _tell() -> None:
     for writer in list(_ACTIVE):

@@ -218,6 +218,26 @@ def test_a_process_that_ends_finishes_its_save(tmp_path: Path, how: str) -> None
     Checkpointer(tmp_path).verify(1)
 
 
+def test_pools_still_work_while_the_last_save_is_written(tmp_path: Path) -> None:
+    """Asynchronous file systems need one; concurrent.futures closes them when the script ends."""
+    script = (
+        "import sys, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from torch import nn\n"
+        "from ray_imuckpt import Checkpointer\n"
+        "from ray_imuckpt.storage.local import LocalStorage\n"
+        "pool = ThreadPoolExecutor(1)\n"
+        "real = LocalStorage.put\n"
+        "def put(self, name, data):\n"
+        "    time.sleep(0.5)\n"
+        "    pool.submit(real, self, name, data).result()\n"
+        "LocalStorage.put = put\n"
+        "Checkpointer(sys.argv[1]).checkpoint(1, model=nn.Linear(2, 2))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    Checkpointer(tmp_path).verify(1)
+
+
 def test_an_error_that_nobody_asked_for_is_told_at_exit(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     result = subprocess.run(

@@ -160,6 +160,25 @@ def test_a_model_without_memory_is_not_loaded_into(trained: Any) -> None:
         Checkpointer(trained(1)).load(empty)
 
 
+def test_a_model_by_keyword_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
+    Checkpointer(tmp_path).checkpoint(1, model=small_model(), critic=nn.Linear(2, 2))
+    model = small_model(seed=9)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(StateMismatchError, match="weight"):
+        Checkpointer(tmp_path).start(model, critic=nn.Linear(3, 3))
+    assert same_bytes(dict(model.state_dict()), before)
+
+
+def test_a_size_that_no_file_has_is_corrupt_and_passed_over(trained: Any) -> None:
+    directory = trained(2)
+    file = directory / "checkpoint=2" / "manifest.json"
+    manifest = json.loads(file.read_bytes())
+    huge = dict(manifest["files"][0], size=10**15, chunk_size=10**15)
+    huge["checksums"] = huge["checksums"][:1]
+    file.write_bytes(sealed(manifest, files=[huge, *manifest["files"][1:]]))
+    assert Checkpointer(directory).start(small_model()).start_epoch == 2
+
+
 def test_a_pointer_that_is_cut(tmp_path: Path) -> None:
     (tmp_path / "imuckpt-pointer.json").write_text("{")
     with pytest.raises(CorruptCheckpointError, match="pointer"):

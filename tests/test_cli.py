@@ -66,9 +66,9 @@ def test_verify_finds_damage(directory: Path, capsys: pytest.CaptureFixture[str]
 
 def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prune", str(directory), "--keep-last", "1", "--dry-run"]) == 0
-    assert "would delete 2: [1, 2]" in capsys.readouterr().out
+    assert "would delete 1: [1]" in capsys.readouterr().out
     assert main(["prune", str(directory), "--keep-last", "1"]) == 0
-    assert Checkpointer(directory).list_existing_checkpoint_indices() == [3, 4]
+    assert Checkpointer(directory).list_existing_checkpoint_indices() == [2, 3, 4]
     assert main(["prune", str(directory)]) == 2
     assert "needs a rule" in capsys.readouterr().err
 

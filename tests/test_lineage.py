@@ -66,8 +66,8 @@ def test_the_parent_and_the_ancestors_are_recorded(tmp_path: Path) -> None:
 def test_prune_leaves_abandoned_branches_alone(tmp_path: Path) -> None:
     train(tmp_path, 6)
     train(tmp_path, 4, continue_from=3)
-    assert Checkpointer(tmp_path).prune(keep_last=1) == [1, 2, 3]
-    assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [4, 5, 6]
+    assert Checkpointer(tmp_path).prune(keep_last=1) == [1, 2], "3 was resumed from"
+    assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [3, 4, 5, 6]
 
 
 def test_a_damaged_newest_checkpoint_is_abandoned_by_the_run_that_passes_it_over(

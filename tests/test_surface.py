@@ -238,8 +238,8 @@ def test_memory_urls(tmp_path: Path) -> None:
     assert same_bytes(dict(fresh.state_dict()), dict(whole.state_dict()))
     assert checkpointer.read(2).log == log[:2]
     checkpointer.verify(3)
-    assert checkpointer.prune(keep_last=1) == [1, 2, 3]
-    assert checkpointer.list_existing_checkpoint_indices() == [4]
+    assert checkpointer.prune(keep_last=1) == [1, 3], "2 was resumed from"
+    assert checkpointer.list_existing_checkpoint_indices() == [2, 4]
 
 
 def test_a_pickled_checkpointer_means_the_same_directory(
@@ -301,6 +301,7 @@ def test_prune_never_removes_what_this_run_was_resumed_from(tmp_path: Path) -> N
     for epoch in (4, 5):
         checkpointer.checkpoint(epoch, model=model)
     assert checkpointer.prune(keep_last=1) == [1, 2, 4]
+    assert Checkpointer(tmp_path).prune(keep_last=1) == [], "another process knows it as well"
 
 
 def test_the_root_of_a_store_is_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from ray_imuckpt.capture.model import apply_model, check_model, take_model
 from ray_imuckpt.capture.optimizer import load_exactly
 from ray_imuckpt.capture.sharding import consolidated, whole
-from ray_imuckpt.errors import UnsupportedStateError
+from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 
 
 @runtime_checkable
@@ -41,14 +41,24 @@ def may_be_sharded(value: Any) -> bool:
     return isinstance(value, (nn.Module, torch.optim.Optimizer))
 
 
+def check_object(target: Stateful, state: Any, name: str) -> None:
+    """Raise `StateMismatchError` if `state` does not fit, as far as that can be told beforehand."""
+    if not isinstance(target, nn.Module):
+        return
+    if not isinstance(state, Mapping):
+        raise StateMismatchError(
+            f"{name!r} is a model here, and was saved as a {type(state).__name__}.",
+            hint="Pass what was passed when it was saved.",
+        )
+    tensors, extra = _split(state)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    check_model(target, shapes, set(extra), strict=True)
+
+
 def apply_object(target: Stateful, state: Any) -> None:
     """Put `state` back into `target`, in place."""
     if isinstance(target, nn.Module):
-        tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-        extra = {name: value for name, value in state.items() if name not in tensors}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        check_model(target, shapes, set(extra), strict=True)
-        apply_model(target, tensors, extra)
+        apply_model(target, *_split(state))
     elif isinstance(target, torch.optim.Optimizer):
         load_exactly(target, state)
     else:
@@ -69,6 +79,12 @@ def require_stateful(per_rank: Mapping[str, Any]) -> None:
                 "load_state_dict.",
                 hint="Wrap it in an object that has both.",
             )
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A model's state as its tensors and its extra state."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 
 def _gathered(value: Any) -> Any:

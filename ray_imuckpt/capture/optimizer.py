@@ -86,8 +86,14 @@ def apply_optimizer(
     names = [name for group in live for name in group]
     numbers = {name: number for number, name in enumerate(names)}
     groups = [
-        {**group, "params": [numbers[name] for name in here]}
-        for here, group in zip(live, saved["param_groups"], strict=True)
+        {
+            **{key: value for key, value in group.items() if key != "param_names"},
+            **{key: now[key] for key in ("param_names",) if key in now},  # in the live order
+            "params": [numbers[name] for name in here],
+        }
+        for here, now, group in zip(
+            live, optimizer.param_groups, saved["param_groups"], strict=True
+        )
     ]
     state = {numbers.get(name, name): values for name, values in saved["state"].items()}
     rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}

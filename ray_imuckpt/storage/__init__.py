@@ -69,6 +69,9 @@ class Storage(Protocol):
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens when there is none."""
 
+    def delete_empty(self, directory: str) -> None:
+        """Remove a directory if nothing at all is in it, where the storage knows directories."""
+
     def delete_tree(self, directory: str) -> None:
         """Remove a directory with all it holds; nothing happens when there is none."""
 

@@ -8,6 +8,7 @@ target; leftovers of a crash are named ``.<name>.<random>.tmp`` and are swept by
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -115,6 +116,11 @@ class LocalStorage:
             os.unlink(path)
             _sync_directory(os.path.dirname(path))
 
+    def delete_empty(self, directory: str) -> None:
+        """See `Storage.delete_empty`."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self._path(directory))
+
     def delete_tree(self, directory: str) -> None:
         """See `Storage.delete_tree`."""
         with contextlib.suppress(FileNotFoundError):
@@ -169,5 +175,8 @@ def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some mounted file systems cannot sync a directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

@@ -157,6 +157,9 @@ class RemoteStorage:
             self._fs.rm_file(self._path(name))
         self._forget_listings()
 
+    def delete_empty(self, directory: str) -> None:
+        """See `Storage.delete_empty`. Object stores know no empty directories."""
+
     def delete_tree(self, directory: str) -> None:
         """See `Storage.delete_tree`."""
         with contextlib.suppress(FileNotFoundError):

@@ -144,16 +144,16 @@ def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
         CorruptCheckpointError: It names the file and the bytes.
     """
     for entry in manifest.files:
-        buffer = memoryview(bytearray(min(entry.chunk_size, entry.size)))
         check = _checker(storage, directory, manifest.epoch, entry)
+        buffer = memoryview(bytearray(min(entry.chunk_size, entry.size)))
         for index, (begin, end) in enumerate(chunks.ranges(entry.size, entry.chunk_size)):
             check(index, buffer[: end - begin])
 
 
 def _read_verified(storage: Storage, directory: str, epoch: int, entry: FileEntry) -> torch.Tensor:
+    check = _checker(storage, directory, epoch, entry)  # the size first: then memory for it
     buffer = torch.empty(entry.size, dtype=torch.uint8)
     view = buffer.numpy().data
-    check = _checker(storage, directory, epoch, entry)
     spans = chunks.ranges(entry.size, entry.chunk_size)
 
     def read(index: int) -> None:

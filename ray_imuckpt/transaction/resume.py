@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_imuckpt import layout
 from ray_imuckpt.capture.model import apply_model, check_model
-from ray_imuckpt.capture.objects import apply_object, is_stateful
+from ray_imuckpt.capture.objects import apply_object, check_object, is_stateful
 from ray_imuckpt.capture.optimizer import apply_optimizer, check_optimizer
 from ray_imuckpt.capture.random_state import apply_random, seed_new_rank
 from ray_imuckpt.catalog import Catalog
@@ -161,6 +161,9 @@ def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: 
                 hint="Pass optimizer=None to start() to begin with a fresh optimizer.",
             )
         check_optimizer(targets.optimizer, targets.model, loaded.optimizer)
+    for name, target in targets.objects.items():
+        if name in loaded.objects:
+            check_object(target, loaded.other[name], name)
     missing = [name for name in targets.objects if name not in loaded.objects]
     if ranks.rank < len(loaded.ranks):
         saved = loaded.ranks[ranks.rank]["per_rank"]
@@ -176,12 +179,13 @@ def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: 
 
 
 def _apply(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
-    apply_model(targets.model, loaded.model, loaded.model_extra)
-    if targets.optimizer is not None and loaded.optimizer is not None:
-        apply_optimizer(targets.optimizer, targets.model, loaded.optimizer)
     for name, target in sorted(targets.objects.items()):  # the same order on every rank
         if name in loaded.objects:
             apply_object(target, loaded.other[name])
+    # After the objects, which can only be tried: the model is not changed when one of them refuses.
+    apply_model(targets.model, loaded.model, loaded.model_extra)
+    if targets.optimizer is not None and loaded.optimizer is not None:
+        apply_optimizer(targets.optimizer, targets.model, loaded.optimizer)
     if ranks.world_size != len(loaded.ranks):
         _warn(
             ranks,

@@ -35,6 +35,7 @@ def commit(
         files = tuple(_write(storage, directory, draft, part, previous) for part in parts)
         _check_complete(storage, directory, parts, files)
         manifest = dataclasses.replace(draft, files=files)
+        replaced = _named_files(storage, directory)
         _put_manifest(storage, directory, manifest)
     except Exception as error:
         if not isinstance(error, _UnknownOutcomeError):
@@ -48,8 +49,9 @@ def commit(
             hint="Check that the directory can be written and has space, then save again. "
             "Earlier checkpoints are untouched.",
         ) from error
-    with contextlib.suppress(OSError):  # the commit stands; leftovers go with the next save
-        _sweep(storage, directory, manifest)
+    with contextlib.suppress(Exception):  # the commit stands
+        for name in replaced - {entry.name for entry in files}:
+            storage.delete(f"{directory}/{name}")
     return manifest
 
 
@@ -129,24 +131,21 @@ def _check_complete(
 
 def _discard(storage: Storage, directory: str, attempt_id: str) -> None:
     with contextlib.suppress(Exception):
-        names = storage.files(directory)
-        for name in names:
+        for name in storage.files(directory):
             if layout.is_data_file_name(name) and attempt_id in name:
                 storage.delete(f"{directory}/{name}")
-        if not storage.files(directory):
-            storage.delete_tree(directory)
+        storage.delete_empty(directory)
 
 
-def _sweep(storage: Storage, directory: str, manifest: Manifest) -> None:
-    """Remove the data files of earlier attempts at this epoch; other files are not ours."""
-    keep = {entry.name for entry in manifest.files}
-    stale = [
-        name
-        for name in storage.files(directory)
-        if layout.is_leftover(name) or (layout.is_data_file_name(name) and name not in keep)
-    ]
-    # If another run has committed this epoch since, the files that look stale may be its own.
+def _named_files(storage: Storage, directory: str) -> set[str]:
+    """The files of the checkpoint that is about to be replaced, if there is one.
+
+    Only these may be removed afterwards: a file that no manifest names may belong to a save that
+    another process has not committed yet.
+    """
     path = f"{directory}/{layout.MANIFEST}"
-    if stale and storage.get(path) == manifest.to_bytes():
-        for name in stale:
-            storage.delete(f"{directory}/{name}")
+    try:
+        old = Manifest.from_bytes(storage.get(path), layout.join(storage.url, path))
+    except (OSError, ImuckptError):
+        return set()
+    return {entry.name for entry in old.files}
