@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 
-_LAST = ("last", "latest", "recent")
-_NONE = ("none", "start", "restart", "nothing")
+LAST = "last"
+NONE = "none"
+_LAST = (LAST, "latest", "recent")
+_NONE = (NONE, "start", "restart", "nothing")
 
 
 def continue_from(value: Any) -> str | int:
     """``"last"``, ``"none"`` or an epoch, from any of their synonyms."""
     if value is None or value in _NONE:
-        return "none"
+        return NONE
     if value in _LAST:
-        return "last"
+        return LAST
     if isinstance(value, (str, bool)):
         raise ValueError(  # noqa: TRY004 - an unknown choice, whatever its type
             f"continue_from={value!r} is not known. Choose one of {', '.join(map(repr, _LAST))} "

@@ -108,28 +108,25 @@ class Catalog:
         except (FileNotFoundError, NotADirectoryError):
             return {}
         url = layout.join(self._storage.url, layout.LINEAGE)
-        record: Any = unseal(data, url)
+        hint = "If no branch of this directory was ever abandoned, remove this file."
+        record: Any = unseal(data, url, hint)
         try:
             return {int(epoch): Abandoned(**who) for epoch, who in record["abandoned"].items()}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CorruptCheckpointError(
                 f"The record of abandoned branches is damaged: {error!r}.",
                 url=url,
-                hint="If no branch of this directory was ever abandoned, remove this file.",
+                hint=hint,
             ) from error
 
-    def begin_branch(self, parent: Manifest | None) -> list[int]:
+    def begin_branch(self, parent: Manifest | None) -> None:
         """Record what a run that continues `parent` leaves behind; call before its first commit.
 
         Args:
             parent: What the run was resumed from, ``None`` from scratch.
-
-        Returns:
-            The epochs that are newly abandoned.
         """
         before = self.abandoned()
         after: dict[int, Abandoned] = {}
-        fresh: list[int] = []
         returning = parent is not None and self._is_abandoned(parent.epoch, before)
         for epoch in self.committed():
             was = self._is_abandoned(epoch, before)
@@ -139,14 +136,11 @@ class Catalog:
             if parent is not None and _in_history(epoch, who, parent):
                 continue
             after[epoch] = who
-            if not was:
-                fresh.append(epoch)
         if after != before:
             fields = {
                 str(e): {"attempt_id": w.attempt_id, "run_id": w.run_id} for e, w in after.items()
             }
             self._storage.put(layout.LINEAGE, seal({"format": FORMAT, "abandoned": fields}))
-        return fresh
 
     def delete(self, epoch: int) -> None:
         """Remove a checkpoint, its manifest first: from then on it does not exist."""

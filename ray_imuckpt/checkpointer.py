@@ -30,7 +30,7 @@ from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, absolute, open_storage
 from ray_imuckpt.transaction import gang, resume
 from ray_imuckpt.transaction.gang import Run
-from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.transaction.restore import LoadedCheckpoint, verify
 from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
@@ -153,7 +153,7 @@ class Checkpointer:
         session = self._enter()
         ranks = session.ranks
 
-        def request() -> str | int:
+        def request() -> tuple[str | int, Storage]:
             arguments.model(model)
             arguments.optimizer(optimizer)
             require_stateful(per_rank or {})
@@ -161,24 +161,29 @@ class Checkpointer:
             choice = arguments.continue_from(chosen)
             if device is not None:
                 model.to(device)
-            return choice
+            return choice, self._storage(session)
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process
-        choice = together(ranks, request)
+        choice, storage = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
         targets = resume.Targets(model, optimizer, other, per_rank or {})
-        loaded = self._continue(session, choice, targets, strict=strict)
+        loaded = self._continue(session, storage, choice, targets, strict=strict)
         if loaded is None:
             return Start(model, optimizer, [], 1, dict(other))
         kept = {**other, **loaded.other, **targets.objects}
         return Start(model, optimizer, loaded.log, loaded.epoch + 1, kept)
 
     def _continue(
-        self, session: Session, choice: str | int, targets: resume.Targets, *, strict: bool
+        self,
+        session: Session,
+        storage: Storage,
+        choice: str | int,
+        targets: resume.Targets,
+        *,
+        strict: bool,
     ) -> LoadedCheckpoint | None:
         ranks = session.ranks
-        storage = together(ranks, lambda: self._storage(session))
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
         needs = targets.optimizer is not None
@@ -213,7 +218,8 @@ class Checkpointer:
             model: As for `start`.
             optimizer: As for `start`.
             log: The training log, of any plain types; rank 0's is stored.
-            metrics: Numbers of this epoch, kept with the checkpoint and reported to Ray.
+            metrics: Numbers of this epoch, kept with the checkpoint and reported to Ray; the same
+                names on every rank, rank 0's numbers count.
             per_rank: As for `start`; every rank's state is stored.
             force: Save also when `epoch` is not a multiple of ``save_every``.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
@@ -229,21 +235,20 @@ class Checkpointer:
         session = self._enter()
         ranks = session.ranks
 
-        def request() -> tuple[int, dict[str, Any] | None]:
+        def request() -> tuple[int, dict[str, Any] | None, Storage]:
             arguments.model(model)
             arguments.optimizer(optimizer)
             require_stateful(per_rank or {})
             numbers = arguments.metrics(metrics)
             tree.encode(numbers, {}, "metrics")
-            return arguments.epoch(epoch), numbers
+            return arguments.epoch(epoch), numbers, self._storage(session)
 
         self._saver.settle(ranks, wait=False)
-        epoch, numbers = together(ranks, request)
+        epoch, numbers, storage = together(ranks, request)
         due = bool(force) or epoch % self.save_every == 0
         asked = gang.signature(model, optimizer, per_rank, other, epoch)
         asked |= {"whether a save is due": due, "metrics": sorted(numbers or {})}
         gang.agree(ranks, "checkpoint", asked)
-        storage = together(ranks, lambda: self._storage(session))
         if not due:
             if numbers is not None:
                 session.report(numbers, storage, None)
@@ -363,7 +368,8 @@ class Checkpointer:
         Raises:
             CorruptCheckpointError: It names the file and the bytes.
         """
-        source.verify(self._storage(), self._catalog().manifest(arguments.epoch(i)))
+        manifest = self._catalog().manifest(arguments.epoch(i))
+        verify(self._storage(), layout.checkpoint_name(manifest.epoch), manifest)
 
     def prune(
         self,
@@ -390,7 +396,9 @@ class Checkpointer:
             **kwargs: Everything else of a ``RunConfig``.
         """
         place = None if self.dir is None else self._storage()
-        return sessions.ray().run_config(place, fresh=self.continue_from != "last", **kwargs)
+        return sessions.ray().run_config(
+            place, fresh=self.continue_from != arguments.LAST, **kwargs
+        )
 
     # ------------------------------------------------------------------ below
 

@@ -55,7 +55,7 @@ class TrainingState:
     ranks: list[bytes]
 
 
-@dataclass
+@dataclass(frozen=True)
 class DecodedState:
     """The ``state`` part."""
 

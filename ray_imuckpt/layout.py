@@ -15,9 +15,7 @@ LINEAGE = "lineage.json"
 POINTER = "imuckpt-pointer.json"
 
 _CHECKPOINT = re.compile(r"checkpoint=(0|[1-9][0-9]*)", re.ASCII)
-_DATA_FILE = re.compile(
-    r"(?P<part>[a-z_]+)-(?P<attempt>[0-9a-f]{16})\.(safetensors|json)", re.ASCII
-)
+_DATA_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(safetensors|json)", re.ASCII)
 
 
 def checkpoint_name(epoch: int) -> str:

@@ -21,6 +21,7 @@ from ray_imuckpt import chunks, layout
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 
 FORMAT = 1
+USE_ANOTHER = 'Use another epoch; start("last") falls back to the newest sound one by itself.'
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Manifest:
             UnsupportedFormatError: It was written by a newer release.
             CorruptCheckpointError: It is cut, altered, or names files outside its directory.
         """
-        fields = unseal(data, url)
+        fields = unseal(data, url, USE_ANOTHER)
         try:
             manifest = _parse(fields)
         except (KeyError, TypeError, ValueError) as error:
@@ -144,8 +145,13 @@ def seal(record: Mapping[str, Any]) -> bytes:
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
-def unseal(data: bytes, url: str) -> dict[str, Any]:
+def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
     """The record that `seal` wrote.
+
+    Args:
+        data: The file's bytes.
+        url: Where they came from, for the error.
+        hint: What to do when they are damaged.
 
     Raises:
         UnsupportedFormatError: It was written by a newer release.
@@ -162,7 +168,7 @@ def unseal(data: bytes, url: str) -> dict[str, Any]:
         raise CorruptCheckpointError(
             f"The record is empty, cut or not ours ({error}).",
             url=url,
-            hint='Use another epoch; start("last") falls back by itself.',
+            hint=hint,
         ) from error
     if version > FORMAT:
         raise UnsupportedFormatError(
@@ -175,7 +181,7 @@ def unseal(data: bytes, url: str) -> dict[str, Any]:
         raise CorruptCheckpointError(
             "The record was altered: its checksum does not match.",
             url=url,
-            hint='Use another epoch; start("last") falls back by itself.',
+            hint=hint,
         )
     return record
 

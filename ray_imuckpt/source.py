@@ -86,21 +86,11 @@ def load_into(
     strict: bool,
 ) -> nn.Module:
     """Put the weights of `loaded` into `model`."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in loaded.model.items()}
-    check_model(model, shapes, set(loaded.model_extra), strict=strict)
+    check_model(model, loaded.model, loaded.model_extra, strict=strict)
     if device is not None:
         model.to(device)
     apply_model(model, loaded.model, loaded.model_extra)
     return model
-
-
-def verify(storage: Storage, manifest: Manifest) -> None:
-    """Read every byte of a checkpoint and check it.
-
-    Raises:
-        CorruptCheckpointError: It names the file and the bytes.
-    """
-    restore.verify(storage, layout.checkpoint_name(manifest.epoch), manifest)
 
 
 def _open(place: Storage, options: dict[str, Any] | None = None) -> LoadedCheckpoint:

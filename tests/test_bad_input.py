@@ -169,6 +169,25 @@ def test_a_model_by_keyword_that_does_not_fit_changes_nothing(tmp_path: Path) ->
     assert same_bytes(dict(model.state_dict()), before)
 
 
+def test_an_object_that_refuses_its_state_leaves_the_model_unchanged(tmp_path: Path) -> None:
+    class Refusing:
+        def state_dict(self) -> dict[str, int]:
+            return {"at": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            raise KeyError("not mine")
+
+    Checkpointer(tmp_path).checkpoint(
+        1, model=small_model(), per_rank={"sampler": Refusing()}, detector=Refusing()
+    )
+    for given in ({"per_rank": {"sampler": Refusing()}}, {"detector": Refusing()}):
+        model = small_model(seed=9)
+        before = {n: t.clone() for n, t in model.state_dict().items()}
+        with pytest.raises(KeyError, match="not mine"):
+            Checkpointer(tmp_path).start(model, **given)
+        assert same_bytes(dict(model.state_dict()), before)
+
+
 def test_a_size_that_no_file_has_is_corrupt_and_passed_over(trained: Any) -> None:
     directory = trained(2)
     file = directory / "checkpoint=2" / "manifest.json"

@@ -90,8 +90,9 @@ def test_a_damaged_record_is_an_error_and_not_a_wrong_choice(tmp_path: Path) -> 
     train(tmp_path, 2, continue_from=1)
     record = tmp_path / "lineage.json"
     record.write_bytes(record.read_bytes()[:-9])
-    with pytest.raises(CorruptCheckpointError, match="lineage.json"):
+    with pytest.raises(CorruptCheckpointError, match="lineage.json") as caught:
         Checkpointer(tmp_path).start(small_model())
+    assert "remove this file" in str(caught.value)
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2, 3]
 
 

@@ -83,14 +83,18 @@ def take_model(model: nn.Module) -> ModelState:
 
 
 def check_model(
-    model: nn.Module, shapes: Mapping[str, tuple[int, ...]], extra: set[str], *, strict: bool
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    extra: Mapping[str, Any],
+    *,
+    strict: bool,
 ) -> None:
     """Raise unless a state with these tensors can be loaded into `model`.
 
     Args:
         model: The live model; not changed.
-        shapes: Saved tensor name to shape, tied names included.
-        extra: Saved names that hold something else than a tensor.
+        tensors: The saved ones, tied names included; their shapes are looked at.
+        extra: What else was saved.
         strict: Whether missing and unexpected names are errors. Wrong shapes always are.
 
     Raises:
@@ -106,7 +110,7 @@ def check_model(
         )
     names = _names(module)
     live = {names(key): value for key, value in module.state_dict(keep_vars=True).items()}
-    saved = set(shapes) | extra
+    saved = set(tensors) | set(extra)
     # A tied name may be stored or not, as long as its bytes are there under one of its names.
     tied: dict[Any, set[str]] = {}
     for name, value in live.items():
@@ -116,13 +120,13 @@ def check_model(
     missing = sorted(set(live) - saved - covered) if strict else []
     unexpected = sorted(saved - set(live)) if strict else []
     wrong = {
-        name: (list(shapes[name]), list(value.shape))
+        name: (list(tensors[name].shape), list(value.shape))
         for name, value in live.items()
         if isinstance(value, torch.Tensor)
         and not _is_extra(name)
-        and name in shapes
+        and name in tensors
         and not nn.parameter.is_lazy(value)
-        and tuple(value.shape) != tuple(shapes[name])
+        and value.shape != tensors[name].shape
     }
     if missing or unexpected or wrong:
         raise StateMismatchError(

@@ -50,9 +50,7 @@ def check_object(target: Stateful, state: Any, name: str) -> None:
             f"{name!r} is a model here, and was saved as a {type(state).__name__}.",
             hint="Pass what was passed when it was saved.",
         )
-    tensors, extra = _split(state)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    check_model(target, shapes, set(extra), strict=True)
+    check_model(target, *_split(state), strict=True)
 
 
 def apply_object(target: Stateful, state: Any) -> None:

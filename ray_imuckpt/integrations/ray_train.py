@@ -38,7 +38,7 @@ def own_storage() -> Storage | None:
     """The directory of the run that this process is a worker of."""
     context = _context()
     place = None if context is None else _run_storage(context)
-    return None if place is None else from_arrow(place.storage_filesystem, place.experiment_fs_path)
+    return None if place is None else _ours(place)
 
 
 class LocalSession:
@@ -98,8 +98,7 @@ class GangSession:
 
     def __init__(self, context: ray.train.TrainContext) -> None:
         self._context = context
-        place = _run_storage(context)
-        self._own = from_arrow(place.storage_filesystem, place.experiment_fs_path)
+        self._own = _ours(_run_storage(context))
         self.ranks: Ranks = current()
         # Ray would delete a directory that it knows twice while it still counts as the newest.
         self._known = {
@@ -207,6 +206,11 @@ def _context() -> ray.train.TrainContext | None:
         return ray.train.get_context()
     except (RuntimeError, DeprecationWarning):  # not in a training function
         return None
+
+
+def _ours(place: Any) -> Storage:
+    """Ray's storage context of a run as a storage of ours."""
+    return from_arrow(place.storage_filesystem, place.experiment_fs_path)
 
 
 def _run_storage(context: ray.train.TrainContext) -> Any:

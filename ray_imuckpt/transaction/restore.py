@@ -14,7 +14,7 @@ import torch
 
 from ray_imuckpt import chunks, codec, layout, parallel, tree
 from ray_imuckpt.errors import CorruptCheckpointError
-from ray_imuckpt.manifest import FileEntry, Manifest
+from ray_imuckpt.manifest import USE_ANOTHER, FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks, together
 from ray_imuckpt.storage import Storage
 
@@ -134,7 +134,7 @@ def open_checkpoint(
         gang.broadcast_into(buffer)
         return buffer
 
-    return LoadedCheckpoint(manifest, _url(storage, directory), fetch)
+    return LoadedCheckpoint(manifest, layout.join(storage.url, directory), fetch)
 
 
 def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
@@ -173,9 +173,9 @@ def _checker(
     def corrupt(what: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(
             f"A data file of a committed checkpoint is damaged: {what}.",
-            url=_url(storage, path),
+            url=layout.join(storage.url, path),
             epoch=epoch,
-            hint='Use another epoch; start("last") falls back to the newest sound one by itself.',
+            hint=USE_ANOTHER,
         )
 
     def check(index: int, buffer: memoryview) -> None:
@@ -194,10 +194,6 @@ def _checker(
     if size != entry.size:
         raise corrupt(f"it has {size} bytes instead of {entry.size}")
     return check
-
-
-def _url(storage: Storage, path: str) -> str:
-    return layout.join(storage.url, path)
 
 
 def read_all(checkpoint: LoadedCheckpoint, *, optimizer: bool) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import layout
+from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.capture.model import apply_model, check_model
 from ray_imuckpt.capture.objects import apply_object, check_object, is_stateful
 from ray_imuckpt.capture.optimizer import apply_optimizer, check_optimizer
@@ -23,9 +24,6 @@ from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_checkpoint, read_all
 
 logger = logging.getLogger("ray_imuckpt")
-
-LAST = "last"
-NONE = "none"
 
 
 def find(
@@ -150,8 +148,7 @@ def apply(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: b
 
 
 def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in loaded.model.items()}
-    check_model(targets.model, shapes, set(loaded.model_extra), strict=strict)
+    check_model(targets.model, loaded.model, loaded.model_extra, strict=strict)
     if targets.optimizer is not None:
         if loaded.optimizer is None:
             raise StateMismatchError(
@@ -182,6 +179,10 @@ def _apply(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
     for name, target in sorted(targets.objects.items()):  # the same order on every rank
         if name in loaded.objects:
             apply_object(target, loaded.other[name])
+    mine = loaded.ranks[ranks.rank] if ranks.rank < len(loaded.ranks) else None
+    for name, target in targets.per_rank.items():
+        if mine is not None and name in mine["per_rank"]:
+            apply_object(target, mine["per_rank"][name])
     # After the objects, which can only be tried: the model is not changed when one of them refuses.
     apply_model(targets.model, loaded.model, loaded.model_extra)
     if targets.optimizer is not None and loaded.optimizer is not None:
@@ -194,11 +195,7 @@ def _apply(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
             len(loaded.ranks),
             ranks.world_size,
         )
-    if ranks.rank < len(loaded.ranks):
-        mine = loaded.ranks[ranks.rank]
-        for name, target in targets.per_rank.items():
-            if name in mine["per_rank"]:
-                apply_object(target, mine["per_rank"][name])
+    if mine is not None:
         apply_random(mine["random"])
     else:
         seed_new_rank(loaded.ranks[0]["random"], ranks.rank)
