@@ -28,9 +28,10 @@ from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, absolute, open_storage
-from ray_imuckpt.transaction import gang, resume
+from ray_imuckpt.transaction import gang, putback, resume
 from ray_imuckpt.transaction.gang import Run
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, verify
+from ray_imuckpt.transaction.reading import verify
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
 from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
@@ -167,7 +168,7 @@ class Checkpointer:
         finish_all()  # of another Checkpointer of this process
         choice, storage = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
-        targets = resume.Targets(model, optimizer, other, per_rank or {})
+        targets = putback.Targets(model, optimizer, other, per_rank or {})
         loaded = self._continue(session, storage, choice, targets, strict=strict)
         if loaded is None:
             return Start(model, optimizer, [], 1, dict(other))
@@ -179,18 +180,16 @@ class Checkpointer:
         session: Session,
         storage: Storage,
         choice: str | int,
-        targets: resume.Targets,
+        targets: putback.Targets,
         *,
         strict: bool,
     ) -> LoadedCheckpoint | None:
         ranks = session.ranks
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
-        needs = targets.optimizer is not None
-        loaded = resume.find(ranks, storage, choice, own, optimizer=needs)
+        loaded = resume.restore(ranks, storage, choice, own, targets, strict=strict)
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         if loaded is not None:
-            resume.apply(loaded, targets, ranks, strict=strict)
             run.parent, run.resumed_from = loaded.manifest, loaded.epoch
             session.resumed(storage, loaded.manifest)
         self._saver.run = run

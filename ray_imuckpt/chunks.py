@@ -17,12 +17,13 @@ from itertools import accumulate
 import xxhash
 
 CHUNK_SIZE = 8 * 1024 * 1024
+Digest = xxhash.xxh3_128  # update(bytes), hexdigest()
 _SMALL = 64 * 1024  # below this, joining neighbours costs less than one more system call argument
 
 
 def checksum(views: Iterable[memoryview | bytes]) -> str:
     """The XXH3-128 of the views' bytes one after the other, 32 hexadecimal digits."""
-    digest = xxhash.xxh3_128()
+    digest = Digest()
     for view in views:
         digest.update(view)
     return digest.hexdigest()
@@ -35,6 +36,8 @@ def ranges(size: int, chunk_size: int) -> list[tuple[int, int]]:
 
 class Chunks(Sequence[list[memoryview]]):
     """The bytes of `views` in a row, in chunks of `chunk_size` bytes (the last may be shorter).
+
+    The same row serves both ways: a save writes a file from it, a restore reads a file into it.
 
     Args:
         views: One-dimensional byte views; they are read when a chunk is asked for, not before.
@@ -52,21 +55,36 @@ class Chunks(Sequence[list[memoryview]]):
         return (self.size + self.chunk_size - 1) // self.chunk_size
 
     def __getitem__(self, index: int) -> list[memoryview]:  # type: ignore[override]
-        """The views that make up chunk `index`, small neighbours joined."""
+        """The views that make up chunk `index`, small neighbours joined (copied)."""
+        return _join_small(self.pieces(index))
+
+    def pieces(self, index: int) -> list[memoryview]:
+        """The views that make up chunk `index`, none copied: writing to them writes to `views`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin = index * self.chunk_size
-        end = min(begin + self.chunk_size, self.size)
-        pieces: list[memoryview] = []
-        at = bisect_right(self._ends, begin)
-        while begin < end:
-            view, view_end = self._views[at], self._ends[at]
-            offset = begin - (view_end - len(view))
-            piece = view[offset : offset + min(end, view_end) - begin]
-            pieces.append(piece)
-            begin += len(piece)
-            at += 1
-        return _join_small(pieces)
+        cuts = cut(self._ends, begin, min(begin + self.chunk_size, self.size))
+        return [self._views[which][start:stop] for which, start, stop in cuts]
+
+
+def cut(ends: Sequence[int], begin: int, end: int) -> list[tuple[int, int, int]]:
+    """Which pieces of a row make up its bytes [begin, end): (which, start, stop) of each.
+
+    Args:
+        ends: Where each piece ends in the row, ascending.
+        begin: The first byte.
+        end: Behind the last byte, at most ``ends[-1]``.
+    """
+    found = []
+    which = bisect_right(ends, begin)
+    while begin < end:
+        base = ends[which - 1] if which else 0
+        stop = min(end, ends[which])
+        if stop > begin:
+            found.append((which, begin - base, stop - base))
+        begin = stop
+        which += 1
+    return found
 
 
 def _join_small(pieces: list[memoryview]) -> list[memoryview]:

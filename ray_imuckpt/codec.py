@@ -149,25 +149,10 @@ def _model_files(model: ModelState) -> Iterable[TensorFile]:
 
 
 def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:
-    found, metadata = decode_tensors(torch.frombuffer(bytearray(blob), dtype=torch.uint8), "a rank")
-    into.update(found)
-    return tree.loads(metadata[_TREE].encode("ascii"))
-
-
-def decode_tensors(
-    buffer: torch.Tensor, url: str
-) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
-    """The tensors of a safetensors file (views of `buffer`) and its metadata."""
-    size = len(buffer)
-    base = tensors.header_length(bytes(buffer[:8].numpy()), size, url)
-    header = tensors.parse_header(bytes(buffer[:base].numpy()), size, url)
-    try:
-        found = {name: tensors.tensor_at(buffer, info) for name, info in header.tensors.items()}
-    except (RuntimeError, TypeError, OverflowError) as error:  # no tensor can have such a shape
-        raise CorruptCheckpointError(
-            f"A safetensors header is damaged: {error}.", url=url
-        ) from error
-    return found, header.metadata
+    header = tensors.parse_header(blob, len(blob), "a rank")
+    data = bytearray(blob)
+    into.update({name: tensors.tensor_at(data, info) for name, info in header.tensors.items()})
+    return tree.loads(header.metadata[_TREE].encode("ascii"))
 
 
 def decode_model(
@@ -181,13 +166,12 @@ def decode_model(
 
 
 def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> DecodedState:
-    """The ``state`` part, the optimizer's tree still undecoded. Tensors are copies.
+    """The ``state`` part, the optimizer's tree still undecoded.
 
-    In the file a byte tensor may lie at any address, and torch crashes the process when it is given
-    the state of a generator at an odd one.
+    Each tensor must have memory of its own: in the file a byte tensor may lie at any address, and
+    torch crashes the process when it is given the state of a generator at an odd one.
     """
     trees = tree.loads(text)
-    found = {name: tensor.clone() for name, tensor in found.items()}
     try:
         return DecodedState(
             log=tree.decode(trees["log"], found),

@@ -11,7 +11,7 @@ from ray_imuckpt import arguments, layout, tree
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.transaction.restore import verify
+from ray_imuckpt.transaction.reading import verify
 
 logger = logging.getLogger("ray_imuckpt")
 

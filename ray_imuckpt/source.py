@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import layout
-from ray_imuckpt.capture.model import apply_model, check_model
+from ray_imuckpt.capture.model import apply_model, check_model, model_memory
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.manifest import Manifest
@@ -86,10 +86,11 @@ def load_into(
     strict: bool,
 ) -> nn.Module:
     """Put the weights of `loaded` into `model`."""
-    check_model(model, loaded.model, loaded.model_extra, strict=strict)
+    tensors, extra = loaded.model_places
+    check_model(model, tensors, extra, strict=strict)
     if device is not None:
         model.to(device)
-    apply_model(model, loaded.model, loaded.model_extra)
+    apply_model(model, *loaded.fill_model(model_memory(model, tensors)))
     return model
 
 

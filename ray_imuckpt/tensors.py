@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
 
@@ -138,10 +139,14 @@ def encode(
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor as bytes, not copied."""
+    return _flat(tensor).numpy().data
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
     flat = tensor.detach().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return flat.view(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -151,10 +156,12 @@ class Header:
     Attributes:
         tensors: Name to where it lies, tied names included.
         metadata: The file's ``__metadata__`` without the keys of this module.
+        length: Bytes before the first tensor.
     """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    length: int = 0
 
 
 def header_length(prefix: bytes, file_size: int, url: str) -> int:
@@ -196,7 +203,7 @@ def parse_header(head: bytes, file_size: int, url: str) -> Header:
         raise CorruptCheckpointError(
             f"A safetensors header is damaged: {error!r}.", url=url
         ) from error
-    return Header(infos, metadata)
+    return Header(infos, metadata, base)
 
 
 def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, str]) -> TensorInfo:
@@ -216,17 +223,64 @@ def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, s
     return TensorInfo(dtype, shape, base + begin, base + end)
 
 
-def tensor_at(buffer: torch.Tensor, info: TensorInfo, offset: int = 0) -> torch.Tensor:
-    """The tensor that `info` describes, as a view of a file's bytes.
+def tensor_at(data: bytearray, info: TensorInfo) -> torch.Tensor:
+    """The tensor that `info` describes, as a copy out of a file's bytes."""
+    tensor = torch.empty(info.shape, dtype=info.dtype)
+    byte_view(tensor)[:] = memoryview(data)[info.begin : info.end]
+    return tensor
+
+
+def places(header: Header) -> dict[str, torch.Tensor]:
+    """A host tensor for each stored one, nothing in it; tied names share one."""
+    made: dict[tuple[int, int], torch.Tensor] = {}
+    found = {}
+    for name, info in header.tensors.items():
+        key = (info.begin, info.end)
+        if info.begin == info.end or key not in made:
+            made[key] = torch.empty(info.shape, dtype=info.dtype)
+        found[name] = made[key]
+    return found
+
+
+def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Memory for all bytes of a file in their order: a scratch for the header, then the tensors'.
 
     Args:
-        buffer: One-dimensional uint8 tensor with the file's bytes from `offset` on.
-        info: From the file's header.
-        offset: The file's byte that ``buffer[0]`` is.
+        header: The file's.
+        found: A contiguous tensor of the stored shape and dtype for each name, on any device; tied
+            names have the same.
     """
-    if info.begin == info.end:
-        return torch.empty(info.shape, dtype=info.dtype)
-    flat = buffer[info.begin - offset : info.end - offset]
-    if flat.storage_offset() % info.dtype.itemsize or flat.data_ptr() % info.dtype.itemsize:
-        flat = flat.clone()  # a file that another writer laid out without alignment
-    return flat.view(info.dtype).reshape(info.shape)
+    at = {info.begin: name for name, info in header.tensors.items() if info.end > info.begin}
+    scratch = torch.empty(header.length, dtype=torch.uint8)
+    return [scratch, *(_flat(found[at[begin]]) for begin in sorted(at))]
+
+
+def takes(live: Any, place: torch.Tensor) -> bool:
+    """Whether the bytes of `place` may be put straight into the memory of `live`."""
+    return (
+        isinstance(live, torch.Tensor)
+        and not nn.parameter.is_lazy(live)
+        and type(live.detach()) is torch.Tensor
+        and live.layout == torch.strided
+        and live.device.type in ("cpu", "cuda")
+        and live.dtype == place.dtype
+        and live.shape == place.shape
+        and live.is_contiguous()
+        and not (live.is_quantized or live.is_conj() or live.is_neg())
+    )
+
+
+def disjoint(live: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Those tensors that share no memory with another one before them."""
+    kept = {}
+    device, end = None, 0
+    for key, tensor in sorted(live.items(), key=lambda item: _address(item[1])):
+        begin = tensor.data_ptr()
+        if tensor.device != device or begin >= end:
+            kept[key] = tensor
+            device, end = tensor.device, begin + tensor.nbytes
+    return kept
+
+
+def _address(tensor: torch.Tensor) -> tuple[str, int]:
+    return str(tensor.device), tensor.data_ptr()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import small_model, train
+from conftest import adamw, small_model, train
 from ray_imuckpt import Checkpointer, CorruptCheckpointError
 
 
@@ -100,13 +100,16 @@ def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
     """continue_from="none" was for the first attempt; a damaged one does not bring it back."""
     from ray_imuckpt.ranks import SoloRanks
     from ray_imuckpt.storage import open_storage
-    from ray_imuckpt.transaction import resume
+    from ray_imuckpt.transaction import putback, resume
 
     train(tmp_path, 3)
     run_id = Checkpointer(tmp_path).read(3).manifest.run_id
     next((tmp_path / "checkpoint=3").glob("model-*")).write_bytes(b"")
     storage = open_storage(str(tmp_path))
-    found = resume.find(SoloRanks(), storage, "none", run_id, optimizer=True)
+    model = small_model()
+    targets = putback.Targets(model, adamw(model))
+    found = resume.restore(SoloRanks(), storage, "none", run_id, targets, strict=True)
     assert found is not None
     assert found.epoch == 2
-    assert resume.find(SoloRanks(), storage, "none", "another run", optimizer=True) is None
+    other = resume.restore(SoloRanks(), storage, "none", "another run", targets, strict=True)
+    assert other is None

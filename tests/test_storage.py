@@ -82,16 +82,16 @@ def test_large_files_are_whole(place: Place) -> None:
     write(place, "a/large", data, chunk_size=8 << 20)
     assert place.look("a/large") == data
     buffer = bytearray(1000)
-    place.storage.read_into("a/large", 35_000_000, memoryview(buffer))
+    place.storage.read_into("a/large", 35_000_000, [memoryview(buffer)], lambda _: None)
     assert buffer == data[35_000_000:35_001_000]
 
 
 def test_reading_past_the_end_is_an_error(place: Place) -> None:
     write(place, "a/b", b"0123456789")
     with pytest.raises(EOFError):
-        place.storage.read_into("a/b", 5, memoryview(bytearray(6)))
+        place.storage.read_into("a/b", 5, [memoryview(bytearray(6))], lambda _: None)
     with pytest.raises(FileNotFoundError):
-        place.storage.read_into("a/none", 0, memoryview(bytearray(6)))
+        place.storage.read_into("a/none", 0, [memoryview(bytearray(6))], lambda _: None)
     with pytest.raises(FileNotFoundError):
         place.storage.get("a/none")
     with pytest.raises(FileNotFoundError):

@@ -13,7 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ray_imuckpt.capture.sharding import is_sharded, like, whole
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
-from ray_imuckpt.tensors import check_storable
+from ray_imuckpt.tensors import check_storable, disjoint, takes
 
 # Segments that torch.compile and activation checkpointing put into names.
 _WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module"}
@@ -139,6 +139,23 @@ def check_model(
         )
 
 
+def model_memory(model: nn.Module, places: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Where in `model` saved tensors can be read to: ``id()`` of the place to the live tensor."""
+    module = bare(model)
+    names = _names(module)
+    found: dict[int, torch.Tensor] = {}
+    taken: set[Any] = set()
+    for key, value in module.state_dict(keep_vars=True).items():
+        place = places.get(names(key))
+        if place is None or _is_extra(names(key)) or not takes(value, place):
+            continue
+        identity = _identity(value)
+        if id(place) not in found and identity not in taken:
+            found[id(place)] = value
+            taken.add(identity)
+    return disjoint(found)
+
+
 def _is_extra(name: str) -> bool:
     """Whether it is what ``get_extra_state`` gave, which may be a tensor of any shape."""
     return name.rsplit(".", 1)[-1] == "_extra_state"
@@ -167,7 +184,9 @@ def apply_model(
         if name in extra:
             state[key] = extra[name]
         elif isinstance(value, torch.Tensor) and _identity(value) in by_identity:
-            state[key] = like(by_identity[_identity(value)], value)
+            saved = by_identity[_identity(value)]
+            # What was read into the live tensor is there: torch returns from a copy to itself.
+            state[key] = value if _identity(saved) == _identity(value) else like(saved, value)
     module.load_state_dict(state, strict=False)
 
 

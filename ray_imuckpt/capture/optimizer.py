@@ -22,6 +22,7 @@ from ray_imuckpt.capture.sharding import (
     whole,
 )
 from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.tensors import disjoint, takes
 
 OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
@@ -76,6 +77,31 @@ def check_optimizer(
                 unexpected=unexpected,
                 hint="Give the optimizer the same parameters, in the same groups.",
             )
+
+
+def optimizer_memory(
+    optimizer: torch.optim.Optimizer, model: nn.Module, places: OptimizerState
+) -> dict[int, torch.Tensor]:
+    """Where saved tensors can be read to: ``id()`` of the place to the tensor.
+
+    That is the live state, or new memory on the device of the parameter.
+    """
+    found: dict[int, torch.Tensor] = {}
+    if is_zero_redundancy(optimizer):
+        return found
+    names = [name for group in _live_names(optimizer, model) for name in group]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for name, parameter in zip(names, parameters, strict=True):
+        live = optimizer.state.get(parameter) or {}
+        values = places["state"].get(name)
+        for key, place in values.items() if isinstance(values, Mapping) else ():
+            if not isinstance(place, torch.Tensor):
+                continue
+            if takes(live.get(key), place):
+                found[id(place)] = live[key]
+            elif parameter.is_cuda and not is_sharded(parameter) and _is_like(place, parameter):
+                found[id(place)] = torch.empty_like(place, device=parameter.device)
+    return disjoint(found)
 
 
 def apply_optimizer(
@@ -151,6 +177,10 @@ def _class_name(optimizer: torch.optim.Optimizer) -> str:
         # What is inside, so that the run may be resumed without the sharding.
         return type(optimizer.optim).__name__  # type: ignore[attr-defined]
     return type(optimizer).__name__
+
+
+def _is_like(value: torch.Tensor, parameter: torch.Tensor) -> bool:
+    return value.dim() > 0 and value.shape == parameter.shape
 
 
 def _whole(values: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray_imuckpt.chunks import Chunks
@@ -48,8 +48,14 @@ class Storage(Protocol):
     def get(self, name: str) -> bytes:
         """All bytes of a small file."""
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the file's bytes from `offset` on; past its end: ``EOFError``."""
+    def read_into(
+        self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
+    ) -> None:
+        """Fill `views`, one after the other, with the file's bytes from `offset` on.
+
+        Calls `seen` for every piece in order, as soon as it is filled and still in the processor's
+        caches. Past the end of the file: ``EOFError``.
+        """
 
     def size(self, name: str) -> int:
         """The size of a file in bytes."""

@@ -11,12 +11,16 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.layout import temporary_name
 from ray_imuckpt.storage import Observer
+
+_RUN = 1024 * 1024  # read at once: what fits into a core's own cache, to be hashed there
+_VIEWS = 1024  # IOV_MAX of Linux
 
 
 class LocalStorage:
@@ -68,16 +72,17 @@ class LocalStorage:
         with open(self._path(name), "rb") as file:
             return file.read()
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+    def read_into(
+        self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
+    ) -> None:
         """See `Storage.read_into`."""
         descriptor = os.open(self._path(name), os.O_RDONLY)
         try:
-            done = 0
-            while done < len(buffer):
-                count = os.preadv(descriptor, [buffer[done:]], offset + done)
-                if count == 0:
-                    raise EOFError(f"{self._path(name)} ends at byte {offset + done}")
-                done += count
+            for run in _runs(views):
+                _preadv_all(descriptor, run, offset, self._path(name))
+                for view in run:
+                    seen(view)
+                    offset += len(view)
         finally:
             os.close(descriptor)
 
@@ -169,6 +174,37 @@ def _pwrite_all(descriptor: int, views: list[memoryview], offset: int) -> None:
         while done < len(view):
             done += os.pwrite(descriptor, view[done:], offset + done)
         offset += len(view)
+
+
+def _runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The views cut and grouped so that each group is at most `_RUN` bytes and `_VIEWS` views."""
+    run: list[memoryview] = []
+    room = _RUN
+    for view in views:
+        rest = view
+        while len(rest):
+            if not room or len(run) == _VIEWS:
+                yield run
+                run, room = [], _RUN
+            piece, rest = rest[:room], rest[room:]
+            run.append(piece)
+            room -= len(piece)
+    if run:
+        yield run
+
+
+def _preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str) -> None:
+    missing = sum(map(len, views))
+    while missing:
+        count = os.preadv(descriptor, views, offset)
+        if count == 0:
+            raise EOFError(f"{path} ends at byte {offset}")
+        missing -= count
+        offset += count
+        while missing and count >= len(views[0]):
+            count -= len(views[0])
+            views = views[1:]
+        views = [views[0][count:], *views[1:]]
 
 
 def _sync_directory(path: str) -> None:

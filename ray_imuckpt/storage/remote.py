@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -97,19 +98,26 @@ class RemoteStorage:
         """See `Storage.get`."""
         return bytes(self._fs.cat_file(self._path(name)))
 
-    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+    def read_into(
+        self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
+    ) -> None:
         """See `Storage.read_into`."""
-        if not len(buffer):
+        length = sum(map(len, views))
+        if not length:
             return
         arrow = _arrow(self._fs)
         if arrow is None:
-            data = self._fs.cat_file(self._path(name), start=offset, end=offset + len(buffer))
+            data = self._fs.cat_file(self._path(name), start=offset, end=offset + length)
         else:  # the wrapper of older fsspec reads the whole file
             with arrow.open_input_file(self._path(name)) as file:
-                data = file.read_at(len(buffer), offset)
-        if len(data) != len(buffer):
+                data = file.read_at(length, offset)
+        if len(data) != length:
             raise EOFError(f"{self._path(name)} ends at byte {offset + len(data)}")
-        buffer[:] = data
+        rest = memoryview(data)
+        for view in views:
+            view[:] = rest[: len(view)]
+            rest = rest[len(view) :]
+            seen(view)
 
     def size(self, name: str) -> int:
         """See `Storage.size`."""

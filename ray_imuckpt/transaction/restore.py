@@ -1,25 +1,54 @@
-"""The story of a restore, from a manifest to live objects.
+"""A committed checkpoint, its parts read when they are asked for, or put where they belong.
 
-Rank 0 reads storage, once; the other ranks receive its bytes. Nothing live is changed before every
-byte that will be used has been verified and every rank has found that everything fits.
+`LoadedCheckpoint` serves both ways: looked into part by part, in fresh memory; or restored, when
+first everything but the tensors of model and optimizer is read (`LoadedCheckpoint.prepare`), and
+then these are read into the memory of the live ones (`fill_model`, `fill_optimizer`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from ray_imuckpt import chunks, codec, layout, parallel, tree
+from ray_imuckpt import codec, layout, tensors, tree
 from ray_imuckpt.errors import CorruptCheckpointError
-from ray_imuckpt.manifest import USE_ANOTHER, FileEntry, Manifest
-from ray_imuckpt.ranks import Ranks, SoloRanks, together
+from ray_imuckpt.manifest import FileEntry, Manifest
+from ray_imuckpt.ranks import Ranks, SoloRanks
 from ray_imuckpt.storage import Storage
+from ray_imuckpt.transaction.reading import Reader
 
-Fetch = Callable[[FileEntry], torch.Tensor]
-"""Gives the verified bytes of a data file as a one-dimensional uint8 CPU tensor."""
+Live = Mapping[int, torch.Tensor]
+"""``id()`` of a place to the live tensor whose memory takes the bytes instead."""
+
+
+class TensorFile:
+    """A file of tensors: first its header is read, then, when wanted, its tensors.
+
+    Attributes:
+        places: Name to a host tensor of the stored shape and dtype with nothing in it; tied names
+            share one. Memory that is not touched costs nothing.
+        metadata: The header's.
+    """
+
+    def __init__(self, reader: Reader, entry: FileEntry | None) -> None:
+        self._reader = reader
+        self._entry = entry
+        self._header = tensors.Header({}, {}) if entry is None else reader.header(entry)
+        self.metadata = self._header.metadata
+        try:
+            self.places = tensors.places(self._header)
+        except (RuntimeError, TypeError, OverflowError) as error:  # no tensor has such a shape
+            raise CorruptCheckpointError(f"A safetensors header is damaged: {error}.") from error
+
+    def fill(self, live: Live) -> dict[str, torch.Tensor]:
+        """Read the tensors into their places, or into the live tensors that take their place."""
+        found = {name: live.get(id(place), place) for name, place in self.places.items()}
+        if self._entry is not None:
+            self._reader.fill(self._entry, tensors.row(self._header, found))
+        return found
 
 
 class LoadedCheckpoint:
@@ -30,10 +59,10 @@ class LoadedCheckpoint:
         url: Where it is.
     """
 
-    def __init__(self, manifest: Manifest, url: str, fetch: Fetch) -> None:
+    def __init__(self, manifest: Manifest, url: str, reader: Reader) -> None:
         self.manifest = manifest
         self.url = url
-        self._fetch = fetch
+        self._reader = reader
 
     @property
     def epoch(self) -> int:
@@ -48,9 +77,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def _model(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        found, metadata = self._tensors(codec.MODEL)
-        found, extra = codec.decode_model(found, metadata)
-        return {**found, **self._tensors(codec.MODEL_FROZEN)[0]}, extra
+        return self.fill_model({})
 
     @property
     def model(self) -> dict[str, torch.Tensor]:
@@ -65,11 +92,7 @@ class LoadedCheckpoint:
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
         """``class``, ``param_groups``, ``state`` keyed by parameter name; ``None`` if not saved."""
-        data = self._state.optimizer
-        if data is None:
-            return None
-        optimizer: dict[str, Any] = tree.decode(data, self._tensors(codec.OPTIMIZER)[0])
-        return optimizer
+        return self.fill_optimizer({})
 
     @property
     def log(self) -> Any:
@@ -91,19 +114,69 @@ class LoadedCheckpoint:
         """Each rank's own state: ``random`` and ``per_rank``."""
         return self._state.ranks
 
+    # ------------------------------------------------------------------ to be restored
+
+    def prepare(self, *, optimizer: bool) -> None:
+        """Read all but the tensors of model and optimizer, in the order every rank must keep.
+
+        Raises:
+            CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
+        """
+        _ = self._state, *self._model_files
+        if optimizer:
+            _ = self._optimizer_file
+
+    @cached_property
+    def model_places(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What `fill_model` will return, nothing in the tensors yet."""
+        return self._decoded_model(*(file.places for file in self._model_files))
+
+    def fill_model(self, live: Live) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The model's tensors, in the memory of `live` where it has one, and its extra state."""
+        return self._decoded_model(*(file.fill(live) for file in self._model_files))
+
+    @cached_property
+    def optimizer_places(self) -> dict[str, Any] | None:
+        """What `fill_optimizer` will return, nothing in the tensors yet."""
+        return self._decoded_optimizer(self._optimizer_file.places)
+
+    def fill_optimizer(self, live: Live) -> dict[str, Any] | None:
+        """The optimizer's state, its tensors in the memory of `live` where it has one."""
+        return self._decoded_optimizer(self._optimizer_file.fill(live))
+
+    # ------------------------------------------------------------------ below
+
+    @cached_property
+    def _model_files(self) -> tuple[TensorFile, TensorFile]:
+        return self._file(codec.MODEL), self._file(codec.MODEL_FROZEN)
+
+    @cached_property
+    def _optimizer_file(self) -> TensorFile:
+        return self._file(codec.OPTIMIZER)
+
+    def _file(self, part: str) -> TensorFile:
+        return TensorFile(self._reader, self.manifest.file(part, "safetensors"))
+
+    def _decoded_model(
+        self, found: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        found, extra = codec.decode_model(found, self._model_files[0].metadata)
+        return {**found, **frozen}, extra
+
+    def _decoded_optimizer(self, found: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        data = self._state.optimizer
+        if data is None:
+            return None
+        optimizer: dict[str, Any] = tree.decode(data, found)
+        return optimizer
+
     @cached_property
     def _state(self) -> codec.DecodedState:
-        found, _ = self._tensors(codec.STATE)
         entry = self.manifest.file(codec.STATE, "json")
         if entry is None:
             raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
-        return codec.decode_state(self._fetch(entry).numpy().tobytes(), found, self.url)
-
-    def _tensors(self, part: str) -> tuple[dict[str, torch.Tensor], Mapping[str, str]]:
-        entry = self.manifest.file(part, "safetensors")
-        if entry is None:
-            return {}, {}
-        return codec.decode_tensors(self._fetch(entry), f"{self.url}/{entry.name}")
+        text = self._reader.whole(entry)
+        return codec.decode_state(text, self._file(codec.STATE).fill({}), self.url)
 
     def __repr__(self) -> str:
         """The epoch and where it is."""
@@ -122,83 +195,5 @@ def open_checkpoint(
         ranks: The gang that opens it together; every part must then be asked for on every rank,
             in the same order. ``None``: this process alone.
     """
-    gang = ranks or SoloRanks()
-
-    def fetch(entry: FileEntry) -> torch.Tensor:
-        def read() -> torch.Tensor:
-            if gang.rank == 0:
-                return _read_verified(storage, directory, manifest.epoch, entry)
-            return torch.empty(entry.size, dtype=torch.uint8)
-
-        buffer = together(gang, read)
-        gang.broadcast_into(buffer)
-        return buffer
-
-    return LoadedCheckpoint(manifest, layout.join(storage.url, directory), fetch)
-
-
-def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
-    """Read every byte of a checkpoint and check it, in memory of one chunk.
-
-    Raises:
-        CorruptCheckpointError: It names the file and the bytes.
-    """
-    for entry in manifest.files:
-        check = _checker(storage, directory, manifest.epoch, entry)
-        buffer = memoryview(bytearray(min(entry.chunk_size, entry.size)))
-        for index, (begin, end) in enumerate(chunks.ranges(entry.size, entry.chunk_size)):
-            check(index, buffer[: end - begin])
-
-
-def _read_verified(storage: Storage, directory: str, epoch: int, entry: FileEntry) -> torch.Tensor:
-    check = _checker(storage, directory, epoch, entry)  # the size first: then memory for it
-    buffer = torch.empty(entry.size, dtype=torch.uint8)
-    view = buffer.numpy().data
-    spans = chunks.ranges(entry.size, entry.chunk_size)
-
-    def read(index: int) -> None:
-        begin, end = spans[index]
-        check(index, view[begin:end])
-
-    parallel.each(read, len(spans))
-    return buffer
-
-
-def _checker(
-    storage: Storage, directory: str, epoch: int, entry: FileEntry
-) -> Callable[[int, memoryview], None]:
-    """Fills a buffer with chunk `index` of a file, or raises; any thread."""
-    path = f"{directory}/{entry.name}".lstrip("/")
-
-    def corrupt(what: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(
-            f"A data file of a committed checkpoint is damaged: {what}.",
-            url=layout.join(storage.url, path),
-            epoch=epoch,
-            hint=USE_ANOTHER,
-        )
-
-    def check(index: int, buffer: memoryview) -> None:
-        begin = index * entry.chunk_size
-        try:
-            storage.read_into(path, begin, buffer)
-        except (FileNotFoundError, EOFError) as error:
-            raise corrupt(f"it is missing or cut ({error})") from error
-        if chunks.checksum([buffer]) != entry.checksums[index]:
-            raise corrupt(f"bytes {begin} to {begin + len(buffer)} were altered")
-
-    try:
-        size = storage.size(path)
-    except FileNotFoundError as error:
-        raise corrupt("it is missing") from error
-    if size != entry.size:
-        raise corrupt(f"it has {size} bytes instead of {entry.size}")
-    return check
-
-
-def read_all(checkpoint: LoadedCheckpoint, *, optimizer: bool) -> None:
-    """Read and verify the parts that a restore needs, in the order every rank must keep."""
-    _ = checkpoint.model
-    if optimizer:
-        _ = checkpoint.optimizer
-    _ = checkpoint.log
+    reader = Reader(storage, directory, manifest, ranks or SoloRanks())
+    return LoadedCheckpoint(manifest, layout.join(storage.url, directory), reader)

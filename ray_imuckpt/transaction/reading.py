@@ -1,0 +1,195 @@
+"""The bytes of a checkpoint's files, verified on the way, into memory. Rank 0 reads for its gang.
+
+A process alone reads straight into the memory where the bytes will be used. A gang, and tensors
+that are not in host memory, get them by way of a window: rank 0 fills it, every rank receives it,
+and every rank takes its bytes out of it. Either way a chunk's checksum is computed while it is in
+the processor's caches, and what storage holds is read once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+
+from ray_imuckpt import chunks, layout, parallel, snapshot, tensors
+from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.manifest import USE_ANOTHER, FileEntry, Manifest
+from ray_imuckpt.ranks import Ranks, together
+from ray_imuckpt.storage import Storage
+
+_WINDOW = 64 * 1024 * 1024
+
+
+class Reader:
+    """The files of one checkpoint. In a gang every method is a collective.
+
+    Args:
+        storage: What holds the checkpoint; used on rank 0 only.
+        directory: Its directory in `storage`; ``""`` when the storage is that directory.
+        manifest: Its commit record.
+        ranks: The gang.
+    """
+
+    def __init__(self, storage: Storage, directory: str, manifest: Manifest, ranks: Ranks) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._manifest = manifest
+        self._ranks = ranks
+        self._heads: dict[str, torch.Tensor] = {}
+
+    def whole(self, entry: FileEntry) -> bytes:
+        """All bytes of a small file."""
+        return self._prefix(entry, entry.size).numpy().tobytes()
+
+    def header(self, entry: FileEntry) -> tensors.Header:
+        """The header of a file of tensors; the chunks it lies in are kept for `fill`."""
+        url = layout.join(self._storage.url, f"{self._directory}/{entry.name}".lstrip("/"))
+        head = self._prefix(entry, entry.chunk_size)
+        base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
+        if base > len(head):
+            head = self._prefix(entry, -(-base // entry.chunk_size) * entry.chunk_size)
+        self._heads[entry.name] = head
+        return tensors.parse_header(bytes(head[:base].numpy()), entry.size, url)
+
+    def fill(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
+        """Read a file into memory.
+
+        Args:
+            entry: The file.
+            targets: One-dimensional uint8 tensors, on any device, that have room for all its bytes
+                in a row.
+
+        Raises:
+            CorruptCheckpointError: It names the file and the bytes. What `targets` hold is then
+                not to be used.
+        """
+        targets = [target for target in targets if len(target)]
+        ends = list(accumulate(len(target) for target in targets))
+        head = self._heads.pop(entry.name, torch.empty(0, dtype=torch.uint8))
+        _scatter(head, 0, targets, ends)
+        if self._ranks.world_size == 1 and all(t.device.type == "cpu" for t in targets):
+            self._straight(entry, len(head), targets)
+        else:
+            self._by_window(entry, len(head), targets, ends)
+
+    def _straight(self, entry: FileEntry, begin: int, targets: Sequence[torch.Tensor]) -> None:
+        row = chunks.Chunks((t.numpy().data for t in targets), entry.chunk_size)
+        check = self._checker(entry)
+        first = begin // entry.chunk_size if begin < entry.size else len(row)
+        parallel.each(lambda i: check(first + i, row.pieces(first + i)), len(row) - first)
+
+    def _by_window(
+        self, entry: FileEntry, begin: int, targets: Sequence[torch.Tensor], ends: Sequence[int]
+    ) -> None:
+        size = max(1, _WINDOW // entry.chunk_size) * entry.chunk_size
+        devices = {target.device for target in targets}
+        windows = snapshot.Windows(min(size, entry.size - begin), devices)
+        for at in range(begin, entry.size, size):
+            window = windows.next()[: entry.size - at]
+            self._read(entry, at, window)
+            _scatter(window, at, targets, ends)
+            windows.used()
+        windows.finish()
+
+    def _checker(self, entry: FileEntry) -> Callable[[int, list[memoryview]], None]:
+        return _checker(self._storage, self._directory, self._manifest.epoch, entry)
+
+    def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
+        """The first `size` bytes, a multiple of the chunks' size, or all there are."""
+
+        def check() -> None:  # before there is memory for it
+            if self._ranks.rank == 0:
+                check_size(self._storage, self._directory, self._manifest.epoch, entry)
+
+        together(self._ranks, check)
+        buffer = torch.empty(min(size, entry.size), dtype=torch.uint8)
+        self._read(entry, 0, buffer)
+        return buffer
+
+    def _read(self, entry: FileEntry, begin: int, buffer: torch.Tensor) -> None:
+        """Fill `buffer` on every rank with the chunks from byte `begin` on."""
+
+        def read() -> None:
+            if self._ranks.rank == 0:
+                check = self._checker(entry)
+                row = chunks.Chunks([buffer.numpy().data], entry.chunk_size)
+                first = begin // entry.chunk_size
+                parallel.each(lambda i: check(first + i, row.pieces(i)), len(row))
+
+        together(self._ranks, read)
+        self._ranks.broadcast_into(buffer)
+
+
+def _scatter(
+    source: torch.Tensor, begin: int, targets: Sequence[torch.Tensor], ends: Sequence[int]
+) -> None:
+    """Copy `source`, the row's bytes from `begin` on, to where they belong."""
+    at = 0
+    for which, start, stop in chunks.cut(ends, begin, begin + len(source)):
+        targets[which][start:stop].copy_(source[at : at + stop - start], non_blocking=True)
+        at += stop - start
+
+
+def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
+    """Read every byte of a checkpoint and check it, in memory of one chunk a thread.
+
+    Raises:
+        CorruptCheckpointError: It names the file and the bytes.
+    """
+    own = threading.local()
+    for entry in manifest.files:
+        check_size(storage, directory, manifest.epoch, entry)
+        check = _checker(storage, directory, manifest.epoch, entry)
+        spans = chunks.ranges(entry.size, entry.chunk_size)
+
+        def read(index: int) -> None:
+            begin, end = spans[index]  # noqa: B023 - used up before the next turn
+            if len(getattr(own, "buffer", b"")) < end - begin:
+                own.buffer = memoryview(bytearray(end - begin))
+            check(index, [own.buffer[: end - begin]])  # noqa: B023
+
+        parallel.each(read, len(spans))
+
+
+def check_size(storage: Storage, directory: str, epoch: int, entry: FileEntry) -> None:
+    """Raise `CorruptCheckpointError` unless the file is there and as long as it should be."""
+    path = f"{directory}/{entry.name}".lstrip("/")
+    try:
+        size = storage.size(path)
+    except FileNotFoundError as error:
+        raise _corrupt(storage, path, epoch, "it is missing") from error
+    if size != entry.size:
+        raise _corrupt(storage, path, epoch, f"it has {size} bytes instead of {entry.size}")
+
+
+def _checker(
+    storage: Storage, directory: str, epoch: int, entry: FileEntry
+) -> Callable[[int, list[memoryview]], None]:
+    """Fills memory with chunk `index` of a file, or raises; any thread."""
+    path = f"{directory}/{entry.name}".lstrip("/")
+
+    def check(index: int, views: list[memoryview]) -> None:
+        begin = index * entry.chunk_size
+        digest = chunks.Digest()
+        try:
+            storage.read_into(path, begin, views, digest.update)
+        except (FileNotFoundError, EOFError) as error:
+            what = f"it is missing or cut ({error})"
+            raise _corrupt(storage, path, epoch, what) from error
+        if digest.hexdigest() != entry.checksums[index]:
+            end = min(begin + entry.chunk_size, entry.size)
+            raise _corrupt(storage, path, epoch, f"bytes {begin} to {end} were altered")
+
+    return check
+
+
+def _corrupt(storage: Storage, path: str, epoch: int, what: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(
+        f"A data file of a committed checkpoint is damaged: {what}.",
+        url=layout.join(storage.url, path),
+        epoch=epoch,
+        hint=USE_ANOTHER,
+    )
