@@ -147,7 +147,9 @@ class Checkpointer:
 
         Raises:
             StateMismatchError: The checkpoint does not fit; nothing was changed.
-            CorruptCheckpointError: The epoch asked for, or all there are, are damaged.
+            CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Files that
+                are missing or cut are found before anything is changed; where bytes were altered,
+                the objects may hold a part of the damaged checkpoint, and the message says so.
             UnsupportedFormatError: The checkpoint was written by a newer release.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
@@ -314,8 +316,9 @@ class Checkpointer:
             `model`.
 
         Raises:
-            CheckpointNotFoundError, CorruptCheckpointError, UnsupportedFormatError,
-            StateMismatchError: See `ray_imuckpt.errors`; the model is unchanged.
+            CheckpointNotFoundError, UnsupportedFormatError, StateMismatchError: See
+                `ray_imuckpt.errors`; the model is unchanged.
+            CorruptCheckpointError: As for `start`.
         """
         return source.load_into(
             arguments.model(model), self.read(checkpoint), device, strict=strict

@@ -21,6 +21,8 @@ from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
 
 _WINDOW = 64 * 1024 * 1024
+_PARTLY = f"""{USE_ANOTHER} The objects that were being restored may hold a part of this epoch: \
+restore another one into them, or build them anew."""
 
 
 class Reader:
@@ -94,8 +96,10 @@ class Reader:
             windows.used()
         windows.finish()
 
-    def _checker(self, entry: FileEntry) -> Callable[[int, list[memoryview]], None]:
-        return _checker(self._storage, self._directory, self._manifest.epoch, entry)
+    def _checker(
+        self, entry: FileEntry, hint: str = _PARTLY
+    ) -> Callable[[int, list[memoryview]], None]:
+        return _checker(self._storage, self._directory, self._manifest.epoch, entry, hint)
 
     def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
         """The first `size` bytes, a multiple of the chunks' size, or all there are."""
@@ -114,7 +118,7 @@ class Reader:
 
         def read() -> None:
             if self._ranks.rank == 0:
-                check = self._checker(entry)
+                check = self._checker(entry, _PARTLY if begin else USE_ANOTHER)
                 row = chunks.Chunks([buffer.numpy().data], entry.chunk_size)
                 first = begin // entry.chunk_size
                 parallel.each(lambda i: check(first + i, row.pieces(i)), len(row))
@@ -166,7 +170,7 @@ def check_size(storage: Storage, directory: str, epoch: int, entry: FileEntry) -
 
 
 def _checker(
-    storage: Storage, directory: str, epoch: int, entry: FileEntry
+    storage: Storage, directory: str, epoch: int, entry: FileEntry, hint: str = USE_ANOTHER
 ) -> Callable[[int, list[memoryview]], None]:
     """Fills memory with chunk `index` of a file, or raises; any thread."""
     path = f"{directory}/{entry.name}".lstrip("/")
@@ -178,18 +182,20 @@ def _checker(
             storage.read_into(path, begin, views, digest.update)
         except (FileNotFoundError, EOFError) as error:
             what = f"it is missing or cut ({error})"
-            raise _corrupt(storage, path, epoch, what) from error
+            raise _corrupt(storage, path, epoch, what, hint) from error
         if digest.hexdigest() != entry.checksums[index]:
             end = min(begin + entry.chunk_size, entry.size)
-            raise _corrupt(storage, path, epoch, f"bytes {begin} to {end} were altered")
+            raise _corrupt(storage, path, epoch, f"bytes {begin} to {end} were altered", hint)
 
     return check
 
 
-def _corrupt(storage: Storage, path: str, epoch: int, what: str) -> CorruptCheckpointError:
+def _corrupt(
+    storage: Storage, path: str, epoch: int, what: str, hint: str = USE_ANOTHER
+) -> CorruptCheckpointError:
     return CorruptCheckpointError(
         f"A data file of a committed checkpoint is damaged: {what}.",
         url=layout.join(storage.url, path),
         epoch=epoch,
-        hint=USE_ANOTHER,
+        hint=hint,
     )

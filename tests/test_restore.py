@@ -1,0 +1,316 @@
+"""A restore reads straight into live memory, once, and never runs on with a wrong state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import adamw, same_bytes, small_model
+from ray_imuckpt import Checkpointer, CorruptCheckpointError, StateMismatchError, load
+from ray_imuckpt.storage.local import LocalStorage
+from ray_imuckpt.transaction import reading
+
+MEGABYTE = 1024 * 1024
+
+
+def large(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Files of several chunks: 12 MiB of weights, a frozen part, 24 MiB of moments."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.Linear(1024, 2048), nn.Linear(1024, 2049))
+    model[2].requires_grad_(requires_grad=False)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+def memory(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[int]:
+    """Where every tensor lies."""
+    moments = [t for values in optimizer.state.values() for t in values.values()]
+    return [t.data_ptr() for t in (*model.state_dict().values(), *moments)]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Every read: file, offset, length."""
+    log: list[tuple[str, int, int]] = []
+    real = LocalStorage.read_into
+
+    def read_into(self: Any, name: str, offset: int, views: Any, seen: Any) -> None:
+        log.append((name, offset, sum(map(len, views))))
+        real(self, name, offset, views, seen)
+
+    monkeypatch.setattr(LocalStorage, "read_into", read_into)
+    return log
+
+
+def test_a_full_restore_lands_in_the_live_memory_and_reads_every_byte_once(
+    tmp_path: Path, reads: list[tuple[str, int, int]]
+) -> None:
+    saved, saved_optimizer = large()
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=saved, optimizer=saved_optimizer)
+    model, optimizer = large(seed=1)
+    before = memory(model, optimizer)
+    Checkpointer(tmp_path).start(model, optimizer)
+    assert memory(model, optimizer) == before
+    assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
+    assert same_bytes(optimizer.state_dict(), saved_optimizer.state_dict())
+    stored = {entry.name: entry.size for entry in checkpointer.read(1).manifest.files}
+    seen: dict[str, int] = {}
+    for name, _, length in reads:
+        file = name.rsplit("/", 1)[1]
+        seen[file] = seen.get(file, 0) + length
+    assert seen == stored
+
+
+def test_the_model_alone_reads_nothing_else(
+    tmp_path: Path, reads: list[tuple[str, int, int]]
+) -> None:
+    saved, optimizer = large()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, optimizer=optimizer)
+    model, _ = large(seed=1)
+    before = [p.data_ptr() for p in model.parameters()]
+    load(model, tmp_path / "checkpoint=1")
+    assert [p.data_ptr() for p in model.parameters()] == before
+    assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
+    files = {name.rsplit("/", 1)[-1].split("-")[0] for name, _, _ in reads}
+    assert "optimizer" not in files
+    assert files <= {"model", "model_frozen", "state"}
+    tensors = sum(length for name, _, length in reads if ".safetensors" in name)
+    bare = sum(p.nbytes for p in model.parameters())
+    assert bare <= tensors < bare + 10_000
+
+
+def test_a_fresh_optimizer_gets_memory_of_its_own(tmp_path: Path) -> None:
+    saved, saved_optimizer = large()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, optimizer=saved_optimizer)
+    model, _ = large(seed=1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    Checkpointer(tmp_path).start(model, optimizer)
+    assert same_bytes(optimizer.state_dict(), saved_optimizer.state_dict())
+    lies = memory(model, optimizer)
+    assert len(set(lies)) == len(lies)
+
+
+class Views(nn.Module):
+    """Live tensors whose memory overlaps, is not contiguous, or is not of the stored dtype."""
+
+    def __init__(self, *, awkward: bool) -> None:
+        super().__init__()
+        base = torch.randn(6, 4)
+        self.register_buffer("a", base[:4] if awkward else torch.randn(4, 4))
+        self.register_buffer("b", base[2:] if awkward else torch.randn(4, 4))
+        wide = torch.randn(3, 5, dtype=torch.float64 if awkward else torch.float32)
+        self.wide = nn.Parameter(wide)
+        self.turned = nn.Parameter(torch.randn(5, 3).t() if awkward else torch.randn(3, 5))
+        self.register_buffer("phase", torch.randn(3, dtype=torch.complex128))
+        if awkward:
+            self.phase = self.phase.conj()
+        self.images = nn.Conv2d(3, 4, 3)
+        if awkward:
+            self.images.to(memory_format=torch.channels_last)
+
+
+def test_memory_that_cannot_take_the_bytes_is_loaded_as_torch_loads_it(tmp_path: Path) -> None:
+    saved = Views(awkward=False)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
+    torch.manual_seed(3)
+    ours, theirs = Views(awkward=True), Views(awkward=True)
+    theirs.load_state_dict(saved.state_dict())
+    strides = [p.stride() for p in ours.parameters()]
+    load(ours, tmp_path / "checkpoint=1")
+    assert [p.stride() for p in ours.parameters()] == strides
+    for name, value in theirs.state_dict().items():
+        assert same_bytes(ours.state_dict()[name].resolve_conj(), value.resolve_conj()), name
+
+
+def test_tied_here_and_not_there_is_loaded_as_torch_loads_it(tmp_path: Path) -> None:
+    def build(*, tied: bool) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        if tied:
+            model[1].weight = model[0].weight
+        return model
+
+    for number, (there, here) in enumerate([(True, False), (False, True), (True, True)], 1):
+        saved = build(tied=there)
+        Checkpointer(tmp_path, blocking=True).checkpoint(number, model=saved)
+        model = load(build(tied=here), tmp_path / f"checkpoint={number}")
+        assert model[0].weight.equal(saved[0].weight)
+        if not here:
+            assert model[1].weight.equal(saved[1].weight)
+            assert model[0].weight.data_ptr() != model[1].weight.data_ptr()
+
+
+def flip(directory: Path, pattern: str, position: int) -> None:
+    """Alter one byte of a file."""
+    (path,) = directory.glob(pattern)
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("pattern", ["model-*", "model_frozen-*", "optimizer-*"])
+def test_altered_bytes_behind_good_ones_fall_back_to_exactly_the_older_state(
+    tmp_path: Path, pattern: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    older, older_optimizer = large()
+    checkpointer.checkpoint(1, model=older, optimizer=older_optimizer, log=[1])
+    newer, newer_optimizer = large(seed=1)
+    checkpointer.checkpoint(2, model=newer, optimizer=newer_optimizer, log=[1, 2])
+    flip(tmp_path / "checkpoint=2", pattern, -1)
+    model, optimizer = large(seed=2)
+    with caplog.at_level(logging.WARNING):
+        started = Checkpointer(tmp_path).start(model, optimizer)
+    assert "damaged" in caplog.text
+    assert started.start_epoch == 2
+    assert started.log == [1]
+    assert same_bytes(dict(model.state_dict()), dict(older.state_dict()))
+    assert same_bytes(optimizer.state_dict(), older_optimizer.state_dict())
+
+
+def test_altered_bytes_of_an_epoch_asked_for_say_what_the_objects_may_hold(tmp_path: Path) -> None:
+    saved, optimizer = large()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, optimizer=optimizer)
+    flip(tmp_path / "checkpoint=1", "model-*", -1)
+    for call in (
+        lambda: Checkpointer(tmp_path).start(*large(seed=1), continue_from=1),
+        lambda: load(large(seed=1)[0], tmp_path / "checkpoint=1"),
+    ):
+        with pytest.raises(CorruptCheckpointError, match="may hold a part of this epoch"):
+            call()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+@pytest.mark.parametrize("pattern", ["model-*", "model_frozen-*", "optimizer-*", "state-*.json"])
+def test_a_file_that_is_cut_or_gone_is_found_before_anything_is_changed(
+    tmp_path: Path, pattern: str, damage: str
+) -> None:
+    saved, saved_optimizer = large()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, optimizer=saved_optimizer)
+    (path,) = (tmp_path / "checkpoint=1").glob(pattern)
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:-1])
+    model, optimizer = large(seed=1)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(CorruptCheckpointError, match="missing|bytes instead of"):
+        Checkpointer(tmp_path).start(model, optimizer, continue_from=1)
+    assert same_bytes(dict(model.state_dict()), before)
+    assert not same_bytes(optimizer.state_dict(), saved_optimizer.state_dict())
+
+
+def test_an_older_checkpoint_that_cannot_make_good_for_a_damaged_one_is_an_error(
+    tmp_path: Path,
+) -> None:
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=nn.ModuleDict({"body": large()[0]}))
+    checkpointer.checkpoint(
+        2, model=nn.ModuleDict({"body": large(seed=1)[0], "head": nn.Linear(2, 2)})
+    )
+    flip(tmp_path / "checkpoint=2", "model_frozen-*", -1)
+    model = nn.ModuleDict({"body": large(seed=2)[0], "head": nn.Linear(2, 2)})
+    with pytest.raises(StateMismatchError, match="could not make good") as caught:
+        Checkpointer(tmp_path).start(model, strict=False)
+    assert caught.value.missing == ["model.head.bias", "model.head.weight"]
+    assert "continue_from=1" in str(caught.value)
+
+
+class PairOfRanks:
+    """Rank 0 of a gang of two whose other rank agrees with everything."""
+
+    rank, world_size = 0, 2
+
+    def stale(self) -> bool:
+        return False
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        return [payload, b""]
+
+    def broadcast_into(self, buffer: torch.Tensor) -> None:
+        self.sent = [*getattr(self, "sent", []), len(buffer)]
+
+
+@pytest.mark.parametrize("window", [1, 16 * MEGABYTE, 1024 * MEGABYTE])
+def test_a_gang_gets_the_same_bytes_window_by_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(reading, "_WINDOW", window)
+    saved, _ = large()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
+    manifest = Checkpointer(tmp_path).read(1).manifest
+    ranks = PairOfRanks()
+    reader = reading.Reader(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, ranks)
+    entry = manifest.file("model", "safetensors")
+    reader.header(entry)
+    odd = [1, 63, 9 * MEGABYTE + 5]
+    targets = [torch.empty(n, dtype=torch.uint8) for n in (*odd, entry.size - sum(odd))]
+    reader.fill(entry, targets)
+    stored = (tmp_path / "checkpoint=1" / entry.name).read_bytes()
+    assert torch.cat(targets).numpy().tobytes() == stored
+    assert sum(ranks.sent) == entry.size
+    assert max(ranks.sent) <= max(window, 8 * MEGABYTE)
+
+
+def test_objects_with_small_and_empty_tensors(tmp_path: Path) -> None:
+    """More tensors in a chunk than one system call takes."""
+    saved = nn.ParameterList(nn.Parameter(torch.randn(n % 3)) for n in range(3000))
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
+    model = nn.ParameterList(nn.Parameter(torch.zeros(n % 3)) for n in range(3000))
+    load(model, tmp_path / "checkpoint=1")
+    assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
+
+
+def test_an_object_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    class Refuses:
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, _: Any) -> None:
+            raise RuntimeError("not this one")
+
+    saved = small_model()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, thing=Refuses())
+    model = small_model(seed=1)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="not this one"):
+        Checkpointer(tmp_path).start(model, thing=Refuses())
+    assert same_bytes(dict(model.state_dict()), before)
+
+
+def test_load_hooks_see_and_may_change_what_is_loaded(tmp_path: Path) -> None:
+    saved = nn.Linear(2, 2)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
+
+    def double(change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        model = nn.Linear(2, 2)
+
+        def hook(_: Any, state: dict[str, Any], *__: Any) -> None:
+            state["weight"] = change(state["weight"])
+
+        model.register_load_state_dict_pre_hook(hook)
+        return load(model, tmp_path / "checkpoint=1")
+
+    assert double(lambda weight: weight * 2).weight.equal(saved.weight * 2)
+    assert double(lambda weight: weight.detach().mul_(2)).weight.equal(saved.weight * 2)
+
+
+def test_a_restored_optimizer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = adamw(model)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model, optimizer=optimizer)
+    other = small_model(seed=1)
+    fresh = adamw(other)
+    Checkpointer(tmp_path).start(other, fresh)
+    for m, o in ((model, optimizer), (other, fresh)):
+        torch.manual_seed(5)
+        m(torch.randn(4, 4)).sum().backward()
+        o.step()
+    assert same_bytes(dict(model.state_dict()), dict(other.state_dict()))
