@@ -88,6 +88,13 @@ def _number(value: Any, path: str) -> Any:
     return value
 
 
+def snapshot(value: Any) -> str:
+    """``"eager"`` or ``"overlap"``."""
+    if value not in ("eager", "overlap"):
+        raise ValueError(f"snapshot={value!r} is not known. Choose 'eager' or 'overlap'.")
+    return str(value)
+
+
 def model(value: Any) -> torch.nn.Module:
     """A module."""
     if not isinstance(value, torch.nn.Module):

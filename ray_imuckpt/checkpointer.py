@@ -69,6 +69,11 @@ class Checkpointer:
         blocking: Whether `checkpoint` returns only when the checkpoint is committed. Otherwise it
             returns as soon as the state is copied, and the rest happens in the background; one save
             is in flight at a time, the next one waits for it.
+        snapshot: ``"eager"`` copies the state before `checkpoint` returns. ``"overlap"`` copies
+            what only optimizers change beside the next forward and backward pass; the next
+            ``step()`` of every optimizer that was passed waits for it. Not for loops that change
+            parameters otherwise right after `checkpoint` (swapping in averaged weights,
+            ``p.data.clamp_()``): docs/adr/0009-overlap.md lists the conditions.
         storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
 
     Raises:
@@ -83,6 +88,7 @@ class Checkpointer:
         save_every: int = 1,
         *,
         blocking: bool = False,
+        snapshot: str = "eager",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.continue_from = arguments.continue_from(continue_from)
@@ -90,6 +96,7 @@ class Checkpointer:
         # A worker has another working directory than the driver: a relative path is settled here.
         self.dir = None if dir is None else absolute(dir)
         self.blocking = blocking
+        self.snapshot = arguments.snapshot(snapshot)
         self._storage_options = dict(storage_options or {})
         self._forget_process()
 
@@ -99,7 +106,7 @@ class Checkpointer:
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the choices, nothing of this process."""
-        kept = ("continue_from", "save_every", "dir", "blocking", "_storage_options")
+        kept = ("continue_from", "save_every", "dir", "blocking", "snapshot", "_storage_options")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -256,7 +263,10 @@ class Checkpointer:
             return None
         self._saver.settle(ranks)
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
-        return self._save(session, storage, state, epoch, numbers)
+        optimizers = None
+        if self.snapshot == "overlap":
+            optimizers = [o for o in (optimizer, *other.values()) if hasattr(o, "param_groups")]
+        return self._save(session, storage, state, epoch, numbers, optimizers)
 
     def _save(
         self,
@@ -265,12 +275,19 @@ class Checkpointer:
         state: codec.TrainingState,
         epoch: int,
         metrics: dict[str, Any] | None,
+        optimizers: list[Any] | None,
     ) -> PendingSave:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
         background = not (self.blocking or session.immediate)
         begun = self._saver.begin(
-            session.ranks, storage, state, epoch=epoch, metrics=metrics, background=background
+            session.ranks,
+            storage,
+            state,
+            epoch=epoch,
+            metrics=metrics,
+            background=background,
+            later=optimizers,
         )
         session.report(metrics, storage, SavedEpoch(epoch, begun.written))
         return PendingSave(epoch, begun, self.wait, self.get)

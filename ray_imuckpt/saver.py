@@ -7,12 +7,17 @@ from the writing thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
+
 from ray_imuckpt import codec, snapshot
+from ray_imuckpt.capture.fence import Fence
+from ray_imuckpt.errors import SaveFailedError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
@@ -44,6 +49,7 @@ class Saver:
         self.run: Run | None = None
         self._writer = Writer()
         self._buffers = snapshot.HostBuffers()
+        self._fence: Fence | None = None
         self._begun: Begun | None = None
 
     def begin(
@@ -55,6 +61,7 @@ class Saver:
         epoch: int,
         metrics: dict[str, Any] | None,
         background: bool,
+        later: Sequence[Any] | None,
     ) -> Begun:
         """Copy the state and begin to write it, on rank 0; the one before must have been settled.
 
@@ -66,6 +73,8 @@ class Saver:
             metrics: Of the checkpoint.
             background: Whether to return once the state is copied. Otherwise nothing is copied, and
                 the save has ended well on return.
+            later: Optimizers: what only their steps change may be copied after this has returned,
+                their next step waits for it. ``None``: everything is copied at once.
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
@@ -76,16 +85,31 @@ class Saver:
             if ranks.rank != 0 or self.run is None:
                 return None
             plan = codec.plan(state)
-            tensors = plan.tensors()
-            host = self._buffers.copy(tensors) if background else snapshot.host(tensors)
             draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
-            save = job(storage, self.run, plan, host, draft)
-            return self._writer.submit(save, background=background)
+            if not background:
+                save = job(storage, self.run, plan, snapshot.host(plan.tensors()), draft)
+                return self._writer.submit(save, background=False)
+            copy = self._copy(plan.tensors(), later)
+            save = job(storage, self.run, plan, copy.tensors, draft)
+            return self._writer.submit(partial(_after, copy, save, epoch), background=True)
 
         self._begun = begun = Begun(together(ranks, write))
         if not background:
             self.settle(ranks)
         return begun
+
+    def _copy(
+        self, tensors: Mapping[str, torch.Tensor], later: Sequence[Any] | None
+    ) -> snapshot.Copy:
+        if self._fence is not None:
+            self._fence.remove()
+            self._fence = None
+        if later is None:
+            return self._buffers.copy(tensors)
+        self._fence = fence = Fence(later)
+        copy = self._buffers.copy(tensors, fence.covers)
+        fence.hold(copy.fence)
+        return copy
 
     def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
         """Learn on every rank how the save that was begun has ended; raise its error on every rank.
@@ -110,6 +134,18 @@ class Saver:
     def finish(self) -> None:
         """Wait for this process's save without asking the gang."""
         self._writer.finish()
+
+
+def _after(copy: snapshot.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
+    """Complete the copy, then save."""
+    changed = copy.finish()
+    if changed is not None:
+        raise SaveFailedError(
+            f"{changed} was changed while it was being copied, and not by an optimizer's step.",
+            epoch=epoch,
+            hint='Use snapshot="eager", or change the model only after the next step or wait().',
+        )
+    return save()
 
 
 class PendingSave:

@@ -78,6 +78,8 @@ def same_bytes(a: Any, b: Any) -> bool:
             .view(torch.uint8)
             .equal(b.detach().contiguous().reshape(-1).view(torch.uint8))
         )
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same_bytes(a[key], b[key]) for key in a)
     if isinstance(a, (list, tuple)):

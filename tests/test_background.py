@@ -292,7 +292,7 @@ def test_host_buffers_are_mapped_once_and_share_what_is_shared() -> None:
         "expanded": torch.ones(1, 3).expand(4, 3),
         "parameter": nn.Parameter(torch.ones(2)),
     }
-    first = buffers.copy(tensors)
+    first = buffers.copy(tensors).tensors
     for name, tensor in tensors.items():
         assert same_bytes(first[name], tensor.detach().resolve_conj()), name
         assert first[name].is_contiguous()
@@ -300,9 +300,9 @@ def test_host_buffers_are_mapped_once_and_share_what_is_shared() -> None:
     assert first["a"].data_ptr() == first["alias"].data_ptr()
     pointers = {name: tensor.data_ptr() for name, tensor in first.items() if tensor.numel()}
     big.add_(1)
-    second = buffers.copy(tensors)
+    second = buffers.copy(tensors).tensors
     assert {n: t.data_ptr() for n, t in second.items() if t.numel()} == pointers
     assert same_bytes(second["a"], big)
-    larger = buffers.copy({**tensors, "more": torch.ones(10_000_000)})
+    larger = buffers.copy({**tensors, "more": torch.ones(10_000_000)}).tensors
     assert same_bytes(larger["a"], big)
-    assert buffers.copy({}) == {}
+    assert buffers.copy({}).tensors == {}

@@ -141,7 +141,7 @@ class _Encoder:
 
     def _put(self, value: torch.Tensor, path: str) -> str:
         check_storable(value, self._root + path)
-        name = self._root + "".join(_name_part(part) for part in _split(path))
+        name = ".".join([self._root, *[part.strip("'\"") for part in _split(path)]])
         unique, number = name, 1
         while unique in self._tensors or unique == "__metadata__":
             number += 1
@@ -175,10 +175,6 @@ class _Encoder:
 def _split(path: str) -> list[str]:
     """``['a'][0]`` to ``["'a'", "0"]``."""
     return path[1:-1].split("][") if path else []
-
-
-def _name_part(part: str) -> str:
-    return "." + part.strip("'\"")
 
 
 def _float(value: float) -> JSON:
