@@ -8,6 +8,7 @@ target; leftovers of a crash are named ``.<name>.<random>.tmp`` and are swept by
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -18,6 +19,12 @@ from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.layout import temporary_name
 from ray_imuckpt.storage import Observer
+
+# Linux's sync_file_range(2), which `os` lacks.
+_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _SYNC_FILE_RANGE is not None:
+    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2  # begin to write out dirty pages that are not being written yet
 
 _RUN = 1024 * 1024  # read at once: what fits into a core's own cache, to be hashed there
 _VIEWS = 1024  # IOV_MAX of Linux
@@ -44,7 +51,9 @@ class LocalStorage:
                 def write_chunk(index: int) -> None:
                     views = chunks[index]
                     observe(index, views)
-                    _pwrite_all(descriptor, views, index * chunks.chunk_size)
+                    begin = index * chunks.chunk_size
+                    _pwrite_all(descriptor, views, begin)
+                    _begin_writeback(descriptor, begin, min(chunks.chunk_size, chunks.size - begin))
 
                 parallel.each(write_chunk, len(chunks))
                 os.fsync(descriptor)
@@ -174,6 +183,17 @@ def _pwrite_all(descriptor: int, views: list[memoryview], offset: int) -> None:
         while done < len(view):
             done += os.pwrite(descriptor, view[done:], offset + done)
         offset += len(view)
+
+
+def _begin_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Let the disk work while the next chunk is written, not only from fsync on.
+
+    A hint, whose failure means nothing: durability is fsync's. Measured on ext4 it saves a third of
+    the time until durable; O_DIRECT saves a quarter, and leaves nothing in the page cache for the
+    restore that may follow (docs/performance.md).
+    """
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
 def _runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
