@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+_PIECE = 8 << 20
+
 
 def cores() -> int:
     """The cores that this process may use."""
@@ -40,15 +42,19 @@ def copier(tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
 
 
 def writer(path: Path, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
-    """Writes the tensors' bytes to one new file, on as many threads as cores, and syncs."""
+    """Writes the tensors' bytes to a new file, on as many threads as cores, syncs, replaces.
+
+    The file of the time before stays until the new one is whole, as with every checkpoint: on a
+    disk that first has to find new blocks this is what costs.
+    """
     views = [tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in tensors]
     offsets = [0]
     for view in views:
         offsets.append(offsets[-1] + len(view))
+    new = path.with_suffix(".new")
 
     def write() -> None:
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT)
         os.posix_fallocate(descriptor, 0, offsets[-1])
 
         def run(first: int) -> None:
@@ -58,6 +64,7 @@ def writer(path: Path, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         _on_threads(run)
         os.fsync(descriptor)
         os.close(descriptor)
+        os.replace(new, path)
 
     return write
 
@@ -66,11 +73,10 @@ def reader(directory: Path, prefix: str = "") -> Callable[[], None]:
     """Reads a checkpoint's files into mapped memory, from as many threads as there are cores."""
     files = [path for path in sorted(directory.iterdir()) if path.name.startswith(prefix)]
     buffers = [torch.zeros(path.stat().st_size, dtype=torch.uint8).numpy().data for path in files]
-    piece = 8 << 20
     pieces = [
-        (path, view[begin : begin + piece], begin)
+        (path, view[begin : begin + _PIECE], begin)
         for path, view in zip(files, buffers, strict=True)
-        for begin in range(0, len(view), piece)
+        for begin in range(0, len(view), _PIECE)
     ]
 
     def read() -> None:
@@ -83,6 +89,27 @@ def reader(directory: Path, prefix: str = "") -> Callable[[], None]:
         _on_threads(run)
         for descriptor in descriptors.values():
             os.close(descriptor)
+
+    return read
+
+
+def fresh_reader(directory: Path) -> Callable[[], None]:
+    """As `reader`, the optimizer's file into memory that was never touched."""
+    others = [reader(directory, "model"), reader(directory, "state")]
+    (path,) = directory.glob("optimizer-*")
+
+    def read() -> None:
+        for other in others:
+            other()
+        view = torch.empty(path.stat().st_size, dtype=torch.uint8).numpy().data
+        descriptor = os.open(path, os.O_RDONLY)
+
+        def run(first: int) -> None:
+            for begin in range(first * _PIECE, len(view), cores() * _PIECE):
+                os.preadv(descriptor, [view[begin : begin + _PIECE]], begin)
+
+        _on_threads(run)
+        os.close(descriptor)
 
     return read
 

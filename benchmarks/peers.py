@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+
+from benchmarks.measure import Rows
+
+try:
+    import torchsnapshot
+except ImportError:  # not with the versions that are installed
+    torchsnapshot = None
 
 
 def savers(
@@ -35,11 +43,21 @@ def savers(
         shutil.rmtree(root / "dcp", ignore_errors=True)
         dcp.save(state(), checkpoint_id=str(root / "dcp"), no_dist=True)
 
-    return {
+    found: dict[str, Callable[[], object]] = {
         "torch.save": lambda: torch.save(state(), root / "state.pt"),
         "dcp.save": dcp_save,
         "Ray's recipe": ray_recipe,
     }
+    if torchsnapshot is not None:
+
+        def take() -> None:
+            shutil.rmtree(root / "torchsnapshot", ignore_errors=True)
+            torchsnapshot.Snapshot.take(
+                path=str(root / "torchsnapshot"), app_state={"model": model, "optimizer": optimizer}
+            )
+
+        found["torchsnapshot.take"] = take
+    return found
 
 
 def loaders(
@@ -56,27 +74,48 @@ def loaders(
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
         dcp.load(state, checkpoint_id=str(root / "dcp"), no_dist=True)
 
-    return {"torch.load": torch_load, "dcp.load": dcp_load}
+    found: dict[str, Callable[[], object]] = {"torch.load": torch_load, "dcp.load": dcp_load}
+    if torchsnapshot is not None:
+        found["torchsnapshot.restore"] = lambda: torchsnapshot.Snapshot(
+            str(root / "torchsnapshot")
+        ).restore({"model": model, "optimizer": optimizer})
+    return found
 
 
-class DcpAsync:
-    """torch's own background save; it needs a process group with a CPU backend."""
+def asynchronous(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Rows:
+    """Background saves by name: the stall, and the wait for the rest. Needs `process_group`."""
+    pending: list[Any] = []
 
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._path, self._model, self._optimizer = path, model, optimizer
-        self._pending: Any = None
-        dist.init_process_group("gloo", init_method=f"file://{path}.group", rank=0, world_size=1)
+    def dcp_begin() -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        pending.append(dcp.async_save(state, checkpoint_id=str(root / "dcp-async")))
 
-    def begin(self) -> None:
-        """The stall."""
-        state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
-        self._pending = dcp.async_save(state, checkpoint_id=str(self._path))
+    def dcp_wait() -> None:
+        pending.pop().result()
+        shutil.rmtree(root / "dcp-async", ignore_errors=True)
 
-    def wait(self) -> None:
-        """The rest of it."""
-        self._pending.result()
-        shutil.rmtree(self._path, ignore_errors=True)
+    rows: Rows = {"dcp.async_save": (dcp_begin, dcp_wait)}
+    if torchsnapshot is not None:
+        state = {"model": model, "optimizer": optimizer}
 
-    def close(self) -> None:
-        """Give back the process group."""
+        def begin() -> None:
+            path = str(root / "torchsnapshot-async")
+            pending.append(torchsnapshot.Snapshot.async_take(path=path, app_state=state))
+
+        def wait() -> None:
+            pending.pop().wait()
+            shutil.rmtree(root / "torchsnapshot-async", ignore_errors=True)
+
+        rows = {**rows, "torchsnapshot.async_take": (begin, wait)}
+    return rows
+
+
+@contextlib.contextmanager
+def process_group(root: Path) -> Iterator[None]:
+    """What `dcp.async_save` needs: a process group with a CPU backend."""
+    with tempfile.NamedTemporaryFile(dir=root, delete=False) as file:
+        dist.init_process_group("gloo", init_method=f"file://{file.name}.g", rank=0, world_size=1)
+    try:
+        yield
+    finally:
         dist.destroy_process_group()

@@ -1,0 +1,97 @@
+"""Many small tensors, and many checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.measure import alone, build, medians, table
+from ray_imuckpt import Checkpointer
+
+FEW = "100 tensors"
+SCAN = "os.scandir (limit)"
+
+
+def tensors(root: Path, megabytes: float, repeats: int) -> None:
+    """The same bytes in 100 and in 10,000 tensors."""
+    rows: dict[str, dict[str, tuple[Callable[[], object], Callable[[], object]]]] = {}
+    for name, count in ((FEW, 102), ("10,000 tensors", 10_002)):
+        model, optimizer = build(megabytes, count)
+        checkpointer = Checkpointer(root / name)
+        checkpointer.start(model, optimizer, continue_from="none")
+
+        def save(c: Checkpointer = checkpointer, m: object = model, o: object = optimizer) -> None:
+            c.checkpoint(1, model=m, optimizer=o)
+
+        def restore(
+            c: Checkpointer = checkpointer, m: object = model, o: object = optimizer
+        ) -> None:
+            c.start(m, o)
+
+        rows.setdefault("stall", {})[name] = (save, checkpointer.wait)
+        rows.setdefault("until durable", {})[name] = alone(
+            lambda save=save, c=checkpointer: (save(), c.wait())
+        )
+        rows.setdefault("full restore", {})[name] = alone(restore)
+    for title, pair in rows.items():
+        found = medians(pair, repeats)
+        table(f"{title}, {megabytes:.0f} MB in many tensors", found, FEW)
+    for name in (FEW, "10,000 tensors"):
+        shutil.rmtree(root / name)
+
+
+def checkpoints(root: Path, repeats: int, count: int = 10_000) -> None:
+    """Helpers that list and pick, among so many checkpoints in a local directory."""
+    directory = root / "many"
+    checkpointer = Checkpointer(directory, blocking=True)
+    model, _ = build(0.01, 3)
+    checkpointer.checkpoint(1, model=model)
+    manifest = (directory / "checkpoint=1" / "manifest.json").read_bytes()
+    for epoch in range(2, count + 1):
+        (directory / f"checkpoint={epoch}").mkdir()
+        (directory / f"checkpoint={epoch}" / "manifest.json").write_bytes(manifest)
+    rows = {
+        SCAN: alone(lambda: [entry.name for entry in os.scandir(directory)]),
+        "the same and a stat each": alone(
+            lambda: [
+                entry.name
+                for entry in os.scandir(directory)
+                if (Path(entry) / "manifest.json").exists()
+            ]
+        ),
+        "list_existing_checkpoint_indices": alone(checkpointer.list_existing_checkpoint_indices),
+        "index_of_last_checkpoint": alone(checkpointer.index_of_last_checkpoint),
+        "index_of_last_checkpoint_prior_to": alone(
+            lambda: checkpointer.index_of_last_checkpoint_prior_to(count // 2)
+        ),
+    }
+    table(f"index calls among {count:,} checkpoints", medians(rows, repeats), SCAN)
+    remote(count)
+
+
+def remote(count: int) -> None:
+    """How many requests the listing costs on an object store with pages of 1,000 keys."""
+    import fsspec
+
+    from ray_imuckpt.storage.remote import RemoteStorage
+
+    memory = fsspec.filesystem("memory")
+    root = f"/imuckpt-bench-{time.time_ns()}"
+    keys = 4  # files of a checkpoint
+    for epoch in range(1, count + 1):
+        memory.store[f"{root}/checkpoint={epoch}/manifest.json"] = None
+    listings = []
+    real = memory.find
+    memory.find = lambda *a, **k: listings.append(1) or [n for n in memory.store if root in n]
+    found = RemoteStorage(memory, root).holding("manifest.json")
+    memory.find = real
+    for name in [name for name in memory.store if root in name]:
+        del memory.store[name]
+    pages = -(-keys * count // 1000)
+    print(
+        f"\nOn an object store: {len(found):,} checkpoints found by {len(listings)} listing "
+        f"({pages} pages of 1,000 keys at {keys} files a checkpoint), no request a checkpoint."
+    )

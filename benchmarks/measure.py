@@ -1,0 +1,52 @@
+"""The state that is saved, the clock, and the tables."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+
+def build(megabytes: float, tensors: int = 576) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A model whose weights and AdamW moments fill so many megabytes, in so many tensors."""
+    count = tensors // 3
+    size = int(megabytes * 1_000_000) // (count * 3 * 4)
+    model = nn.ParameterList(nn.Parameter(torch.randn(size)) for _ in range(count))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+Rows = Mapping[str, tuple[Callable[[], object], Callable[[], object]]]
+"""Name to what is timed, and what has to follow untimed."""
+
+
+def medians(rows: Rows, repeats: int) -> dict[str, float]:
+    """The median seconds of each row; all rows in turn, so that a slow moment meets them all."""
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(repeats + 1):
+        for name, (call, after) in rows.items():
+            began = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - began)
+            after()
+    # The first one maps memory and warms caches.
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+
+
+def alone(call: Callable[[], object]) -> tuple[Callable[[], object], Callable[[], object]]:
+    """A row that nothing has to follow."""
+    return call, int
+
+
+def table(title: str, rows: Mapping[str, float], limit: str, unit: str = "s") -> None:
+    """Print figures, and as multiples of the limit."""
+    print(f"\n| {title} | {unit} | times the limit |\n|---|---|---|")
+    for name, value in rows.items():
+        print(f"| {name} | {value:.3f} | {value / rows[limit]:.2f} |", flush=True)

@@ -1,0 +1,78 @@
+"""Extra memory of a save: the peak of the resident set above what was there before, by process.
+
+python -m benchmarks.memory NAME MEGABYTES DIR    prints the peak of one kind of save, in MB
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import peers
+from benchmarks.measure import build, table
+from ray_imuckpt import Checkpointer
+
+STATE = "the state itself (limit)"
+OURS = {
+    "ray_imuckpt": {},
+    "ray_imuckpt, overlap": {"snapshot": "overlap"},
+    "ray_imuckpt, blocking": {"blocking": True},
+}
+PEERS = ("torch.save", "Ray's recipe", "dcp.save", "dcp.async_save", "torchsnapshot.async_take")
+
+
+def tables(root: Path, megabytes: float) -> None:
+    """Print the table, each row measured in a process of its own."""
+    rows = {STATE: float(megabytes)}
+    for name in (*OURS, *PEERS):
+        if "torchsnapshot" in name and peers.torchsnapshot is None:
+            continue
+        with tempfile.TemporaryDirectory(dir=root) as directory:
+            command = [sys.executable, "-m", "benchmarks.memory", name, str(megabytes), directory]
+            told = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+        rows[name] = float(told.stdout.split()[-1])
+    table("extra memory of a save", rows, STATE, "MB")
+
+
+def main(name: str, megabytes: float, root: Path) -> None:
+    """Save once to warm up libraries with a small state, then measure."""
+    warnings.filterwarnings("ignore")
+    with peers.process_group(root):
+        _save(name, root / "small", 1)()
+        call = _save(name, root / "large", megabytes)
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        call()
+        print(_status("VmHWM") - before)
+
+
+def _save(name: str, root: Path, megabytes: float) -> Callable[[], object]:
+    root.mkdir()
+    model, optimizer = build(megabytes)
+    if name in OURS:
+        checkpointer = Checkpointer(root, **OURS[name])
+
+        def ours() -> None:
+            checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+            checkpointer.wait()
+
+        return ours
+    later = peers.asynchronous(root, model, optimizer)
+    if name in later:
+        begin, wait = later[name]
+        return lambda: (begin(), wait())
+    return peers.savers(root, model, optimizer)[name]
+
+
+def _status(field: str) -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) * 1024 / 1_000_000
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), Path(sys.argv[3]))
