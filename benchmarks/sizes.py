@@ -54,9 +54,9 @@ def draw(picture: Path, sizes: list[int], found: dict[str, list[float]]) -> None
     import matplotlib as mpl
 
     mpl.use("svg")
-    from matplotlib import pyplot
+    import matplotlib.pyplot as plt
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, axes = plt.subplots(figsize=(8, 5))
     for name, (color, line, label) in STYLES.items():
         if name in found:
             axes.plot(sizes, found[name], color=color, linestyle=line, marker="o", label=label)

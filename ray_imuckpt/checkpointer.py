@@ -16,21 +16,18 @@ from torch import nn
 from ray_imuckpt import (
     arguments,
     codec,
-    layout,
     retention,
     sessions,
-    source,
     tree,
 )
 from ray_imuckpt.capture.objects import require_stateful
-from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
-from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction import gang, putback, resume
 from ray_imuckpt.transaction.gang import Run
-from ray_imuckpt.transaction.reading import verify
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
 from ray_imuckpt.writer import finish_all
 
@@ -55,7 +52,7 @@ class Start(NamedTuple):
     other: dict[str, Any]
 
 
-class Checkpointer:
+class Checkpointer(CheckpointDirectory):
     """Saves a training run's state at the end of epochs, and brings it back.
 
     It can be pickled: make it on the driver and let the workers of a gang have it.
@@ -91,13 +88,11 @@ class Checkpointer:
         snapshot: str = "eager",
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        super().__init__(dir, storage_options)
         self.continue_from = arguments.continue_from(continue_from)
         self.save_every = arguments.save_every(save_every)
-        # A worker has another working directory than the driver: a relative path is settled here.
-        self.dir = None if dir is None else absolute(dir)
         self.blocking = blocking
         self.snapshot = arguments.snapshot(snapshot)
-        self._storage_options = dict(storage_options or {})
         self._forget_process()
 
     def _forget_process(self) -> None:
@@ -263,10 +258,7 @@ class Checkpointer:
             return None
         self._saver.settle(ranks)
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
-        optimizers = None
-        if self.snapshot == "overlap":
-            optimizers = [o for o in (optimizer, *other.values()) if hasattr(o, "param_groups")]
-        return self._save(session, storage, state, epoch, numbers, optimizers)
+        return self._save(session, storage, state, epoch, numbers, [optimizer, *other.values()])
 
     def _save(
         self,
@@ -275,11 +267,12 @@ class Checkpointer:
         state: codec.TrainingState,
         epoch: int,
         metrics: dict[str, Any] | None,
-        optimizers: list[Any] | None,
+        objects: list[Any],
     ) -> PendingSave:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
         background = not (self.blocking or session.immediate)
+        optimizers = [o for o in objects if hasattr(o, "param_groups")]
         begun = self._saver.begin(
             session.ranks,
             storage,
@@ -287,7 +280,7 @@ class Checkpointer:
             epoch=epoch,
             metrics=metrics,
             background=background,
-            later=optimizers,
+            later=optimizers if self.snapshot == "overlap" else None,
         )
         session.report(metrics, storage, SavedEpoch(epoch, begun.written))
         return PendingSave(epoch, begun, self.wait, self.get)
@@ -311,84 +304,7 @@ class Checkpointer:
         else:  # the other ranks may never come to wait
             self._saver.finish()
 
-    # ------------------------------------------------------------------ anywhere
-
-    def load(
-        self,
-        model: nn.Module,
-        checkpoint: Any = None,
-        *,
-        device: torch.device | str | None = None,
-        strict: bool = True,
-    ) -> nn.Module:
-        """Load weights for testing; nothing but the model's bytes is read.
-
-        Args:
-            model: Changed in place.
-            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``None`` for the last.
-            device: Where to move `model` before its state is loaded.
-            strict: Whether names that are missing or unexpected are an error.
-
-        Returns:
-            `model`.
-
-        Raises:
-            CheckpointNotFoundError, UnsupportedFormatError, StateMismatchError: See
-                `ray_imuckpt.errors`; the model is unchanged.
-            CorruptCheckpointError: As for `start`.
-        """
-        return source.load_into(
-            arguments.model(model), self.read(checkpoint), device, strict=strict
-        )
-
-    def read(self, checkpoint: Any = None) -> LoadedCheckpoint:
-        """A checkpoint to look into; each part is read when it is asked for.
-
-        Args:
-            checkpoint: As for `load`.
-        """
-        finish_all()
-        return source.read(checkpoint, self._storage(), self._storage_options)
-
-    def path_to_checkpoint(self, i: int) -> str:
-        """The path or URL of epoch `i`'s checkpoint, whether it exists or not."""
-        return self._catalog().url(arguments.epoch(i))
-
-    def path_to_last_checkpoint(self) -> str | None:
-        """The path or URL of the last checkpoint, ``None`` when there is none."""
-        last = self.index_of_last_checkpoint()
-        return None if last is None else self.path_to_checkpoint(last)
-
-    def index_of_last_checkpoint(self) -> int | None:
-        """The epoch of the last committed checkpoint that is not of an abandoned branch."""
-        return self._catalog().last()
-
-    def index_of_last_checkpoint_prior_to(self, i: int) -> int | None:
-        """The epoch of the last such checkpoint before epoch `i`."""
-        return self._catalog().last_prior_to(arguments.epoch(i))
-
-    def list_existing_checkpoint_indices(self) -> list[int]:
-        """The epochs of all committed checkpoints, ascending, abandoned branches included."""
-        return self._catalog().committed()
-
-    def get(self, i: int) -> Any:
-        """The ``ray.train.Checkpoint`` of epoch `i`.
-
-        Raises:
-            CheckpointNotFoundError: It is not committed.
-        """
-        catalog = self._catalog()
-        name = layout.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
-        return sessions.ray().checkpoint_at(self._storage(), name)
-
-    def verify(self, i: int) -> None:
-        """Read every byte of epoch `i`'s checkpoint and check it.
-
-        Raises:
-            CorruptCheckpointError: It names the file and the bytes.
-        """
-        manifest = self._catalog().manifest(arguments.epoch(i))
-        verify(self._storage(), layout.checkpoint_name(manifest.epoch), manifest)
+    # ------------------------------------------------------------------ on the driver
 
     def prune(
         self,
@@ -425,13 +341,3 @@ class Checkpointer:
         if self._session is None or not self._session.active():
             self._session = sessions.detect()
         return self._session
-
-    def _storage(self, session: Session | None = None) -> Storage:
-        if self.dir is not None:
-            return open_storage(self.dir, self._storage_options)
-        own = session.storage() if session else sessions.own_storage()
-        return own or open_storage(".")
-
-    def _catalog(self) -> Catalog:
-        finish_all()
-        return Catalog(self._storage())

@@ -15,6 +15,7 @@ from ray_imuckpt import snapshot, tensors, tree
 from ray_imuckpt.capture.model import ModelState
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.parallel import uncollected
 
 MODEL = "model"
 MODEL_FROZEN = "model_frozen"
@@ -96,6 +97,7 @@ class Plan:
         return {f"{f.part}/{name}": t for f in self.files for name, t in f.tensors.items()}
 
 
+@uncollected()
 def plan(state: TrainingState) -> Plan:
     """What is to be stored; tensors are the live ones.
 
@@ -121,6 +123,7 @@ def plan(state: TrainingState) -> Plan:
     return Plan(tuple(files), trees)
 
 
+@uncollected()
 def layout(plan: Plan, host: Mapping[str, torch.Tensor]) -> list[Part]:
     """The files of a checkpoint. No tensor is copied (see `ray_imuckpt.tensors.encode`).
 

@@ -1,4 +1,4 @@
-"""Running one function for many indices on a few plain threads. Touches threads.
+"""Running one function for many indices on a few plain threads. Touches threads and gc.
 
 Not a `concurrent.futures` pool: those refuse work once the interpreter begins to shut down, which
 is when the last save of a script is often still being written.
@@ -6,10 +6,12 @@ is when the last save of a script is often still being written.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 THREADS = max(1, min(4, os.cpu_count() or 1))
 
@@ -42,3 +44,43 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
         helper.join()
     if errors:
         raise errors[0]
+
+
+class _Uncollected:
+    """How many blocks, on whichever threads, want the collector to rest."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._was_on = False
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._blocks:
+                self._was_on = gc.isenabled()
+                gc.disable()
+            self._blocks += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks and self._was_on:
+                gc.enable()
+
+
+_UNCOLLECTED = _Uncollected()
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from running while many small objects are made.
+
+    Going through a state of thousands of tensors makes so many objects that Python looks for
+    garbage again and again, among all objects of the process: that took half of the time. For
+    functions that walk a state in memory, never around a wait for storage.
+    """
+    _UNCOLLECTED.enter()
+    try:
+        yield
+    finally:
+        _UNCOLLECTED.leave()

@@ -31,7 +31,9 @@ def host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().resolve_conj().resolve_neg()
+    if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
+        return tensor.detach().resolve_conj().resolve_neg()
+    return tensor
 
 
 class Copy:
@@ -102,6 +104,7 @@ class HostBuffers:
         self._arenas: dict[bool, torch.Tensor] = {}
         self._laid_out: dict[bool, tuple[Key, list[torch.Tensor]]] = {}
 
+    @parallel.uncollected()
     def copy(
         self,
         tensors: Mapping[str, torch.Tensor],

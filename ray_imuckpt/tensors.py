@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
+from ray_imuckpt.parallel import uncollected
 
 ALIGNMENT = 64
 MAX_HEADER = 100_000_000  # the limit of the safetensors format
@@ -79,6 +80,7 @@ def check_storable(tensor: torch.Tensor, path: str) -> None:
         )
 
 
+@uncollected()
 def encode(
     tensors: Mapping[str, torch.Tensor],
     aliases: Mapping[str, str] | None = None,
@@ -172,6 +174,7 @@ def header_length(prefix: bytes, file_size: int, url: str) -> int:
     return length + 8
 
 
+@uncollected()
 def parse_header(head: bytes, file_size: int, url: str) -> Header:
     """Read and check a header.
 
@@ -230,6 +233,7 @@ def tensor_at(data: bytearray, info: TensorInfo) -> torch.Tensor:
     return tensor
 
 
+@uncollected()
 def places(header: Header) -> dict[str, torch.Tensor]:
     """A host tensor for each stored one, nothing in it; tied names share one."""
     made: dict[tuple[int, int], torch.Tensor] = {}
@@ -242,6 +246,7 @@ def places(header: Header) -> dict[str, torch.Tensor]:
     return found
 
 
+@uncollected()
 def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """Memory for all bytes of a file in their order: a scratch for the header, then the tensors'.
 
@@ -258,9 +263,7 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
 def takes(live: Any, place: torch.Tensor) -> bool:
     """Whether the bytes of `place` may be put straight into the memory of `live`."""
     return (
-        isinstance(live, torch.Tensor)
-        and not nn.parameter.is_lazy(live)
-        and type(live.detach()) is torch.Tensor
+        (type(live) is torch.Tensor or type(live) is nn.Parameter)
         and live.layout == torch.strided
         and live.device.type in ("cpu", "cuda")
         and live.dtype == place.dtype
@@ -270,6 +273,7 @@ def takes(live: Any, place: torch.Tensor) -> bool:
     )
 
 
+@uncollected()
 def disjoint(live: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Those tensors that share no memory with another one before them."""
     kept = {}

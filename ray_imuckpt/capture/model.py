@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ray_imuckpt.capture.sharding import is_sharded, like, whole
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
+from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors import check_storable, disjoint, takes
 
 # Segments that torch.compile and activation checkpointing put into names.
@@ -47,6 +48,7 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+@uncollected()
 def take_model(model: nn.Module) -> ModelState:
     """The state of `model`. A collective when parameters are sharded: every rank gets all of it.
 
@@ -82,6 +84,7 @@ def take_model(model: nn.Module) -> ModelState:
     return ModelState(tensors, aliases, frozenset(frozen), extra)
 
 
+@uncollected()
 def check_model(
     model: nn.Module,
     tensors: Mapping[str, torch.Tensor],
@@ -139,6 +142,7 @@ def check_model(
         )
 
 
+@uncollected()
 def model_memory(model: nn.Module, places: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Where in `model` saved tensors can be read to: ``id()`` of the place to the live tensor."""
     module = bare(model)
@@ -161,6 +165,7 @@ def _is_extra(name: str) -> bool:
     return name.rsplit(".", 1)[-1] == "_extra_state"
 
 
+@uncollected()
 def apply_model(
     model: nn.Module, tensors: Mapping[str, torch.Tensor], extra: Mapping[str, Any]
 ) -> None:

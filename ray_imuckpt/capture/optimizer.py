@@ -22,12 +22,14 @@ from ray_imuckpt.capture.sharding import (
     whole,
 )
 from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors import disjoint, takes
 
 OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
 
 
+@uncollected()
 def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState | None:
     """The state of `optimizer` on the ranks that have all of it, ``None`` on the others.
 
@@ -79,6 +81,7 @@ def check_optimizer(
             )
 
 
+@uncollected()
 def optimizer_memory(
     optimizer: torch.optim.Optimizer, model: nn.Module, places: OptimizerState
 ) -> dict[int, torch.Tensor]:
@@ -104,6 +107,7 @@ def optimizer_memory(
     return disjoint(found)
 
 
+@uncollected()
 def apply_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
 ) -> None:
@@ -126,6 +130,7 @@ def apply_optimizer(
     load_exactly(optimizer, {"state": state, "param_groups": groups, **rest})
 
 
+@uncollected()
 def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> None:
     """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
 

@@ -68,8 +68,8 @@ class Reader:
             CorruptCheckpointError: It names the file and the bytes. What `targets` hold is then
                 not to be used.
         """
-        targets = [target for target in targets if len(target)]
-        ends = list(accumulate(len(target) for target in targets))
+        targets = [target for target in targets if target.nbytes]
+        ends = list(accumulate(target.nbytes for target in targets))
         head = self._heads.pop(entry.name, torch.empty(0, dtype=torch.uint8))
         _scatter(head, 0, targets, ends)
         if self._ranks.world_size == 1 and all(t.device.type == "cpu" for t in targets):
@@ -78,7 +78,8 @@ class Reader:
             self._by_window(entry, len(head), targets, ends)
 
     def _straight(self, entry: FileEntry, begin: int, targets: Sequence[torch.Tensor]) -> None:
-        row = chunks.Chunks((t.numpy().data for t in targets), entry.chunk_size)
+        with parallel.uncollected():
+            row = chunks.Chunks((t.numpy().data for t in targets), entry.chunk_size)
         check = self._checker(entry)
         first = begin // entry.chunk_size if begin < entry.size else len(row)
         parallel.each(lambda i: check(first + i, row.pieces(first + i)), len(row) - first)

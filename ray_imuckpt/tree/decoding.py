@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tree.encoding import JSON, TAG
 
 Tensors = Mapping[str, torch.Tensor]
 
 
+@uncollected()
 def decode(data: JSON, tensors: Tensors) -> Any:
     """The value that `encode` was given; tensors are those in `tensors`, arrays are copies.
 

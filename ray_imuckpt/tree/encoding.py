@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ray_imuckpt.errors import UnsupportedStateError
+from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors import check_storable
 
 JSON = Any
@@ -24,6 +25,7 @@ TAG = "$"
 _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
+@uncollected()
 def encode(value: Any, tensors: Tensors, path: str) -> JSON:
     """`value` as JSON types.
 

@@ -1,0 +1,123 @@
+"""A directory of checkpoints, looked at from anywhere: listed, picked, loaded from, verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt import arguments, layout, sessions, source
+from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.sessions import Session
+from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.transaction.reading import verify
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.writer import finish_all
+
+
+class CheckpointDirectory:
+    """What needs no run: the half of `ray_imuckpt.Checkpointer` that reads.
+
+    Args:
+        dir: See `ray_imuckpt.Checkpointer`.
+        storage_options: See `ray_imuckpt.Checkpointer`.
+    """
+
+    def __init__(
+        self,
+        dir: str | os.PathLike[str] | None,  # noqa: A002 - the seed's name
+        storage_options: Mapping[str, Any] | None,
+    ) -> None:
+        # A worker has another working directory than the driver: a relative path is settled here.
+        self.dir = None if dir is None else absolute(dir)
+        self._storage_options = dict(storage_options or {})
+
+    def load(
+        self,
+        model: nn.Module,
+        checkpoint: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        strict: bool = True,
+    ) -> nn.Module:
+        """Load weights for testing; nothing but the model's bytes is read.
+
+        Args:
+            model: Changed in place.
+            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``None`` for the last.
+            device: Where to move `model` before its state is loaded.
+            strict: Whether names that are missing or unexpected are an error.
+
+        Returns:
+            `model`.
+
+        Raises:
+            CheckpointNotFoundError, UnsupportedFormatError, StateMismatchError: See
+                `ray_imuckpt.errors`; the model is unchanged.
+            CorruptCheckpointError: As for `start`.
+        """
+        return source.load_into(
+            arguments.model(model), self.read(checkpoint), device, strict=strict
+        )
+
+    def read(self, checkpoint: Any = None) -> LoadedCheckpoint:
+        """A checkpoint to look into; each part is read when it is asked for.
+
+        Args:
+            checkpoint: As for `load`.
+        """
+        finish_all()
+        return source.read(checkpoint, self._storage(), self._storage_options)
+
+    def path_to_checkpoint(self, i: int) -> str:
+        """The path or URL of epoch `i`'s checkpoint, whether it exists or not."""
+        return self._catalog().url(arguments.epoch(i))
+
+    def path_to_last_checkpoint(self) -> str | None:
+        """The path or URL of the last checkpoint, ``None`` when there is none."""
+        last = self.index_of_last_checkpoint()
+        return None if last is None else self.path_to_checkpoint(last)
+
+    def index_of_last_checkpoint(self) -> int | None:
+        """The epoch of the last committed checkpoint that is not of an abandoned branch."""
+        return self._catalog().last()
+
+    def index_of_last_checkpoint_prior_to(self, i: int) -> int | None:
+        """The epoch of the last such checkpoint before epoch `i`."""
+        return self._catalog().last_prior_to(arguments.epoch(i))
+
+    def list_existing_checkpoint_indices(self) -> list[int]:
+        """The epochs of all committed checkpoints, ascending, abandoned branches included."""
+        return self._catalog().committed()
+
+    def get(self, i: int) -> Any:
+        """The ``ray.train.Checkpoint`` of epoch `i`.
+
+        Raises:
+            CheckpointNotFoundError: It is not committed.
+        """
+        catalog = self._catalog()
+        name = layout.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
+        return sessions.ray().checkpoint_at(self._storage(), name)
+
+    def verify(self, i: int) -> None:
+        """Read every byte of epoch `i`'s checkpoint and check it.
+
+        Raises:
+            CorruptCheckpointError: It names the file and the bytes.
+        """
+        manifest = self._catalog().manifest(arguments.epoch(i))
+        verify(self._storage(), layout.checkpoint_name(manifest.epoch), manifest)
+
+    def _storage(self, session: Session | None = None) -> Storage:
+        if self.dir is not None:
+            return open_storage(self.dir, self._storage_options)
+        own = session.storage() if session else sessions.own_storage()
+        return own or open_storage(".")
+
+    def _catalog(self) -> Catalog:
+        finish_all()
+        return Catalog(self._storage())
