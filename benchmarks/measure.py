@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 
-def build(megabytes: float, tensors: int = 576) -> tuple[nn.Module, torch.optim.Optimizer]:
+def build(
+    megabytes: float, tensors: int = 576, device: str = "cpu"
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A model whose weights and AdamW moments fill so many megabytes, in so many tensors."""
     count = tensors // 3
     size = int(megabytes * 1_000_000) // (count * 3 * 4)
-    model = nn.ParameterList(nn.Parameter(torch.randn(size)) for _ in range(count))
+    model = nn.ParameterList(nn.Parameter(torch.randn(size, device=device)) for _ in range(count))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

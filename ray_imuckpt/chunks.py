@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import xxhash
 
@@ -40,12 +41,17 @@ class Chunks(Sequence[list[memoryview]]):
     The same row serves both ways: a save writes a file from it, a restore reads a file into it.
 
     Args:
-        views: One-dimensional byte views; they are read when a chunk is asked for, not before.
+        views: One-dimensional byte views, or anything with a length whose slices are such views;
+            they are read when a chunk is asked for, not before.
         chunk_size: Bytes of a chunk.
     """
 
-    def __init__(self, views: Iterable[memoryview | bytes], chunk_size: int = CHUNK_SIZE) -> None:
-        self._views = [memoryview(view).cast("B") for view in views if len(view)]
+    def __init__(self, views: Iterable[Any], chunk_size: int = CHUNK_SIZE) -> None:
+        self._views = [
+            memoryview(view).cast("B") if isinstance(view, (memoryview, bytes)) else view
+            for view in views
+            if len(view)
+        ]
         self._ends = list(accumulate(len(view) for view in self._views))
         self.size = self._ends[-1] if self._ends else 0
         self.chunk_size = chunk_size

@@ -139,7 +139,12 @@ def _prune(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
 def _export(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     model = checkpointer.read(options.epoch).model
     with open(options.file, "xb") as file:
-        file.writelines(tensors.encode({n: t.contiguous() for n, t in model.items()}))
+        try:
+            views = tensors.encode({n: t.contiguous() for n, t in model.items()})
+            file.writelines(view[:] for view in views)
+        except BaseException:
+            os.unlink(options.file)  # half a file would pass for a whole one
+            raise
     print(f"{len(model)} tensors, {_size(os.path.getsize(options.file))}: {options.file}")
     return 0
 
@@ -162,7 +167,7 @@ def _difference(a: torch.Tensor | None, b: torch.Tensor | None) -> str:
         return f"only in the {'second' if a is None else 'first'}"
     if a.dtype != b.dtype or a.shape != b.shape:
         return f"{a.dtype} {tuple(a.shape)} became {b.dtype} {tuple(b.shape)}"
-    if bytes(tensors.byte_view(a)) == bytes(tensors.byte_view(b)):
+    if bytes(tensors.byte_view(a)[:]) == bytes(tensors.byte_view(b)[:]):
         return ""
     wide = torch.complex128 if a.is_complex() else torch.float64
     return f"largest difference {(a.to(wide) - b.to(wide)).abs().max().item():.6g}"

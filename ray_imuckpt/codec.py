@@ -72,7 +72,8 @@ def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
     found: dict[str, torch.Tensor] = {}
     data = tree.encode(dict(state), found, f"ranks.{rank}")
     text = tree.dumps(data).decode("ascii")
-    return b"".join(tensors.encode(snapshot.host(found), metadata={_TREE: text}))
+    views = tensors.encode(snapshot.contiguous(found), metadata={_TREE: text})
+    return b"".join(view[:] for view in views)
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def layout(plan: Plan, host: Mapping[str, torch.Tensor]) -> list[Part]:
 
     Args:
         plan: What to store.
-        host: `Plan.tensors`, each as a contiguous CPU tensor.
+        host: `Plan.tensors`, each contiguous.
     """
     parts = []
     for file in plan.files:

@@ -71,8 +71,8 @@ class Saver:
             state: What to store, complete on rank 0.
             epoch: Of the checkpoint.
             metrics: Of the checkpoint.
-            background: Whether to return once the state is copied. Otherwise nothing is copied, and
-                the save has ended well on return.
+            background: Whether to return once the state is copied. Otherwise the state is written
+                from where it is (from a GPU chunk by chunk), and the save has ended well on return.
             later: Optimizers: what only their steps change may be copied after this has returned,
                 their next step waits for it. ``None``: everything is copied at once.
 
@@ -87,7 +87,7 @@ class Saver:
             plan = codec.plan(state)
             draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
             if not background:
-                save = job(storage, self.run, plan, snapshot.host(plan.tensors()), draft)
+                save = job(storage, self.run, plan, snapshot.contiguous(plan.tensors()), draft)
                 return self._writer.submit(save, background=False)
             copy = self._copy(plan.tensors(), later)
             save = job(storage, self.run, plan, copy.tensors, draft)

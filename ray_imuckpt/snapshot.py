@@ -25,9 +25,16 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Target and source of each copy."""
 
 
-def host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor as a contiguous CPU tensor; memory is shared where it already is one."""
-    return {name: _plain(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+def contiguous(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor contiguous, where it is; memory is shared where it already was.
+
+    What CUDA devices were told to compute is computed when this returns: the bytes are fetched by
+    other threads, which have streams of their own.
+    """
+    found = {name: _plain(tensor).contiguous() for name, tensor in tensors.items()}
+    for device in {tensor.device for tensor in found.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return found
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

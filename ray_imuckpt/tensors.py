@@ -85,12 +85,12 @@ def encode(
     tensors: Mapping[str, torch.Tensor],
     aliases: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
-) -> list[memoryview]:
+) -> list[Bytes]:
     """The bytes of a safetensors file as views: the header, then the tensors' own memory.
 
     Args:
-        tensors: Name to contiguous CPU tensor. Their memory is not copied: it must stay as it is
-            until the views have been used.
+        tensors: Name to contiguous tensor. Their memory is not copied: it must stay as it is until
+            the views have been used. What is not in host memory is fetched piece by piece then.
         aliases: Further name to the name in `tensors` whose bytes it shares.
         metadata: Further text for the header's ``__metadata__``.
 
@@ -99,7 +99,7 @@ def encode(
     """
     views: dict[str, str] = {}
     layout: dict[str, Any] = {}
-    data: list[memoryview] = []
+    data: list[Bytes] = []
     offset = 0
     for name in sorted(tensors, key=lambda n: -tensors[n].element_size()):
         tensor = tensors[name]
@@ -139,9 +139,32 @@ def encode(
     return [memoryview(len(text).to_bytes(8, "little") + text), *data]
 
 
-def byte_view(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor as bytes, not copied."""
-    return _flat(tensor).numpy().data
+def byte_view(tensor: torch.Tensor) -> Bytes:
+    """The memory of a contiguous tensor as bytes, not copied."""
+    flat = _flat(tensor)
+    return flat.numpy().data if flat.device.type == "cpu" else DeviceBytes(flat)
+
+
+class DeviceBytes:
+    """Bytes in the memory of a device, each slice fetched when it is asked for.
+
+    Args:
+        flat: One-dimensional uint8 tensor.
+    """
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self._flat = flat
+
+    def __len__(self) -> int:
+        """The number of bytes."""
+        return len(self._flat)
+
+    def __getitem__(self, piece: slice) -> memoryview:
+        """A copy of some of them in host memory."""
+        return self._flat[piece].cpu().numpy().data
+
+
+Bytes = memoryview | DeviceBytes
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -229,7 +252,7 @@ def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, s
 def tensor_at(data: bytearray, info: TensorInfo) -> torch.Tensor:
     """The tensor that `info` describes, as a copy out of a file's bytes."""
     tensor = torch.empty(info.shape, dtype=info.dtype)
-    byte_view(tensor)[:] = memoryview(data)[info.begin : info.end]
+    _flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
     return tensor
 
 
