@@ -133,7 +133,7 @@ class Catalog:
             if parent is not None and epoch <= parent.epoch and not was and not returning:
                 continue  # the common case: history that stays history, without reading it
             who = self._maker(epoch)
-            if parent is not None and _in_history(epoch, who, parent):
+            if parent is not None and in_history(epoch, who.run_id, parent):
                 continue
             after[epoch] = who
         if after != before:
@@ -159,10 +159,11 @@ class Catalog:
         return Abandoned(manifest.attempt_id, manifest.run_id)
 
 
-def _in_history(epoch: int, who: Abandoned, parent: Manifest) -> bool:
-    if who.run_id == parent.run_id:
-        return epoch <= parent.epoch
-    return any(who.run_id == a.run_id and epoch <= a.epoch for a in parent.ancestors)
+def in_history(epoch: int, run_id: str | None, newer: Manifest) -> bool:
+    """Whether what a run saved at `epoch` is what `newer` came from, or is `newer`."""
+    if run_id == newer.run_id:
+        return epoch <= newer.epoch
+    return any(run_id == a.run_id and epoch <= a.epoch for a in newer.ancestors)
 
 
 def _shortened(epochs: list[int]) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from ray_imuckpt import (
     arguments,
     codec,
+    preemption,
     retention,
     sessions,
     tree,
@@ -101,7 +102,15 @@ class Checkpointer(CheckpointDirectory):
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the choices, nothing of this process."""
-        kept = ("continue_from", "save_every", "dir", "blocking", "snapshot", "_storage_options")
+        kept = (
+            "continue_from",
+            "save_every",
+            "dir",
+            "blocking",
+            "snapshot",
+            "_storage_options",
+            "_place",
+        )
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,9 +200,13 @@ class Checkpointer(CheckpointDirectory):
         ranks = session.ranks
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
-        loaded = resume.restore(ranks, storage, choice, own, targets, strict=strict)
+        found = resume.restore(
+            ranks, storage, choice, own, targets, strict=strict, handed=session.handed()
+        )
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
-        if loaded is not None:
+        loaded = None
+        if found is not None:
+            loaded, run.foreign = found
             run.parent, run.resumed_from = loaded.manifest, loaded.epoch
             session.resumed(storage, loaded.manifest)
         self._saver.run = run
@@ -284,6 +297,20 @@ class Checkpointer(CheckpointDirectory):
         )
         session.report(metrics, storage, SavedEpoch(epoch, begun.written))
         return PendingSave(epoch, begun, self.wait, self.get)
+
+    def preempted(self) -> bool:
+        """Whether this run is about to be stopped: save with ``force=True`` while there is time.
+
+        Every rank calls it equally often, and all get the same answer. In Ray Train it is Ray that
+        knows which nodes will go (``ray.train.get_preemption_info``). Elsewhere it is SIGTERM: from
+        the first call on, the first one is noted and no longer ends the process, a second one
+        does. It is true as soon as one rank was told.
+        """
+        session = self._enter()
+        told = session.preempted()
+        if told is not None:
+            return told
+        return any(session.ranks.all_gather(b"1" if preemption.noted() else b""))
 
     def wait(self) -> None:
         """Return when all saves that were begun are durable. Every rank of a gang calls it.

@@ -98,12 +98,13 @@ def _show(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     for entry in manifest.files:
         print(f"  {_size(entry.size):>9}  {entry.name}")
     print(f"metrics: {loaded.metrics}")
-    print(f"model: {len(loaded.model)} tensors")
-    for name, tensor in loaded.model.items():
+    model, _ = loaded.model_places  # the headers alone are read
+    print(f"model: {len(model)} tensors")
+    for name, tensor in model.items():
         print(
             f"  {str(tensor.dtype).removeprefix('torch.'):<10} {tuple(tensor.shape)!s:<16} {name}"
         )
-    optimizer = loaded.optimizer
+    optimizer = loaded.optimizer_places
     print(f"optimizer: {'none' if optimizer is None else optimizer['class']}")
     print(f"other: {', '.join(loaded.other) or 'nothing'}")
     entries = len(loaded.log) if hasattr(loaded.log, "__len__") else 1

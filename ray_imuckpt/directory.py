@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -12,10 +12,13 @@ from torch import nn
 from ray_imuckpt import arguments, layout, sessions, source
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.sessions import Session
-from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction.reading import verify
-from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
 from ray_imuckpt.writer import finish_all
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class CheckpointDirectory:
@@ -28,12 +31,36 @@ class CheckpointDirectory:
 
     def __init__(
         self,
-        dir: str | os.PathLike[str] | None,  # noqa: A002 - the seed's name
-        storage_options: Mapping[str, Any] | None,
+        dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the seed's name
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
         self.dir = None if dir is None else absolute(dir)
         self._storage_options = dict(storage_options or {})
+        self._place: Storage | None = None
+
+    @classmethod
+    def of_result(cls, result: Any, metric: str | None = None, mode: str | None = None) -> Self:
+        """The checkpoints of a run of Ray, to load from: of a trial, or of a ``fit()``.
+
+        Args:
+            result: A ``Result`` of Ray Tune or Ray Train; or a ``ResultGrid``, whose best one is
+                taken.
+            metric: For a ``ResultGrid``: see its ``get_best_result``.
+            mode: ``"min"`` or ``"max"``, for a ``ResultGrid``.
+
+        Raises:
+            CheckpointNotFoundError: The trial reported a checkpoint that is gone.
+        """
+        if hasattr(result, "get_best_result"):
+            result = result.get_best_result(metric, mode)
+        found = cls()
+        if result.checkpoint is None:
+            found._place = from_arrow(result.filesystem, result.path)
+        else:
+            reported = from_arrow(result.checkpoint.filesystem, result.checkpoint.path)
+            found._place = open_directory(reported).place.beside("")
+        return found
 
     def load(
         self,
@@ -115,6 +142,8 @@ class CheckpointDirectory:
     def _storage(self, session: Session | None = None) -> Storage:
         if self.dir is not None:
             return open_storage(self.dir, self._storage_options)
+        if self._place is not None:
+            return self._place
         own = session.storage() if session else sessions.own_storage()
         return own or open_storage(".")
 

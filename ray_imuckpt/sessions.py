@@ -18,7 +18,10 @@ from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, current
 from ray_imuckpt.storage import Storage
 
-_PROVIDERS = (("ray.train", "ray_imuckpt.integrations.ray_train"),)
+_PROVIDERS = (
+    ("ray.tune", "ray_imuckpt.integrations.ray_tune"),
+    ("ray.train", "ray_imuckpt.integrations.ray_train"),
+)
 _RAY = "ray_imuckpt.integrations.ray_driver"
 
 
@@ -64,6 +67,12 @@ class Session(Protocol):
     def storage(self) -> Storage | None:
         """The run's own directory, if it has one."""
 
+    def handed(self) -> Storage | None:
+        """The directory of a checkpoint, or of a pointer to one, that is given to continue from."""
+
+    def preempted(self) -> bool | None:
+        """Whether this rank is told to go; a collective. ``None``: ask the process's signals."""
+
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """Training continues from this checkpoint. A collective."""
 
@@ -99,6 +108,14 @@ class ScriptSession:
 
     def storage(self) -> Storage | None:
         """See `Session.storage`."""
+        return None
+
+    def handed(self) -> Storage | None:
+        """See `Session.handed`. Nothing is."""
+        return None
+
+    def preempted(self) -> bool | None:
+        """See `Session.preempted`: by SIGTERM."""
         return None
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import posixpath
 from typing import Any
 
 import torch
@@ -13,11 +11,10 @@ from torch import nn
 from ray_imuckpt import layout
 from ray_imuckpt.capture.model import apply_model, check_model, model_memory
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
-from ray_imuckpt.manifest import Manifest
+from ray_imuckpt.errors import CheckpointNotFoundError
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction import restore
-from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
 from ray_imuckpt.writer import finish_all
 
 
@@ -48,9 +45,9 @@ def read(
         manifest = Catalog(storage).manifest(int(checkpoint))
         return restore.open_checkpoint(storage, layout.checkpoint_name(manifest.epoch), manifest)
     if hasattr(checkpoint, "filesystem") and hasattr(checkpoint, "path"):
-        return _open(from_arrow(checkpoint.filesystem, checkpoint.path), options)
+        return open_directory(from_arrow(checkpoint.filesystem, checkpoint.path), options)
     if isinstance(checkpoint, (str, os.PathLike)):
-        return _open(open_storage(absolute(checkpoint), options), options)
+        return open_directory(open_storage(absolute(checkpoint), options), options)
     raise TypeError(
         f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
     )
@@ -92,27 +89,3 @@ def load_into(
         model.to(device)
     apply_model(model, *loaded.fill_model(model_memory(model, tensors)))
     return model
-
-
-def _open(place: Storage, options: dict[str, Any] | None = None) -> LoadedCheckpoint:
-    """The checkpoint whose directory is `place`, or that a pointer in it names."""
-    try:
-        data = place.get(layout.MANIFEST)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        try:
-            url = str(json.loads(place.get(layout.POINTER))["url"])
-        except (ValueError, KeyError, TypeError):
-            raise CorruptCheckpointError(
-                "The pointer to a checkpoint is cut or altered.",
-                url=f"{place.url}/{layout.POINTER}",
-            ) from error
-        except (FileNotFoundError, NotADirectoryError):
-            raise CheckpointNotFoundError(
-                "There is no committed checkpoint here: the directory holds no manifest.",
-                url=place.url,
-                hint="Give the path of a directory checkpoint=<epoch>.",
-            ) from error
-        return _open(open_storage(url, options), options)
-    epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
-    manifest = Manifest.from_bytes(data, f"{place.url}/{layout.MANIFEST}", epoch)
-    return restore.open_checkpoint(place, "", manifest)

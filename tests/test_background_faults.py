@@ -17,6 +17,7 @@ from torch import nn
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError, tensors
 from ray_imuckpt.storage import local
+from ray_imuckpt.tensors import memory
 
 
 def large() -> nn.Module:
@@ -116,21 +117,21 @@ def test_blocking_fetches_what_is_on_a_device_piece_by_piece(
 ) -> None:
     """As it goes with a GPU, whose memory this stands for; no copy of the whole is ever made."""
     fetched: list[int] = []
-    real = tensors.DeviceBytes.__getitem__
+    real = memory.DeviceBytes.__getitem__
 
     def getitem(self: Any, piece: slice) -> memoryview:
         view = real(self, piece)
         fetched.append(len(view))
         return view
 
-    def byte_view(tensor: torch.Tensor) -> tensors.Bytes:
-        return tensors.DeviceBytes(tensors._flat(tensor))
+    def byte_view(tensor: torch.Tensor) -> memory.Bytes:
+        return memory.DeviceBytes(memory.flat(tensor))
 
     model = large()
     optimizer = adamw(small_model())
     Checkpointer(tmp_path / "host", blocking=True).checkpoint(1, model=model, optimizer=optimizer)
-    monkeypatch.setattr(tensors.DeviceBytes, "__getitem__", getitem)
-    monkeypatch.setattr(tensors, "byte_view", byte_view)
+    monkeypatch.setattr(memory.DeviceBytes, "__getitem__", getitem)
+    monkeypatch.setattr(tensors.format, "byte_view", byte_view)
     checkpointer = Checkpointer(tmp_path / "device", blocking=True)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     (here,) = (tmp_path / "host").glob("checkpoint=1/model-*")

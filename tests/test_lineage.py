@@ -110,6 +110,7 @@ def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
     targets = putback.Targets(model, adamw(model))
     found = resume.restore(SoloRanks(), storage, "none", run_id, targets, strict=True)
     assert found is not None
-    assert found.epoch == 2
+    assert found.checkpoint.epoch == 2
+    assert not found.foreign
     other = resume.restore(SoloRanks(), storage, "none", "another run", targets, strict=True)
     assert other is None

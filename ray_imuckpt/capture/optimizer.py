@@ -109,16 +109,27 @@ def optimizer_memory(
 
 @uncollected()
 def apply_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    saved: OptimizerState,
+    *,
+    keep_options: bool = False,
 ) -> None:
-    """Load what `check_optimizer` has accepted. A collective for sharded parameters."""
+    """Load what `check_optimizer` has accepted. A collective for sharded parameters.
+
+    Args:
+        optimizer: The live one.
+        model: Whose parameters it optimizes.
+        saved: What `take_optimizer` gave.
+        keep_options: Whether the live groups keep their own options (learning rate, betas, …).
+    """
     live = _live_names(optimizer, model)
     names = [name for group in live for name in group]
     numbers = {name: number for number, name in enumerate(names)}
     groups = [
         {
             **{key: value for key, value in group.items() if key != "param_names"},
-            **{key: now[key] for key in ("param_names",) if key in now},  # in the live order
+            **{key: now[key] for key in now if key == "param_names" or keep_options},
             "params": [numbers[name] for name in here],
         }
         for here, now, group in zip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import posixpath
+import sys
 from datetime import datetime, timezone
 from typing import Any
 
@@ -36,7 +37,7 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
         ValueError: `kwargs` name another storage, or the directory has no parent.
     """
     if storage is None:
-        return ray.train.RunConfig(**kwargs)
+        return ray.train.RunConfig(**_within_trial(kwargs))
     taken = sorted({"name", "storage_path", "storage_filesystem"} & set(kwargs))
     if taken:
         raise ValueError(
@@ -55,6 +56,26 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
     return ray.train.RunConfig(
         storage_path=parent, name=name, storage_filesystem=filesystem, **kwargs
     )
+
+
+def _within_trial(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """`kwargs`, and what makes a run that a trial of Ray Tune starts part of that trial.
+
+    Its directory is the trial's own, so that a trial that is tried again resumes, and its reports
+    reach Tune.
+    """
+    if "ray.tune" not in sys.modules:
+        return kwargs
+    from ray_imuckpt.integrations import ray_tune
+
+    trial = ray_tune.train_run_place()
+    if not trial or {"name", "storage_path", "storage_filesystem"} & set(kwargs):
+        return kwargs
+    own = ray_tune.own_storage()
+    if own is not None:
+        _set_aside_snapshot(own, fresh=False)
+    callbacks = [*(kwargs.get("callbacks") or ()), *trial["callbacks"]]
+    return {**trial, **kwargs, "callbacks": callbacks}
 
 
 def _set_aside_snapshot(storage: Storage, *, fresh: bool) -> None:

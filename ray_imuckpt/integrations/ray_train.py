@@ -65,6 +65,14 @@ class LocalSession:
         """See `Session.storage`. Local mode has none."""
         return None
 
+    def handed(self) -> Storage | None:
+        """See `Session.handed`. Nothing is."""
+        return None
+
+    def preempted(self) -> bool | None:
+        """See `Session.preempted`: by SIGTERM."""
+        return None
+
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """See `Session.resumed`: a run that ends before its next save still has a checkpoint."""
         metrics = tree.decode(dict(manifest.metrics), {})
@@ -127,6 +135,15 @@ class GangSession:
     def storage(self) -> Storage | None:
         """See `Session.storage`."""
         return self._own
+
+    def handed(self) -> Storage | None:
+        """See `Session.handed`. What Ray would give may be older than what is committed."""
+        return None
+
+    def preempted(self) -> bool | None:
+        """See `Session.preempted`: Ray knows of nodes that are about to go."""
+        ask = getattr(ray.train, "get_preemption_info", None)  # since Ray 2.5x, alpha
+        return ask is not None and ask() is not None
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """See `Session.resumed`. Ray adopts what was committed and not yet registered.

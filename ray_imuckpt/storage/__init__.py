@@ -39,6 +39,9 @@ class Storage(Protocol):
 
     url: str
 
+    def beside(self, name: str) -> Storage:
+        """The directory `name` beside this one; ``""`` is the directory that holds both."""
+
     def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
         """Create the file `name` from `chunks`, calling `observe` for each; durable on return."""
 

@@ -40,6 +40,11 @@ class LocalStorage:
     def __init__(self, path: str) -> None:
         self.url = path
 
+    def beside(self, name: str) -> LocalStorage:
+        """See `Storage.beside`."""
+        parent = os.path.dirname(self.url.rstrip("/"))
+        return LocalStorage(os.path.join(parent, name) if name else parent)
+
     def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
         """See `Storage.write`. Chunks are written side by side on a few threads."""
         path = self._prepared(name)

@@ -9,6 +9,7 @@ publish a truncated object: on an error the upload is discarded instead.
 from __future__ import annotations
 
 import contextlib
+import posixpath
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,10 @@ class RemoteStorage:
         if isinstance(self._fs, ArrowFSWrapper):
             return self._fs.fs, self._root
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root
+
+    def beside(self, name: str) -> RemoteStorage:
+        """See `Storage.beside`."""
+        return RemoteStorage(self._fs, f"{posixpath.dirname(self._root)}/{name}")
 
     def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
         """See `Storage.write`."""

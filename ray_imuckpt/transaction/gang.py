@@ -34,12 +34,14 @@ class Run:
         parent: The checkpoint that training has come from, the newest of this run's if it has one.
         branch_begun: Whether what this run leaves behind has been recorded.
         resumed_from: The epoch that this process continued from.
+        foreign: Whether `parent` lies in another directory, so that what this one holds is left.
     """
 
     id: str
     parent: Manifest | None
     branch_begun: bool
     resumed_from: int | None = None
+    foreign: bool = False
 
 
 def signature(
@@ -134,7 +136,7 @@ def job(
 
     def commit() -> Manifest:
         if not run.branch_begun:
-            Catalog(storage).begin_branch(run.parent)
+            Catalog(storage).begin_branch(None if run.foreign else run.parent)
             run.branch_begun = True
         parts = codec.layout(plan, host)
         run.parent = save.commit(storage, _draft(run, **draft), parts, run.parent)

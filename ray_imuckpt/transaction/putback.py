@@ -37,7 +37,13 @@ class Targets:
 
 
 def put_back(
-    loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, touched: set[str], *, strict: bool
+    loaded: LoadedCheckpoint,
+    targets: Targets,
+    ranks: Ranks,
+    touched: set[str],
+    *,
+    strict: bool,
+    keep_options: bool = False,
 ) -> None:
     """Read, check, and put one checkpoint into live objects; a collective.
 
@@ -47,7 +53,8 @@ def put_back(
         ranks: The gang.
         touched: What a damaged checkpoint before this one has left its traces in; what this one
             will is added.
-        strict: See `restore`.
+        strict: See `ray_imuckpt.transaction.resume.restore`.
+        keep_options: Whether the optimizer keeps its own learning rate and other options.
     """
     loaded.prepare(optimizer=targets.optimizer is not None)
 
@@ -78,7 +85,7 @@ def put_back(
     def apply() -> None:
         apply_model(targets.model, tensors, extra)
         if targets.optimizer is not None and state is not None:
-            apply_optimizer(targets.optimizer, targets.model, state)
+            apply_optimizer(targets.optimizer, targets.model, state, keep_options=keep_options)
         _apply_random(loaded, ranks)
 
     together(ranks, apply)

@@ -7,6 +7,8 @@ then these are read into the memory of the live ones (`fill_model`, `fill_optimi
 
 from __future__ import annotations
 
+import json
+import posixpath
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -14,10 +16,10 @@ from typing import Any
 import torch
 
 from ray_imuckpt import codec, layout, tensors, tree
-from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage import Storage, open_storage
 from ray_imuckpt.transaction.reading import Reader
 
 Live = Mapping[int, torch.Tensor]
@@ -56,11 +58,13 @@ class LoadedCheckpoint:
 
     Attributes:
         manifest: Its commit record.
+        place: Its own directory, if it was opened as such; else what holds it.
         url: Where it is.
     """
 
-    def __init__(self, manifest: Manifest, url: str, reader: Reader) -> None:
+    def __init__(self, manifest: Manifest, place: Storage, url: str, reader: Reader) -> None:
         self.manifest = manifest
+        self.place = place
         self.url = url
         self._reader = reader
 
@@ -196,4 +200,33 @@ def open_checkpoint(
             in the same order. ``None``: this process alone.
     """
     reader = Reader(storage, directory, manifest, ranks or SoloRanks())
-    return LoadedCheckpoint(manifest, layout.join(storage.url, directory), reader)
+    return LoadedCheckpoint(manifest, storage, layout.join(storage.url, directory), reader)
+
+
+def open_directory(place: Storage, options: dict[str, Any] | None = None) -> LoadedCheckpoint:
+    """The checkpoint whose directory is `place`, or that a pointer in it names."""
+    try:
+        data = place.get(layout.MANIFEST)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        try:
+            pointer = json.loads(place.get(layout.POINTER))
+            url = str(pointer["url"])
+            sibling = pointer.get("sibling")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise CorruptCheckpointError(
+                "The pointer to a checkpoint is cut or altered.",
+                url=f"{place.url}/{layout.POINTER}",
+            ) from error
+        except (FileNotFoundError, NotADirectoryError):
+            raise CheckpointNotFoundError(
+                "There is no committed checkpoint here: the directory holds no manifest.",
+                url=place.url,
+                hint="Give the path of a directory checkpoint=<epoch>.",
+            ) from error
+        if layout.parse_checkpoint_name(str(sibling)) is not None:
+            # First where the pointer is: the directories may have been moved together.
+            return open_directory(place.beside(sibling), options)
+        return open_directory(open_storage(url, options), options)
+    epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
+    manifest = Manifest.from_bytes(data, f"{place.url}/{layout.MANIFEST}", epoch)
+    return open_checkpoint(place, "", manifest)

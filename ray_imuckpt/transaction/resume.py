@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from typing import NamedTuple
 
 from ray_imuckpt import layout
 from ray_imuckpt.arguments import LAST, NONE
-from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.catalog import Catalog, in_history
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, on_rank_zero
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction.putback import Targets, put_back, warn
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_checkpoint
+from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_checkpoint, open_directory
 
 logger = logging.getLogger("ray_imuckpt")
+
+
+class Resumed(NamedTuple):
+    """What a run continues from, and whether that lies in another directory than its own."""
+
+    checkpoint: LoadedCheckpoint
+    foreign: bool
 
 
 def restore(
@@ -25,7 +34,8 @@ def restore(
     targets: Targets,
     *,
     strict: bool,
-) -> LoadedCheckpoint | None:
+    handed: Storage | None = None,
+) -> Resumed | None:
     """Put the checkpoint to continue from into live objects, on every rank; a collective.
 
     A damaged one is passed over for the newest sound one before it, with a warning, unless it was
@@ -39,6 +49,9 @@ def restore(
             own newest checkpoint goes before `choice`.
         targets: The live objects.
         strict: Whether names that are missing or unexpected are an error.
+        handed: The directory of a checkpoint (or of a pointer to one) that the surroundings give to
+            continue from. This directory's own newest goes before it if it came from it; one of
+            another run is taken as it is, but the optimizer keeps its own options.
 
     Returns:
         ``None`` to begin from scratch.
@@ -49,6 +62,12 @@ def restore(
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
     """
     catalog = Catalog(storage)
+    if handed is not None:
+        given = open_directory(handed)
+        if not _led_to_ours(catalog, given.manifest):
+            put_back(given, targets, ranks, set(), strict=strict, keep_options=True)
+            return Resumed(given, foreign=True)
+        choice = LAST
     damaged: CorruptCheckpointError | None = None
     below: int | None = None
     touched: set[str] = set()
@@ -73,7 +92,7 @@ def restore(
             warn(ranks, "Passing over a damaged checkpoint: %s", error)
             damaged, below = error, manifest.epoch
         else:
-            return loaded
+            return Resumed(loaded, foreign=False)
 
 
 def _pick(
@@ -107,6 +126,18 @@ def _pick(
     if isinstance(choice, int):
         logger.warning("There is no checkpoint before epoch %d; beginning from scratch.", choice)
     return b""
+
+
+def _led_to_ours(catalog: Catalog, given: Manifest) -> bool:
+    """Whether `given` is this directory's own, or what its newest checkpoint came from."""
+    if catalog.is_committed(given.epoch):
+        with contextlib.suppress(CorruptCheckpointError):
+            if catalog.manifest(given.epoch).attempt_id == given.attempt_id:
+                return True
+    for epoch in catalog.live():
+        with contextlib.suppress(CorruptCheckpointError):
+            return in_history(given.epoch, given.run_id, catalog.manifest(epoch))
+    return False
 
 
 def _own_newest(catalog: Catalog, run_id: str) -> bool:

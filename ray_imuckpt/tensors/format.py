@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
+from ray_imuckpt.tensors.memory import Bytes, byte_view, flat
 
 ALIGNMENT = 64
 MAX_HEADER = 100_000_000  # the limit of the safetensors format
@@ -139,41 +139,6 @@ def encode(
     return [memoryview(len(text).to_bytes(8, "little") + text), *data]
 
 
-def byte_view(tensor: torch.Tensor) -> Bytes:
-    """The memory of a contiguous tensor as bytes, not copied."""
-    flat = _flat(tensor)
-    return flat.numpy().data if flat.device.type == "cpu" else DeviceBytes(flat)
-
-
-class DeviceBytes:
-    """Bytes in the memory of a device, each slice fetched when it is asked for.
-
-    Args:
-        flat: One-dimensional uint8 tensor.
-    """
-
-    def __init__(self, flat: torch.Tensor) -> None:
-        self._flat = flat
-
-    def __len__(self) -> int:
-        """The number of bytes."""
-        return len(self._flat)
-
-    def __getitem__(self, piece: slice) -> memoryview:
-        """A copy of some of them in host memory."""
-        return self._flat[piece].cpu().numpy().data
-
-
-Bytes = memoryview | DeviceBytes
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    flat = tensor.detach().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    return flat.view(torch.uint8)
-
-
 @dataclass(frozen=True)
 class Header:
     """A parsed header.
@@ -252,7 +217,7 @@ def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, s
 def tensor_at(data: bytearray, info: TensorInfo) -> torch.Tensor:
     """The tensor that `info` describes, as a copy out of a file's bytes."""
     tensor = torch.empty(info.shape, dtype=info.dtype)
-    _flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
+    flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
     return tensor
 
 
@@ -280,34 +245,4 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
     """
     at = {info.begin: name for name, info in header.tensors.items() if info.end > info.begin}
     scratch = torch.empty(header.length, dtype=torch.uint8)
-    return [scratch, *(_flat(found[at[begin]]) for begin in sorted(at))]
-
-
-def takes(live: Any, place: torch.Tensor) -> bool:
-    """Whether the bytes of `place` may be put straight into the memory of `live`."""
-    return (
-        (type(live) is torch.Tensor or type(live) is nn.Parameter)
-        and live.layout == torch.strided
-        and live.device.type in ("cpu", "cuda")
-        and live.dtype == place.dtype
-        and live.shape == place.shape
-        and live.is_contiguous()
-        and not (live.is_quantized or live.is_conj() or live.is_neg())
-    )
-
-
-@uncollected()
-def disjoint(live: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Those tensors that share no memory with another one before them."""
-    kept = {}
-    device, end = None, 0
-    for key, tensor in sorted(live.items(), key=lambda item: _address(item[1])):
-        begin = tensor.data_ptr()
-        if tensor.device != device or begin >= end:
-            kept[key] = tensor
-            device, end = tensor.device, begin + tensor.nbytes
-    return kept
-
-
-def _address(tensor: torch.Tensor) -> tuple[str, int]:
-    return str(tensor.device), tensor.data_ptr()
+    return [scratch, *(flat(found[at[begin]]) for begin in sorted(at))]

@@ -1,0 +1,32 @@
+"""Tensors as safetensors files, and their memory as bytes. No I/O."""
+
+from __future__ import annotations
+
+from ray_imuckpt.tensors.format import (
+    Header,
+    TensorInfo,
+    check_storable,
+    encode,
+    header_length,
+    parse_header,
+    places,
+    row,
+    tensor_at,
+)
+from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, takes
+
+__all__ = [
+    "Bytes",
+    "Header",
+    "TensorInfo",
+    "byte_view",
+    "check_storable",
+    "disjoint",
+    "encode",
+    "header_length",
+    "parse_header",
+    "places",
+    "row",
+    "takes",
+    "tensor_at",
+]

@@ -1,0 +1,314 @@
+"""Ray Tune: trials that fail, experiments that are killed, PBT, and Train runs within trials."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import ray.train
+import ray.tune
+import torch
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer, prepare_model
+from torch import nn
+
+from conftest import adamw, same_bytes, small_model
+from ray_imuckpt import Checkpointer, CheckpointNotFoundError
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine."""
+    ray.init(
+        num_cpus=4,
+        log_to_driver=False,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}},
+    )
+    yield
+    ray.shutdown()
+
+
+def trial(config: dict[str, Any]) -> None:
+    """Train five epochs; the trial with lr 0.1 dies once, at epoch 4, before it reports."""
+    torch.manual_seed(3)
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=0.9)
+    checkpointer = Checkpointer(save_every=2)
+    started = checkpointer.start(model, optimizer)
+    notes = Path(config["notes"]) / str(config["lr"])
+    with notes.open("a") as file:
+        file.write(f"{started.start_epoch} ")
+    for epoch in range(started.start_epoch, 6):
+        model(torch.randn(16, 4)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        started.log.append(epoch)
+        if config["lr"] == 0.1 and epoch == 5 and len(notes.read_text().split()) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        checkpointer.checkpoint(
+            epoch,
+            model=model,
+            optimizer=optimizer,
+            log=started.log,
+            metrics={"loss": config["lr"] + 1 / epoch, "epoch": epoch},
+        )
+
+
+def tuner(tmp_path: Path, trainable: Any, space: dict[str, Any], **options: Any) -> ray.tune.Tuner:
+    run = {key: options.pop(key) for key in ("failure_config", "stop") if key in options}
+    return ray.tune.Tuner(
+        trainable,
+        param_space={"notes": str(tmp_path), **space},
+        tune_config=ray.tune.TuneConfig(**{"max_concurrent_trials": 2, **options}),
+        run_config=ray.tune.RunConfig(storage_path=str(tmp_path), name="exp", verbose=0, **run),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_trials_have_directories_of_their_own_and_one_that_dies_resumes(tmp_path: Path) -> None:
+    results = tuner(
+        tmp_path,
+        trial,
+        {"lr": ray.tune.grid_search([0.1, 0.2])},
+        failure_config=ray.tune.FailureConfig(max_failures=1),
+    ).fit()
+    assert not results.errors
+    assert (tmp_path / "0.1").read_text() == "1 5 "  # epoch 4 was saved, 5 was lost
+    assert (tmp_path / "0.2").read_text() == "1 "
+    for result in results:
+        directory = Path(result.path)
+        assert Checkpointer(directory).list_existing_checkpoint_indices() == [2, 4]
+        reported = [p for p in directory.glob("checkpoint_0*/**/*") if p.is_file()]
+        assert sum(p.stat().st_size for p in reported) < 64 * 1024
+        assert not [p for p in reported if p.suffix == ".safetensors"]
+        assert result.metrics["epoch"] == 5
+    best = Checkpointer.of_result(results, "loss", "min")
+    assert best.path_to_last_checkpoint() == str(
+        Path(results.get_best_result("loss", "min").path) / "checkpoint=4"
+    )
+    assert best.read().log == [1, 2, 3, 4]
+    model = best.load(small_model())
+    assert same_bytes(dict(model.state_dict()), best.read(4).model)
+    # the pointer itself is a checkpoint to read and load from, wherever the experiment is moved to
+    (tmp_path / "exp").rename(tmp_path / "moved")
+    pointer = next((tmp_path / "moved").glob("*lr=0.2000*/checkpoint_000001"))
+    assert Checkpointer(tmp_path).read(pointer).epoch == 4
+
+
+def member(config: dict[str, Any]) -> None:
+    """One of a population: the metric is the trial's own number, so that the winner is known."""
+    torch.manual_seed(int(config["lr"] * 1000))
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=0.9)
+    checkpointer = Checkpointer()
+    started = checkpointer.start(model, optimizer)
+    (group,) = optimizer.param_groups
+    log = started.log
+    trial_id = ray.tune.get_context().get_trial_id()
+    log.append([trial_id, started.start_epoch, group["lr"], config["lr"]])
+    for epoch in range(started.start_epoch, 9):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        time.sleep(0.2)  # so that the members stay beside each other
+        checkpointer.checkpoint(
+            epoch,
+            model=model,
+            optimizer=optimizer,
+            log=log,
+            metrics={"score": config["score"], "epoch": epoch},
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.filterwarnings("ignore:Consider boosting PBT performance")
+def test_pbt_goes_on_from_the_donors_checkpoint_with_the_mutated_hyperparameters(
+    tmp_path: Path,
+) -> None:
+    scheduler = ray.tune.schedulers.PopulationBasedTraining(
+        time_attr="epoch",
+        perturbation_interval=2,
+        quantile_fraction=0.5,
+        resample_probability=1.0,
+        hyperparam_mutations={"lr": [0.5, 0.25]},
+    )
+    space = {
+        "lr": ray.tune.grid_search([0.001, 0.002]),
+        "score": ray.tune.sample_from(lambda config: config["lr"]),
+    }
+    results = tuner(tmp_path, member, space, scheduler=scheduler, metric="score", mode="max").fit()
+    assert not results.errors
+    worse = min(results, key=lambda result: result.metrics["score"])
+
+    def trained_by(result: Any) -> set[str]:
+        return {entry[0] for entry in Checkpointer.of_result(result).read().log}
+
+    exploited = [r for r in results if trained_by(r) != {r.metrics["trial_id"]}]
+    assert exploited, "nobody was given another's checkpoint"
+    for result in exploited:
+        checkpointer = Checkpointer.of_result(result)
+        manifest = checkpointer.read().manifest
+        log = checkpointer.read().log
+        assert log[0][0] != result.metrics["trial_id"], "the log is the donor's, gone on with"
+        assert log[-1][0] == result.metrics["trial_id"]
+        assert log[-1][2] == log[-1][3] == result.config["lr"], "the config's learning rate wins"
+        assert log[-1][1] > 1
+        assert manifest.ancestors, "lineage tells where it came from"
+    assert worse.error is None
+
+
+def gang(config: dict[str, Any]) -> None:
+    """A worker of a Train run within a trial."""
+    torch.manual_seed(3)
+    model = prepare_model(small_model())
+    optimizer = adamw(model)
+    checkpointer: Checkpointer = config["checkpointer"]
+    started = checkpointer.start(model, optimizer)
+    if ray.train.get_context().get_world_rank() == 0:
+        with (Path(config["notes"]) / "starts").open("a") as file:
+            file.write(f"{started.start_epoch} ")
+    for epoch in range(started.start_epoch, 5):
+        if epoch == 3 and started.start_epoch == 1:
+            raise RuntimeError("as the test wants")
+        checkpointer.checkpoint(
+            epoch, model=model, optimizer=optimizer, metrics={"epoch": epoch, "loss": 1 / epoch}
+        )
+
+
+def trial_with_a_gang(config: dict[str, Any]) -> None:
+    """A trial that starts a TorchTrainer."""
+    checkpointer = Checkpointer()
+    TorchTrainer(
+        gang,
+        train_loop_config={"checkpointer": checkpointer, **config},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=checkpointer.run_config(),
+    ).fit()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path: Path) -> None:
+    results = tuner(
+        tmp_path,
+        trial_with_a_gang,
+        {},
+        failure_config=ray.tune.FailureConfig(max_failures=1),
+        metric="loss",
+        mode="min",
+    ).fit()
+    (result,) = results
+    assert result.error is None
+    assert (tmp_path / "starts").read_text() == "1 3 "
+    assert result.metrics["epoch"] == 4
+    assert result.metrics["checkpoint_path"].endswith("checkpoint=4")
+    best = Checkpointer.of_result(results)
+    assert best.list_existing_checkpoint_indices() == [1, 2, 3, 4]
+    assert best.path_to_last_checkpoint() == str(Path(result.path) / "checkpoint=4")
+    assert best.load(small_model()) is not None
+
+
+@pytest.mark.slow
+def test_an_experiment_whose_driver_was_killed_is_restored_with_all_its_trials(
+    tmp_path: Path,
+) -> None:
+    """Epochs are slow until a file says otherwise, so that the kill meets trials in their middle."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        textwrap.dedent("""
+            import json, logging, sys, time
+            from pathlib import Path
+            import ray, ray.tune, torch
+            from torch import nn
+            from ray_imuckpt import Checkpointer
+
+            where = Path(sys.argv[1])
+
+            def trial(config):
+                torch.manual_seed(1)
+                model = nn.Linear(2, 2)
+                checkpointer = Checkpointer()
+                started = checkpointer.start(model)
+                log = started.log + [started.start_epoch]
+                for epoch in range(started.start_epoch, 6):
+                    with torch.no_grad():
+                        model.weight.add_(torch.randn(2, 2))
+                    checkpointer.checkpoint(epoch, model=model, log=log, metrics={"epoch": epoch})
+                    while epoch == 3 and not (where / "go").exists():
+                        time.sleep(0.1)
+
+            ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False,
+                     logging_level=logging.ERROR)
+            space = {"x": ray.tune.grid_search([1, 2])}
+            if ray.tune.Tuner.can_restore(str(where / "exp")):
+                tuner = ray.tune.Tuner.restore(str(where / "exp"), trial, param_space=space)
+            else:
+                tuner = ray.tune.Tuner(trial, param_space=space, run_config=ray.tune.RunConfig(
+                    storage_path=str(where), name="exp", verbose=0))
+            results = tuner.fit()
+            assert not results.errors
+            told = []
+            for result in results:
+                best = Checkpointer.of_result(result)
+                told.append([best.list_existing_checkpoint_indices(), best.read().log,
+                             float(best.load(nn.Linear(2, 2)).weight.sum())])
+            print("told", json.dumps(told), flush=True)
+        """)
+    )
+    environment = {**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    first = subprocess.Popen(
+        command, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("exp/trial_*/checkpoint=3/manifest.json"))) < 2:
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(3)  # Tune notes the state of the experiment now and then
+    first.kill()
+    first.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)  # the Ray that it had started
+    (tmp_path / "go").touch()
+    second = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert second.returncode == 0, second.stderr[-3000:]
+    told = json.loads(second.stdout.split("told ")[1])
+    torch.manual_seed(1)
+    reference = nn.Linear(2, 2).weight.detach()
+    for _ in range(5):
+        reference = reference + torch.randn(2, 2)
+    for epochs, log, total in told:
+        assert epochs == [1, 2, 3, 4, 5]
+        # Ray's workers outlive their driver for a moment: epoch 4 may have been committed by then.
+        assert log in ([1, 4], [1, 5]), "it went on from what was committed"
+        assert total == float(reference.sum())
+
+
+def test_a_pointer_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
+    pointer = tmp_path / "trial" / "checkpoint_000000"
+    pointer.mkdir(parents=True)
+    told = {"url": str(tmp_path / "gone" / "checkpoint=3"), "sibling": "checkpoint=3"}
+    (pointer / "imuckpt-pointer.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointNotFoundError, match="trial/checkpoint=3"):
+        Checkpointer(tmp_path).read(pointer)
