@@ -55,9 +55,9 @@ class CheckpointDirectory:
         if hasattr(result, "get_best_result"):
             result = result.get_best_result(metric, mode)
         found = cls()
-        if result.checkpoint is None:
-            found._place = from_arrow(result.filesystem, result.path)
-        else:
+        found._place = from_arrow(result.filesystem, result.path)
+        if result.checkpoint is not None and not found.list_existing_checkpoint_indices():
+            # The checkpoints are elsewhere. (What PBT has last given a trial is another's.)
             reported = from_arrow(result.checkpoint.filesystem, result.checkpoint.path)
             found._place = open_directory(reported).place.beside("")
         return found
