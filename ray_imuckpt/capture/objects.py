@@ -1,4 +1,4 @@
-"""The state of anything with ``state_dict``: detectors, schedulers, scalers, samplers, models."""
+"""The state of what is passed by keyword: anything with ``state_dict``, and random generators."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from torch import nn
 
 from ray_imuckpt.capture.model import apply_model, check_model, take_model
 from ray_imuckpt.capture.optimizer import load_exactly
+from ray_imuckpt.capture.random_state import (
+    apply_generator,
+    check_generator,
+    is_generator,
+    take_generator,
+)
 from ray_imuckpt.capture.sharding import consolidated, whole
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 
@@ -27,6 +33,8 @@ class Stateful(Protocol):
 
 def take_object(value: Any) -> Any:
     """The state of a `Stateful`, or the value itself. A collective where parts are sharded."""
+    if is_generator(value):
+        return take_generator(value)
     if not isinstance(value, Stateful) or isinstance(value, type):
         return _gathered(value)
     if isinstance(value, nn.Module):
@@ -41,8 +49,10 @@ def may_be_sharded(value: Any) -> bool:
     return isinstance(value, (nn.Module, torch.optim.Optimizer))
 
 
-def check_object(target: Stateful, state: Any, name: str) -> None:
+def check_object(target: Any, state: Any, name: str) -> None:
     """Raise `StateMismatchError` if `state` does not fit, as far as that can be told beforehand."""
+    if is_generator(target):
+        check_generator(target, state, name)
     if not isinstance(target, nn.Module):
         return
     if not isinstance(state, Mapping):
@@ -53,9 +63,11 @@ def check_object(target: Stateful, state: Any, name: str) -> None:
     check_model(target, *_split(state), strict=True)
 
 
-def apply_object(target: Stateful, state: Any) -> None:
+def apply_object(target: Any, state: Any) -> None:
     """Put `state` back into `target`, in place."""
-    if isinstance(target, nn.Module):
+    if is_generator(target):
+        apply_generator(target, state)
+    elif isinstance(target, nn.Module):
         apply_model(target, *_split(state))
     elif isinstance(target, torch.optim.Optimizer):
         load_exactly(target, state)
@@ -65,7 +77,7 @@ def apply_object(target: Stateful, state: Any) -> None:
 
 def is_stateful(value: Any) -> bool:
     """Whether `value` is stored as the state of an object."""
-    return isinstance(value, Stateful) and not isinstance(value, type)
+    return is_generator(value) or (isinstance(value, Stateful) and not isinstance(value, type))
 
 
 def require_stateful(per_rank: Mapping[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""The state of this process's random generators: Python, NumPy (the legacy one), torch, CUDA.
+"""The state of random generators: those of this process, and those that a user passes.
+
+Of this process: Python's, NumPy's legacy one, torch's, CUDA's. To be passed by keyword:
+``random.Random``, ``numpy.random.Generator`` (and ``RandomState``), ``torch.Generator``.
 
 A rank that did not exist when the checkpoint was made (a larger gang) has no state to come back
 to. Its generators are seeded anew by a rule that depends on the checkpoint and the rank alone:
@@ -16,6 +19,7 @@ import numpy as np
 import torch
 
 from ray_imuckpt.chunks import checksum
+from ray_imuckpt.errors import StateMismatchError
 
 
 def take_random() -> dict[str, Any]:
@@ -31,8 +35,11 @@ def take_random() -> dict[str, Any]:
     return state
 
 
-def apply_random(state: dict[str, Any]) -> None:
+def apply_random(state: dict[str, Any]) -> int:
     """Put the generators back.
+
+    Returns:
+        How many CUDA devices had a state and are not there.
 
     Raises:
         RuntimeError, ValueError, TypeError: From the generator that refused its state.
@@ -40,9 +47,11 @@ def apply_random(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    for device, cuda in enumerate(state.get("cuda", [])):
-        if torch.cuda.is_available() and device < torch.cuda.device_count():
-            torch.cuda.set_rng_state(cuda, device)
+    saved = state.get("cuda", [])
+    present = torch.cuda.device_count() if saved and torch.cuda.is_available() else 0
+    for device, cuda in enumerate(saved[:present]):
+        torch.cuda.set_rng_state(cuda, device)
+    return max(0, len(saved) - present)
 
 
 def seed_new_rank(rank_zero: dict[str, Any], rank: int) -> None:
@@ -52,3 +61,50 @@ def seed_new_rank(rank_zero: dict[str, Any], rank: int) -> None:
     random.seed(seed)
     np.random.seed([(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
     torch.manual_seed(seed & (2**63 - 1))
+
+
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
+
+
+def is_generator(value: Any) -> bool:
+    """Whether it is a generator of random numbers that a user passes."""
+    return isinstance(value, _GENERATORS)
+
+
+def take_generator(value: Any) -> dict[str, Any]:
+    """The state of a generator, with the name of its algorithm."""
+    if isinstance(value, np.random.Generator):
+        state: Any = value.bit_generator.state
+    elif isinstance(value, random.Random):
+        state = value.getstate()
+    else:
+        state = value.get_state()
+    return {"generator": _algorithm(value), "state": state}
+
+
+def check_generator(value: Any, state: Any, name: str) -> None:
+    """Raise `StateMismatchError` unless `state` is that of such a generator."""
+    saved = state.get("generator") if isinstance(state, dict) else type(state).__name__
+    if saved != _algorithm(value):
+        raise StateMismatchError(
+            f"{name!r} is a generator {_algorithm(value)} here, and was saved as {saved}.",
+            hint="Pass what was passed when it was saved.",
+        )
+
+
+def apply_generator(value: Any, state: dict[str, Any]) -> None:
+    """Put a generator back, in place."""
+    if isinstance(value, np.random.Generator):
+        value.bit_generator.state = state["state"]
+    elif isinstance(value, random.Random):
+        value.setstate(state["state"])
+    else:
+        value.set_state(state["state"])
+
+
+def _algorithm(value: Any) -> str:
+    if isinstance(value, np.random.Generator):
+        return f"numpy.{type(value.bit_generator).__name__}"
+    if isinstance(value, torch.Generator):
+        return f"torch.{value.device.type}"
+    return "python" if isinstance(value, random.Random) else "numpy.RandomState"

@@ -86,7 +86,7 @@ def put_back(
         apply_model(targets.model, tensors, extra)
         if targets.optimizer is not None and state is not None:
             apply_optimizer(targets.optimizer, targets.model, state, keep_options=keep_options)
-        _apply_random(loaded, ranks)
+        _apply_random(loaded, targets, ranks)
 
     together(ranks, apply)
 
@@ -126,6 +126,9 @@ def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: 
     if ranks.rank < len(loaded.ranks):
         saved = loaded.ranks[ranks.rank]["per_rank"]
         missing += [f"per_rank[{name!r}]" for name in targets.per_rank if name not in saved]
+        for name, target in targets.per_rank.items():
+            if name in saved:
+                check_object(target, saved[name], f"per_rank[{name!r}]")
     if missing and strict:
         raise StateMismatchError(
             "Objects passed to start() were not saved with this checkpoint.",
@@ -147,19 +150,38 @@ def _apply_objects(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> 
                 apply_object(target, saved[name])
 
 
-def _apply_random(loaded: LoadedCheckpoint, ranks: Ranks) -> None:
-    if ranks.world_size != len(loaded.ranks):
+def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
+    before, now = len(loaded.ranks), ranks.world_size
+    if before != now:
+        gone = f" What ranks {now} to {before - 1} held is not used." if now < before else ""
+        new = (
+            f" Ranks {before} to {now - 1} get random state derived from it."
+            if now > before
+            else ""
+        )
+        mine = ", ".join(sorted(targets.per_rank))
+        objects = f" Of per_rank ({mine}) the same holds; new ranks begin anew." if mine else ""
         warn(
             ranks,
-            "The checkpoint was made by %d rank(s), this gang has %d: what is the same on all "
-            "ranks is exact, random state and per_rank objects of new ranks begin anew.",
-            len(loaded.ranks),
-            ranks.world_size,
+            "The checkpoint was made by %d rank(s), this gang has %d. Model, optimizer, log and "
+            "other are exact; the run is another than with the same size.%s%s%s",
+            before,
+            now,
+            gone,
+            new,
+            objects,
         )
-    if ranks.rank < len(loaded.ranks):
-        apply_random(loaded.ranks[ranks.rank]["random"])
-    else:
+    if ranks.rank >= before:
         seed_new_rank(loaded.ranks[0]["random"], ranks.rank)
+        return
+    missing = apply_random(loaded.ranks[ranks.rank]["random"])
+    if missing:
+        logger.warning(
+            "The checkpoint holds the random state of %d CUDA device(s) that rank %d does not have "
+            "now: random numbers drawn there will differ.",
+            missing,
+            ranks.rank,
+        )
 
 
 def warn(ranks: Ranks, message: str, *arguments: object) -> None:

@@ -1,0 +1,176 @@
+"""A training run that uses everything that has a state; test_same_run.py starts it.
+
+    python sameruns.py DIRECTORY LAST_EPOCH      (or started by torchrun on several ranks)
+
+``KILLS`` in the environment is a list, one entry an attempt: where to end by SIGKILL, and at which
+call of that place. At the end each rank writes a digest of all that training has made.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from ray_imuckpt import Checkpointer, Exponential, PlateauDetector, snapshot
+from ray_imuckpt.chunks import checksum
+from ray_imuckpt.storage import local
+
+WARNINGS: list[str] = []
+
+
+class Total:
+    """What a rank has seen: an accumulator that differs by rank."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.value = state["value"]
+
+
+def place_of_death(attempt: int) -> Callable[[], None]:
+    """Arrange this attempt's end; returns what the loop calls at every step."""
+    kills = json.loads(os.environ.get("KILLS", "[]"))
+    where, rank, call = kills[attempt] if attempt < len(kills) else ("", 0, 0)
+    count = 0
+
+    def die() -> None:
+        nonlocal count
+        count += 1
+        if count == call and rank == int(os.environ.get("RANK", "0")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(holder: Any, name: str) -> None:
+        real = getattr(holder, name)
+
+        def wrapped(*arguments: Any, **keywords: Any) -> Any:
+            die()
+            return real(*arguments, **keywords)
+
+        setattr(holder, name, wrapped)
+
+    if where == "snapshot":
+        before(snapshot, "_copy_on_host")
+    elif where == "write":
+        before(local, "_pwrite_all")
+    elif where == "commit":
+        before(local.LocalStorage, "put")
+    return die if where == "loop" else lambda: None
+
+
+def digest(*values: Any) -> str:
+    """One checksum of all tensors and numbers in the values, in their order."""
+    pieces: list[bytes] = []
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            pieces.append(
+                value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            )
+        elif isinstance(value, dict):
+            for key in value:
+                pieces.append(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                add(item)
+        else:
+            pieces.append(repr(value).encode())
+
+    add(values)
+    return checksum(pieces)
+
+
+def main(directory: Path, last: int) -> None:
+    """Train to epoch `last`, or only look at what `start` brings if that is reached."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", os.environ.get("ATTEMPT", "0")))
+    step = place_of_death(attempt)
+    if ranks > 1:
+        dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
+    model = DistributedDataParallel(net) if ranks > 1 else net
+    random.seed(rank)
+    np.random.seed(rank)
+    torch.manual_seed(rank)
+    data = TensorDataset(torch.linspace(-1, 1, 24 * 6).reshape(24, 6), torch.linspace(0, 1, 24))
+    sampler = DistributedSampler(data, num_replicas=ranks, rank=rank, shuffle=True, seed=5)
+    loader = DataLoader(data, batch_size=3, sampler=sampler)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
+    plateau = PlateauDetector(Exponential(1e-2, 0.9), patience=2)
+    noise = np.random.default_rng(11)
+    total = Total()
+    checkpointer = Checkpointer(directory, snapshot=os.environ.get("SNAPSHOT", "eager"))
+    model, optimizer, log, start_epoch, _ = checkpointer.start(
+        model, optimizer, scheduler=scheduler, scaler=scaler, plateau=plateau, noise=noise,
+        per_rank={"total": total},
+    )  # fmt: skip
+    for epoch in range(start_epoch, last + 1):
+        sampler.set_epoch(epoch)
+        losses = []
+        for x, y in loader:
+            step()
+            jitter = random.random() + np.random.rand() + float(noise.standard_normal())
+            loss = (model(x + 0.01 * jitter)[:, 0] - y).square().mean()
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(loss.item())
+            total.value += loss.item()
+        scheduler.step()
+        if plateau.step(losses[-1]):
+            plateau.adjust(optimizer)
+        log.append({"epoch": epoch, "losses": losses, "rates": scheduler.get_last_lr()})
+        checkpointer.checkpoint(
+            epoch, model=model, optimizer=optimizer, log=log, metrics={"loss": losses[-1]},
+            scheduler=scheduler, scaler=scaler, plateau=plateau, noise=noise,
+            per_rank={"total": total},
+        )  # fmt: skip
+    checkpointer.wait()
+    told = {
+        "start_epoch": start_epoch,
+        "replicated": digest(net.state_dict(), optimizer.state_dict(), scheduler.state_dict(),
+                             scaler.state_dict(), plateau.state_dict()),
+        "log": digest(log) if rank == 0 else None,
+        "total": total.value,
+        "draws": [random.random(), np.random.rand(), noise.random(), *torch.rand(2).tolist()],
+        "warnings": WARNINGS,
+    }  # fmt: skip
+    (directory / f"told-{ranks}-{rank}.json").write_text(json.dumps(told))
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+class Keeper(logging.Handler):
+    """Keeps what this package warns of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        WARNINGS.append(record.getMessage())
+
+
+if __name__ == "__main__":
+    logging.getLogger("ray_imuckpt").addHandler(Keeper(logging.WARNING))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

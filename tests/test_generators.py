@@ -1,0 +1,84 @@
+"""Generators of random numbers that are passed by keyword are restored in place."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import small_model
+from ray_imuckpt import Checkpointer, StateMismatchError
+from ray_imuckpt.capture import random_state
+
+KINDS = {
+    "python": (random.Random, lambda g: [g.random(), g.gauss(0, 1)]),
+    "PCG64": (np.random.default_rng, lambda g: g.standard_normal(3).tolist()),
+    "MT19937": (
+        lambda seed: np.random.Generator(np.random.MT19937(seed)),
+        lambda g: g.integers(0, 9, 5, dtype=np.int32).tolist(),
+    ),
+    "Philox": (
+        lambda seed: np.random.Generator(np.random.Philox(seed)),
+        lambda g: g.random(3).tolist(),
+    ),
+    "SFC64": (
+        lambda seed: np.random.Generator(np.random.SFC64(seed)),
+        lambda g: g.random(3).tolist(),
+    ),
+    "RandomState": (np.random.RandomState, lambda g: g.randn(3).tolist()),
+    "torch": (
+        lambda seed: torch.Generator().manual_seed(seed),
+        lambda g: torch.rand(3, generator=g).tolist(),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["other", "per_rank"])
+def test_a_generator_goes_on_where_it_was(tmp_path: Path, kind: str, how: str) -> None:
+    make, draw = KINDS[kind]
+
+    def keywords(generator: Any) -> dict[str, Any]:
+        return {"per_rank": {"g": generator}} if how == "per_rank" else {"g": generator}
+
+    generator = make(1)
+    draw(generator)
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=small_model(), **keywords(generator))
+    expected = [draw(generator) for _ in range(3)]
+    other = make(2)
+    started = Checkpointer(tmp_path).start(small_model(), **keywords(other))
+    assert [draw(other) for _ in range(3)] == expected
+    if how == "other":
+        assert started.other["g"] is other
+
+
+def test_a_generator_of_another_algorithm_changes_nothing(tmp_path: Path) -> None:
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=small_model(), g=np.random.default_rng(1)
+    )
+    other = np.random.Generator(np.random.Philox(3))
+    before = other.bit_generator.state["state"]["counter"].tolist()
+    for wrong in (other, torch.Generator(), random.Random(1)):
+        with pytest.raises(StateMismatchError, match=r"'g' is a generator .*PCG64"):
+            Checkpointer(tmp_path).start(small_model(), g=wrong)
+    assert other.bit_generator.state["state"]["counter"].tolist() == before
+
+
+def test_cuda_states_without_their_devices_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = random_state.take_random
+
+    def with_cuda() -> dict[str, Any]:
+        return {**real(), "cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}
+
+    monkeypatch.setattr("ray_imuckpt.transaction.gang.take_random", with_cuda)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model())
+    Checkpointer(tmp_path).start(small_model())
+    present = torch.cuda.device_count()
+    assert f"random state of {2 - present} CUDA device(s) that rank 0 does not have" in caplog.text

@@ -1,0 +1,127 @@
+"""Promise 5: a run that was killed any number of times is the run that was not, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+EPOCHS = 5
+STEPS = 8  # of an epoch of one rank
+
+
+def run(
+    directory: Path, ranks: int, last: int = EPOCHS, kills: list[Any] | None = None, **more: str
+) -> list[dict[str, Any]]:
+    """Run to the end, through all kills; what each rank told."""
+    directory.mkdir(exist_ok=True)
+    kills = kills or []
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+        "OMP_NUM_THREADS": "1", "KILLS": json.dumps(kills), **more,
+    }  # fmt: skip
+    script = [str(HERE / "sameruns.py"), str(directory), str(last)]
+    if ranks == 1:
+        for attempt in range(len(kills) + 1):
+            ended = subprocess.run(
+                [sys.executable, *script], env={**environment, "ATTEMPT": str(attempt)},
+                capture_output=True, text=True, check=False, timeout=100,
+            )  # fmt: skip
+            assert ended.returncode == (-9 if attempt < len(kills) else 0), ended.stderr[-3000:]
+    else:
+        ended = subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone",
+                f"--nproc-per-node={ranks}", f"--max-restarts={len(kills)}", *script,
+            ],
+            env=environment, capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        assert ended.stderr.count("Signal 9") >= bool(kills) * len(kills)
+    return [
+        json.loads((directory / f"told-{ranks}-{rank}.json").read_text()) for rank in range(ranks)
+    ]
+
+
+def comparable(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in one.items() if k not in ("start_epoch", "warnings")} for one in told]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs that were never interrupted, by the size of their gang."""
+    base = tmp_path_factory.mktemp("finished")
+    for ranks in (1, 2, 4):
+        run(base / str(ranks), ranks)
+    return {ranks: base / str(ranks) for ranks in (1, 2, 4)}
+
+
+def told_by(directory: Path, ranks: int) -> list[dict[str, Any]]:
+    return [
+        json.loads((directory / f"told-{ranks}-{rank}.json").read_text()) for rank in range(ranks)
+    ]
+
+
+def moments(ranks: int, seed: int) -> list[Any]:
+    """Where each attempt dies: a place, a rank, and a call of that place; drawn, but repeatable."""
+    draw = random.Random(seed)
+    steps = STEPS // ranks
+    return [
+        ["loop", draw.randrange(ranks), draw.randrange(steps + 1, 2 * steps + 2)],
+        ["snapshot", 0, draw.randrange(1, 4)],
+        ["write", 0, draw.randrange(1, 6)],
+        ["commit", 0, draw.randrange(1, 3)],
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "kind"), [(1, "eager"), (1, "overlap"), (2, "eager")])
+def test_killed_in_the_loop_the_snapshot_the_write_and_the_commit(
+    tmp_path: Path, finished: dict[int, Path], ranks: int, kind: str
+) -> None:
+    told = run(tmp_path / "run", ranks, kills=moments(ranks, seed=ranks), SNAPSHOT=kind)
+    assert told[0]["start_epoch"] > 1
+    assert comparable(told) == comparable(told_by(finished[ranks], ranks))
+
+
+@pytest.mark.slow
+def test_a_gang_of_four_killed_twice(tmp_path: Path, finished: dict[int, Path]) -> None:
+    kills = [["loop", 3, 5], ["write", 0, 4]]
+    told = run(tmp_path / "run", 4, kills=kills, SNAPSHOT="overlap")
+    assert told[0]["start_epoch"] > 1
+    assert comparable(told) == comparable(told_by(finished[4], 4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 3), (4, 2)])
+def test_another_size_of_the_gang(
+    tmp_path: Path, finished: dict[int, Path], before: int, now: int
+) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(finished[before], directory)
+    told = run(directory, now)  # only start(): all epochs are there
+    old = told_by(finished[before], before)
+    for rank, one in enumerate(told):
+        assert one["start_epoch"] == EPOCHS + 1
+        assert one["replicated"] == old[0]["replicated"]
+        if rank < before:
+            assert one["draws"] == old[rank]["draws"]
+            assert one["total"] == old[rank]["total"]
+        else:
+            assert one["total"] == 0.0
+    draws = {tuple(one["draws"][:2] + one["draws"][3:]) for one in told}
+    assert len(draws) == now, "two ranks draw the same"
+    (warning,) = told[0]["warnings"]
+    assert f"made by {before} rank(s), this gang has {now}" in warning
+    again = run(directory, now)
+    assert comparable(again) == comparable(told), "the rule for new ranks is a rule"
+    # and training goes on
+    assert run(directory, now, last=EPOCHS + 1)[0]["start_epoch"] == EPOCHS + 1
