@@ -102,14 +102,15 @@ def main(directory: Path, last: int) -> None:
     """Train to epoch `last`, or only look at what `start` brings if that is reached."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
-    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", os.environ.get("ATTEMPT", "0")))
-    step = place_of_death(attempt)
+    step = place_of_death(int(os.environ.get("ATTEMPT", "0")))
     if ranks > 1:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
-    model = DistributedDataParallel(net) if ranks > 1 else net
+    # DDP sorts its buckets anew after the first step of every process, unless it looks for unused
+    # parameters; from three ranks on another order of buckets is another order of the sums.
+    model = DistributedDataParallel(net, find_unused_parameters=ranks > 2) if ranks > 1 else net
     random.seed(rank)
     np.random.seed(rank)
     torch.manual_seed(rank)
@@ -152,8 +153,11 @@ def main(directory: Path, last: int) -> None:
     checkpointer.wait()
     told = {
         "start_epoch": start_epoch,
-        "replicated": digest(net.state_dict(), optimizer.state_dict(), scheduler.state_dict(),
-                             scaler.state_dict(), plateau.state_dict()),
+        "replicated": {
+            name: digest(thing.state_dict())
+            for name, thing in {"model": net, "optimizer": optimizer, "scheduler": scheduler,
+                                "scaler": scaler, "plateau": plateau}.items()
+        },
         "log": digest(log) if rank == 0 else None,
         "total": total.value,
         "draws": [random.random(), np.random.rand(), noise.random(), *torch.rand(2).tolist()],

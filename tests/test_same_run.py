@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ray_imuckpt import Checkpointer
+
 HERE = Path(__file__).parent
 EPOCHS = 5
 STEPS = 8  # of an epoch of one rank
@@ -28,24 +30,21 @@ def run(
         **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
         "OMP_NUM_THREADS": "1", "KILLS": json.dumps(kills), **more,
     }  # fmt: skip
-    script = [str(HERE / "sameruns.py"), str(directory), str(last)]
-    if ranks == 1:
-        for attempt in range(len(kills) + 1):
-            ended = subprocess.run(
-                [sys.executable, *script], env={**environment, "ATTEMPT": str(attempt)},
-                capture_output=True, text=True, check=False, timeout=100,
-            )  # fmt: skip
-            assert ended.returncode == (-9 if attempt < len(kills) else 0), ended.stderr[-3000:]
-    else:
+    command = [sys.executable]
+    if ranks > 1:  # not with --max-restarts: gloo groups of a restarted torchrun may never connect
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    for attempt in range(len(kills) + 1):
         ended = subprocess.run(
-            [
-                sys.executable, "-m", "torch.distributed.run", "--standalone",
-                f"--nproc-per-node={ranks}", f"--max-restarts={len(kills)}", *script,
-            ],
-            env=environment, capture_output=True, text=True, check=False, timeout=300,
+            [*command, str(HERE / "sameruns.py"), str(directory), str(last)],
+            env={**environment, "ATTEMPT": str(attempt)},
+            capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr[-3000:]
-        assert ended.stderr.count("Signal 9") >= bool(kills) * len(kills)
+        if attempt == len(kills):
+            assert ended.returncode == 0, ended.stderr[-3000:]
+        elif ranks == 1:
+            assert ended.returncode == -9, ended.stderr[-3000:]
+        else:
+            assert "Signal 9 (SIGKILL)" in ended.stderr, ended.stderr[-3000:]
     return [
         json.loads((directory / f"told-{ranks}-{rank}.json").read_text()) for rank in range(ranks)
     ]
@@ -74,16 +73,16 @@ def moments(ranks: int, seed: int) -> list[Any]:
     """Where each attempt dies: a place, a rank, and a call of that place; drawn, but repeatable."""
     draw = random.Random(seed)
     steps = STEPS // ranks
-    return [
-        ["loop", draw.randrange(ranks), draw.randrange(steps + 1, 2 * steps + 2)],
-        ["snapshot", 0, draw.randrange(1, 4)],
-        ["write", 0, draw.randrange(1, 6)],
-        ["commit", 0, draw.randrange(1, 3)],
+    return [  # two copies, five writes and one commit are one save
+        ["loop", draw.randrange(ranks), draw.randrange(2 * steps + 1, 3 * steps + 1)],
+        ["snapshot", 0, draw.randrange(3, 6)],
+        ["write", 0, draw.randrange(6, 12)],
+        ["commit", 0, draw.randrange(2, 4)],
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "kind"), [(1, "eager"), (1, "overlap"), (2, "eager")])
+@pytest.mark.parametrize(("ranks", "kind"), [(1, "eager"), (2, "overlap")])
 def test_killed_in_the_loop_the_snapshot_the_write_and_the_commit(
     tmp_path: Path, finished: dict[int, Path], ranks: int, kind: str
 ) -> None:
@@ -95,7 +94,7 @@ def test_killed_in_the_loop_the_snapshot_the_write_and_the_commit(
 @pytest.mark.slow
 def test_a_gang_of_four_killed_twice(tmp_path: Path, finished: dict[int, Path]) -> None:
     kills = [["loop", 3, 5], ["write", 0, 4]]
-    told = run(tmp_path / "run", 4, kills=kills, SNAPSHOT="overlap")
+    told = run(tmp_path / "run", 4, kills=kills)
     assert told[0]["start_epoch"] > 1
     assert comparable(told) == comparable(told_by(finished[4], 4))
 
@@ -121,7 +120,8 @@ def test_another_size_of_the_gang(
     assert len(draws) == now, "two ranks draw the same"
     (warning,) = told[0]["warnings"]
     assert f"made by {before} rank(s), this gang has {now}" in warning
-    again = run(directory, now)
-    assert comparable(again) == comparable(told), "the rule for new ranks is a rule"
-    # and training goes on
-    assert run(directory, now, last=EPOCHS + 1)[0]["start_epoch"] == EPOCHS + 1
+    if (before, now) == (1, 3):
+        assert comparable(run(directory, now)) == comparable(told), "the rule is a rule"
+    if (before, now) == (2, 1):
+        assert run(directory, now, last=EPOCHS + 1)[0]["start_epoch"] == EPOCHS + 1
+        assert Checkpointer(directory).list_existing_checkpoint_indices()[-1] == EPOCHS + 1
