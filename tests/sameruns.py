@@ -142,7 +142,10 @@ def main(directory: Path, last: int) -> None:
             losses.append(loss.item())
             total.value += loss.item()
         scheduler.step()
-        if plateau.step(losses[-1]):
+        mean = torch.tensor(losses[-1])
+        if ranks > 1:  # what is not in per_rank must be the same on every rank
+            dist.all_reduce(mean)
+        if plateau.step(mean.item()):
             plateau.adjust(optimizer)
         log.append({"epoch": epoch, "losses": losses, "rates": scheduler.get_last_lr()})
         checkpointer.checkpoint(

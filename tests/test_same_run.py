@@ -74,10 +74,10 @@ def moments(ranks: int, seed: int) -> list[Any]:
     draw = random.Random(seed)
     steps = STEPS // ranks
     return [  # two copies, five writes and one commit are one save
-        ["loop", draw.randrange(ranks), draw.randrange(2 * steps + 1, 3 * steps + 1)],
-        ["snapshot", 0, draw.randrange(3, 6)],
-        ["write", 0, draw.randrange(6, 12)],
-        ["commit", 0, draw.randrange(2, 4)],
+        ["loop", draw.randrange(ranks), draw.randrange(steps + 1, 2 * steps + 1)],
+        ["snapshot", 0, 3],
+        ["write", 0, draw.randrange(6, 9)],
+        ["commit", 0, 1],
     ]
 
 
