@@ -14,13 +14,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 
 help:
 	@echo "make demo    train on two workers, kill one, watch the run resume (two minutes)"
 	@echo "make test    linters, types, import contracts, all tests: what CI runs"
 	@echo "make lint    the same without the tests"
 	@echo "make bench   stall, durability and restore beside the peers and the limit; 10 GB of disk"
+	@echo "make soak    kill a Ray Train run twenty times, lose a node, kill drivers: ten minutes"
 	@echo "make clean   remove the environment and all caches"
 
 demo: $(INSTALLED)
@@ -41,7 +42,13 @@ lint: $(INSTALLED)
 	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
 
 bench: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) '.[bench]'
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Not collected by `make test`: their names do not begin with test_.
+soak: $(INSTALLED)
+	@$(BIN)/python -m pytest tests/soak.py $(PYTEST_ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from ray.train import CheckpointConfig, FailureConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, prepare_data_loader, prepare_model
+from ray.train.torch import TorchTrainer, get_device, prepare_data_loader, prepare_model
 from torch.utils.data import DataLoader
 
 from digits import accuracy, digits, network
@@ -40,7 +40,7 @@ def train_loop(config: dict[str, Any]) -> None:
             loss.backward()
             optimizer.step()
             total += loss.item()
-        mean = total / len(loader)
+        mean = mean_of_ranks(total / len(loader))
         if plateau.step(mean):
             plateau.adjust(optimizer)
         log.append({"epoch": epoch, "loss": mean})
@@ -52,6 +52,15 @@ def train_loop(config: dict[str, Any]) -> None:
             plateau=plateau,
             metrics={"epoch": epoch, "loss": mean},
         )
+
+
+def mean_of_ranks(value: float) -> float:
+    """What steers the learning rate must be the same on every worker."""
+    if not torch.distributed.is_initialized():  # Ray's local mode
+        return value
+    total = torch.tensor(value, device=get_device())
+    torch.distributed.all_reduce(total)
+    return total.item() / torch.distributed.get_world_size()
 
 
 def main() -> None:

@@ -40,7 +40,15 @@ def epochs_trained(printed: str) -> list[int]:
 
 def test_every_example_is_run_below() -> None:
     runnable = {path.name for path in EXAMPLES.glob("*.py") if "argparse" in path.read_text()}
-    tested = {"imu_attitude.py", "kill_and_resume.py", "quickstart.py", "ray_train_ddp.py"}
+    tested = {
+        "imu_attitude.py",
+        "kill_and_resume.py",
+        "preemption.py",
+        "quickstart.py",
+        "ray_train_ddp.py",
+        "ray_tune_asha.py",
+        "ray_tune_pbt.py",
+    }
     assert runnable == tested
 
 
@@ -121,3 +129,29 @@ def test_kill_and_resume_ends_with_the_weights_of_an_uninterrupted_run(tmp_path:
         checkpointer = Checkpointer(directory / run)
         assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3, 4, 5]
         assert [entry["epoch"] for entry in checkpointer.read().log] == [1, 2, 3, 4, 5]
+
+
+def test_preemption_goes_on_at_the_next_batch_of_the_same_epoch(tmp_path: Path) -> None:
+    interrupted = tmp_path / "interrupted"
+    first = run_smoke("preemption.py", tmp_path, interrupted)
+    assert "told to go in epoch 3 behind batch 5: saved" in first
+    assert Checkpointer(interrupted).list_existing_checkpoint_indices() == [1, 2]
+    second = run_smoke("preemption.py", tmp_path, interrupted)
+    assert "epoch 3, batch 6: here it begins" in second
+    log = Checkpointer(interrupted).read().log
+    assert [epoch for epoch, _ in log] == [1] * 16 + [2] * 16 + [3] * 16 + [4] * 16
+    assert Checkpointer(interrupted).list_existing_checkpoint_indices() == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_ray_tune_asha_tests_its_best_trial(tmp_path: Path) -> None:
+    printed = run_smoke("ray_tune_asha.py", tmp_path, tmp_path / "asha")
+    assert re.search(r"its last checkpoint: .*/asha/.*/checkpoint=[24]", printed), printed
+    assert "accuracy on held-out digits: " in printed
+
+
+@pytest.mark.slow
+def test_ray_tune_pbt_tests_its_best_member(tmp_path: Path) -> None:
+    printed = run_smoke("ray_tune_pbt.py", tmp_path, tmp_path / "pbt")
+    assert "from epoch 1 with learning rate" in printed
+    assert re.search(r"last checkpoint: .*/pbt/.*/checkpoint=5", printed), printed

@@ -1,4 +1,4 @@
-"""A Ray Train run whose driver is killed, and one that loses a node."""
+"""Long campaigns, run by `make soak`: Ray Train runs that are killed, or lose a node."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import contextlib
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -17,9 +19,11 @@ from typing import Any
 import pytest
 import ray
 import ray.train
+import torch
 from ray.cluster_utils import Cluster
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
+from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer
@@ -57,6 +61,48 @@ def wait_for(what: Any, seconds: float = 120) -> None:
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """Workers, and now and then the driver, by SIGKILL at moments drawn at random."""
+    seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 1_000_000))
+    print(f"SOAK_SEED={seed}")
+    draw = random.Random(seed)
+    last = 20 * KILLS
+    whole = told_by(drive(tmp_path / "whole", last))
+    where = tmp_path / "killed"
+    where.mkdir()
+    (where / "hold").touch()
+    driver = drive(where, last, PAUSE="0.2")
+    before: set[str] = set()
+    for kill in range(1, KILLS + 1):
+        pids = [where / "pid-0", where / "pid-1"]
+
+        def gang_is_up() -> bool:
+            now = {pid.read_text() for pid in pids if pid.exists()}  # noqa: B023
+            return len(now) == 2 and not now & before
+
+        wait_for(gang_is_up)
+        before = {pid.read_text() for pid in pids}
+        time.sleep(draw.uniform(0, 3))
+        assert driver.poll() is None
+        if kill % 6 == 0:
+            kill_driver(driver)
+            driver = drive(where, last, PAUSE="0.2")
+        else:
+            os.kill(int(draw.choice(sorted(before))), signal.SIGKILL)
+        done = Checkpointer(where / "run").index_of_last_checkpoint()
+        print(f"kill {kill} of {KILLS}: epoch {done} was committed", flush=True)
+    (where / "hold").unlink()
+    told = told_by(driver)
+    assert told["log"] == list(range(1, last + 1))
+    assert told["digest"] == whole["digest"]
+    for epoch in told["epochs"]:
+        Checkpointer(where / "run").verify(epoch)
 
 
 @pytest.mark.slow
@@ -142,3 +188,83 @@ def test_a_gang_over_two_nodes_loses_one_and_goes_on_smaller(tmp_path: Path) -> 
     assert result.checkpoint.path.endswith("checkpoint=6")
     assert [checkpointer.read(epoch).manifest.world_size for epoch in (4, 5)] == [2, 1]
     assert same_bytes(checkpointer.read(4).model, checkpointer.read(6).model)
+
+
+@pytest.mark.slow
+def test_an_experiment_whose_driver_was_killed_is_restored_with_all_its_trials(
+    tmp_path: Path,
+) -> None:
+    """Epoch 3 lasts until a file is there, so that the kill meets trials in their middle."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        textwrap.dedent("""
+            import json, logging, sys, time
+            from pathlib import Path
+            import ray, ray.tune, torch
+            from torch import nn
+            from ray_imuckpt import Checkpointer
+
+            where = Path(sys.argv[1])
+
+            def trial(config):
+                torch.manual_seed(1)
+                model = nn.Linear(2, 2)
+                checkpointer = Checkpointer()
+                started = checkpointer.start(model)
+                log = started.log + [started.start_epoch]
+                for epoch in range(started.start_epoch, 6):
+                    with torch.no_grad():
+                        model.weight.add_(torch.randn(2, 2))
+                    checkpointer.checkpoint(epoch, model=model, log=log, metrics={"epoch": epoch})
+                    while epoch == 3 and not (where / "go").exists():
+                        time.sleep(0.1)
+
+            ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False,
+                     logging_level=logging.ERROR)
+            space = {"x": ray.tune.grid_search([1, 2])}
+            if ray.tune.Tuner.can_restore(str(where / "exp")):
+                tuner = ray.tune.Tuner.restore(str(where / "exp"), trial, param_space=space)
+            else:
+                tuner = ray.tune.Tuner(trial, param_space=space, run_config=ray.tune.RunConfig(
+                    storage_path=str(where), name="exp", verbose=0))
+            results = tuner.fit()
+            assert not results.errors
+            told = []
+            for result in results:
+                best = Checkpointer.of_result(result)
+                told.append([best.list_existing_checkpoint_indices(), best.read().log,
+                             float(best.load(nn.Linear(2, 2)).weight.sum())])
+            print("told", json.dumps(told), flush=True)
+        """)
+    )
+    environment = {**os.environ, "TUNE_GLOBAL_CHECKPOINT_S": "1"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    first = subprocess.Popen(
+        command, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("exp/trial_*/checkpoint=3/manifest.json"))) < 2:
+        assert first.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(3)  # Tune notes the state of the experiment now and then
+    first.kill()
+    first.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(first.pid, signal.SIGKILL)  # the Ray that it had started
+    (tmp_path / "go").touch()
+    second = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert second.returncode == 0, second.stderr[-3000:]
+    told = json.loads(second.stdout.split("told ")[1])
+    torch.manual_seed(1)
+    reference = nn.Linear(2, 2).weight.detach()
+    for _ in range(5):
+        reference = reference + torch.randn(2, 2)
+    for epochs, log, total in told:
+        assert epochs == [1, 2, 3, 4, 5]
+        # Ray's workers outlive their driver for a moment: epoch 4 may have been committed by then.
+        assert log in ([1, 4], [1, 5]), "it went on from what was committed"
+        assert total == float(reference.sum())
