@@ -91,7 +91,11 @@ class Saver:
                 return self._writer.submit(save, background=False)
             copy = self._copy(plan.tensors(), later)
             save = job(storage, self.run, plan, copy.tensors, draft)
-            return self._writer.submit(partial(_after, copy, save, epoch), background=True)
+            try:
+                return self._writer.submit(partial(_after, copy, save, epoch), background=True)
+            except BaseException:  # no thread to be had: the optimizer must not wait for one
+                copy.finish()
+                raise
 
         self._begun = begun = Begun(together(ranks, write))
         if not background:

@@ -95,7 +95,7 @@ class Copy:
                     self._look()
         finally:
             self._copied.set()  # whatever happened: training must not wait for ever
-        self._versions = []  # the live tensors are not needed any more
+            self._host, self._versions = [], []  # the live tensors are not needed any more
         return self._changed
 
     def _look(self) -> None:

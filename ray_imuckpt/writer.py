@@ -42,8 +42,14 @@ class Writer:
         self._result, self._told = result, False
         _ACTIVE.add(self)
         if background:
-            self._thread = threading.Thread(target=run, name="imuckpt-save")
-            self._thread.start()
+            thread = threading.Thread(target=run, name="imuckpt-save")
+            try:
+                thread.start()
+            except RuntimeError:  # no thread to be had: nothing was begun
+                self._result, self._told = None, True
+                _ACTIVE.discard(self)
+                raise
+            self._thread = thread
         else:
             run()
         return result

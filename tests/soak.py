@@ -66,6 +66,19 @@ def wait_for(what: Any, seconds: float = 120) -> None:
 KILLS = 20
 
 
+def gang_after(where: Path, before: set[str]) -> set[str]:
+    """The process ids of the workers, once both have started that were not there before."""
+    now: set[str] = set()
+
+    def up() -> bool:
+        now.clear()
+        now.update(pid.read_text() for pid in where.glob("pid-*"))
+        return len(now) == 2 and not now & before
+
+    wait_for(up)
+    return now
+
+
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Workers, and now and then the driver, by SIGKILL at moments drawn at random."""
@@ -80,14 +93,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) ->
     driver = drive(where, last, PAUSE="0.2")
     before: set[str] = set()
     for kill in range(1, KILLS + 1):
-        pids = [where / "pid-0", where / "pid-1"]
-
-        def gang_is_up() -> bool:
-            now = {pid.read_text() for pid in pids if pid.exists()}  # noqa: B023
-            return len(now) == 2 and not now & before
-
-        wait_for(gang_is_up)
-        before = {pid.read_text() for pid in pids}
+        before = gang_after(where, before)
         time.sleep(draw.uniform(0, 3))
         assert driver.poll() is None
         if kill % 6 == 0:

@@ -205,6 +205,27 @@ def test_an_error_while_copying_lets_training_go_on_and_surfaces(
     assert checkpointer.list_existing_checkpoint_indices() == []
 
 
+def test_no_thread_to_be_had_is_an_error_and_steps_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    optimizer = adamw(model)
+    checkpointer = Checkpointer(tmp_path, snapshot="overlap")
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="new thread"):
+            checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    backward(model)
+    stepping = threading.Thread(target=optimizer.step, daemon=True)
+    stepping.start()
+    stepping.join(10)
+    assert not stepping.is_alive()
+
+
 def test_an_optimizer_without_hooks_is_told_of_and_copied_at_once(
     tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -142,7 +142,7 @@ class GangSession:
 
     def preempted(self) -> bool | None:
         """See `Session.preempted`: Ray knows of nodes that are about to go."""
-        ask = getattr(ray.train, "get_preemption_info", None)  # since Ray 2.5x, alpha
+        ask = getattr(ray.train, "get_preemption_info", None)  # alpha; not in every Ray
         return ask is not None and ask() is not None
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:

@@ -1,0 +1,63 @@
+"""`preempted()`: SIGTERM is noted once it is asked for, and only then."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ray_imuckpt import Checkpointer, preemption
+
+SCRIPT = """if True:
+    import os, signal, sys
+    from ray_imuckpt import Checkpointer
+    def mine(*_):
+        print("mine", flush=True)
+    if "handler" in sys.argv:
+        signal.signal(signal.SIGTERM, mine)
+    checkpointer = Checkpointer(sys.argv[1])
+    if "ask" in sys.argv:
+        print(checkpointer.preempted(), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(checkpointer.preempted(), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("still here", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "printed", "status"),
+    [
+        ([], [], -signal.SIGTERM),  # nobody asked: it ends the process, as ever
+        (["ask"], ["False", "True"], -signal.SIGTERM),  # noted, and the second one ends it
+        (["ask", "handler"], ["False", "mine", "True", "mine", "still here"], 0),
+    ],
+)
+def test_the_first_sigterm_is_noted(
+    tmp_path: Path, how: list[str], printed: list[str], status: int
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), *how],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.stdout.split("\n")[:-1] == printed, ended.stderr
+    assert ended.returncode == status
+
+
+def test_a_thread_that_cannot_watch_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preemption, "_WATCH", preemption._Watch())
+    found: list[bool] = []
+    asking = threading.Thread(target=lambda: found.append(Checkpointer(tmp_path).preempted()))
+    with caplog.at_level(logging.WARNING):
+        asking.start()
+        asking.join()
+    assert found == [False]
+    assert "main thread" in caplog.text
+    assert signal.getsignal(signal.SIGTERM) is not preemption._WATCH._note
