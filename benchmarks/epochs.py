@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks import peers
-from benchmarks.measure import table
+from benchmarks.measure import Figure, table
 from ray_imuckpt import Checkpointer
 
 NONE = "no saves (limit)"
@@ -72,12 +72,12 @@ def tables(root: Path, epochs: int, steps: int = 6, width: int = 2048, layers: i
     size = sum(p.nbytes for p in model.parameters()) * 3 / 1e6
     table(
         f"the save and the step after it, {size:.0f} MB of state",
-        {name: statistics.median(times[1:]) for name, times in first.items()},
+        {name: Figure(statistics.median(t[1:]), min(t[1:])) for name, t in first.items()},
         NONE,
     )
     table(
         f"an epoch of {steps} such steps with a save",
-        {name: statistics.median(times[1:]) for name, times in whole.items()},
+        {name: Figure(statistics.median(t[1:]), min(t[1:])) for name, t in whole.items()},
         NONE,
     )
     for name in ("eager", "overlap", "blocking"):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers
-from benchmarks.measure import build, table
+from benchmarks.measure import build
 from ray_imuckpt import Checkpointer
 
 STATE = "the state itself (limit)"
@@ -36,7 +36,9 @@ def tables(root: Path, megabytes: float) -> None:
             command = [sys.executable, "-m", "benchmarks.memory", name, str(megabytes), directory]
             told = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
         rows[name] = float(told.stdout.split()[-1])
-    table("extra memory of a save", rows, STATE, "MB")
+    print("\n| extra memory of a save | MB | times the state |\n|---|---|---|")
+    for name, megabytes_more in rows.items():
+        print(f"| {name} | {megabytes_more:.1f} | {megabytes_more / rows[STATE]:.3f} |", flush=True)
 
 
 def main(name: str, megabytes: float, root: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks import limits, peers
-from benchmarks.measure import alone, medians
+from benchmarks.measure import Figure, alone, medians
 from ray_imuckpt import Checkpointer
 
 COPY = "copy into mapped memory (limit)"
@@ -17,7 +17,7 @@ WRITE = "raw parallel write + fsync (limit)"
 
 def stall(
     root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeats: int
-) -> dict[str, float]:
+) -> dict[str, Figure]:
     """How long the training loop stands still, in seconds."""
     tensors = limits.tensors_of(model, optimizer)
     eager = Checkpointer(root / "eager")
@@ -40,7 +40,7 @@ def stall(
 
 def durable(
     root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeats: int
-) -> dict[str, float]:
+) -> dict[str, Figure]:
     """How long until a power cut would lose nothing, in seconds."""
     background = Checkpointer(root / "background")
     blocking = Checkpointer(root / "blocking", blocking=True)

@@ -43,9 +43,9 @@ def main() -> None:
             stalls = saves.stall(root, *build(size), options.repeats)
         finally:
             shutil.rmtree(root)
-        for name, seconds in stalls.items():
-            found.setdefault(name, []).append(seconds)
-        print(size, {name: round(seconds, 4) for name, seconds in stalls.items()}, flush=True)
+        for name, figure in stalls.items():
+            found.setdefault(name, []).append(figure.median)
+        print(size, {name: round(f.median, 4) for name, f in stalls.items()}, flush=True)
     draw(options.picture, sizes, found)
 
 
