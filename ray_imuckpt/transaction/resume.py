@@ -68,15 +68,24 @@ def restore(
             put_back(given, targets, ranks, set(), strict=strict, keep_options=True)
             return Resumed(given, foreign=True)
         choice = LAST
-    damaged: CorruptCheckpointError | None = None
-    below: int | None = None
-    touched: set[str] = set()
 
     def restarted() -> bytes:
         return b"1" if run_id is not None and _own_newest(catalog, run_id) else b""
 
     if on_rank_zero(ranks, restarted):
         choice = LAST  # a restarted gang goes on where it was, whatever it was first told
+    loaded = _restore_sound(ranks, storage, choice, targets, strict=strict)
+    return None if loaded is None else Resumed(loaded, foreign=False)
+
+
+def _restore_sound(
+    ranks: Ranks, storage: Storage, choice: str | int, targets: Targets, *, strict: bool
+) -> LoadedCheckpoint | None:
+    """The choice, or the newest sound one before it if another will do."""
+    catalog = Catalog(storage)
+    damaged: CorruptCheckpointError | None = None
+    below: int | None = None
+    touched: set[str] = set()
     while True:
         here = below
         told = on_rank_zero(ranks, lambda: _pick(catalog, choice, here, damaged))  # noqa: B023
@@ -92,7 +101,7 @@ def restore(
             warn(ranks, "Passing over a damaged checkpoint: %s", error)
             damaged, below = error, manifest.epoch
         else:
-            return Resumed(loaded, foreign=False)
+            return loaded
 
 
 def _pick(
