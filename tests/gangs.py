@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import traceback
@@ -53,6 +54,29 @@ def _same_everywhere(told: str) -> None:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, told)
     assert len(set(everyone)) == 1, everyone
+
+
+def what_differs_between_ranks_is_told_once(directory: Path, rank: int) -> None:
+    """Passed by keyword, it is rank 0's that is stored."""
+    records: list[str] = []
+
+    class Keeper(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record.getMessage())
+
+    handler = Keeper(logging.WARNING)
+    logging.getLogger("ray_imuckpt").addHandler(handler)
+    checkpointer = Checkpointer(directory)
+    for epoch in (1, 2):
+        checkpointer.checkpoint(
+            epoch, model=nn.Linear(1, 1), mine=Position(rank), same=Position(7), note="a",
+            per_rank={"own": Position(rank)},
+        )  # fmt: skip
+    checkpointer.wait()
+    logging.getLogger("ray_imuckpt").removeHandler(handler)
+    told = [text for text in records if "per_rank" in text]
+    assert len(told) == (rank == 0), records
+    assert all(text.startswith("'mine' on rank 1 is not") for text in told)
 
 
 def _ddp_run(directory: Path, last: int, rank: int) -> tuple[nn.Module, list[Any], int]:

@@ -35,6 +35,7 @@ STORIES = [
         "ddp_resumes_bit_identically",
         "collectives_move_bytes_of_any_size",
         "fallback_is_taken_by_all",
+        "what_differs_between_ranks_is_told_once",
     ],
     [
         "fsdp2_is_gathered_in_full",

@@ -194,7 +194,7 @@ def trial_with_a_gang(config: dict[str, Any]) -> None:
     TorchTrainer(
         gang,
         train_loop_config={"checkpointer": checkpointer, **config},
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
         run_config=checkpointer.run_config(),
     ).fit()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,17 +13,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt import codec, layout, tree
+from ray_imuckpt import chunks, codec, layout, tree
 from ray_imuckpt._version import __version__
 from ray_imuckpt.capture.model import take_model
 from ray_imuckpt.capture.objects import is_stateful, may_be_sharded, take_object
 from ray_imuckpt.capture.optimizer import take_optimizer
 from ray_imuckpt.capture.random_state import take_random
 from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.manifest import Ancestor, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction import save
+
+logger = logging.getLogger("ray_imuckpt")
+
+_TOLD: set[str] = set()  # names that were warned of in this process
 
 
 @dataclass
@@ -103,6 +109,7 @@ def capture(
 
     # What one rank alone may fail at comes first: it would be missed in a gathering.
     values = together(ranks, local)
+    _tell_what_differs(ranks, values)
 
     def shared() -> codec.TrainingState:
         return codec.TrainingState(
@@ -115,6 +122,37 @@ def capture(
         )
 
     return together(ranks, shared)
+
+
+def _tell_what_differs(ranks: Ranks, values: Mapping[str, Any]) -> None:
+    """Warn of what is passed by keyword and is not the same on every rank; once for each name.
+
+    Rank 0's is stored and given to all: a detector that was fed with each rank's own loss would
+    be another one after the restart. Tensors are not compared.
+    """
+    if ranks.world_size == 1:
+        return
+    mine = json.dumps({name: _fingerprint(value, name) for name, value in values.items()})
+    told = [json.loads(data) for data in ranks.all_gather(mine.encode())]
+    for name in sorted(set(told[0]) - _TOLD):
+        differing = [rank for rank, theirs in enumerate(told) if theirs.get(name) != told[0][name]]
+        if differing:
+            _TOLD.add(name)
+            if ranks.rank == 0:
+                logger.warning(
+                    "%r on rank %s is not what it is on rank 0, whose state is stored and will be "
+                    "restored on every rank. Pass what differs by rank in per_rank; what steers "
+                    "training (learning rate, stopping) should be the same on all ranks.",
+                    name,
+                    ", ".join(map(str, differing)),
+                )
+
+
+def _fingerprint(value: Any, name: str) -> str:
+    try:
+        return chunks.checksum([tree.dumps(tree.encode(value, {}, name))])
+    except UnsupportedStateError:
+        return ""  # whoever stores it will say so
 
 
 def job(
