@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("--dir", default="runs/pbt")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--smoke", action="store_true", help="two members, five epochs")
+    parser.add_argument("--smoke", action="store_true", help="two members, three epochs")
     options = parser.parse_args()
     if options.smoke:
-        options.members, options.epochs = 2, 5
+        options.members, options.epochs = 2, 3
 
     directory = Path(options.dir).absolute()
     here = os.path.dirname(os.path.abspath(__file__))  # for `digits`, also in the trials

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer
+from test_examples import run_smoke
 
 HERE = Path(__file__).parent
 
@@ -274,3 +276,16 @@ def test_an_experiment_whose_driver_was_killed_is_restored_with_all_its_trials(
         # Ray's workers outlive their driver for a moment: epoch 4 may have been committed by then.
         assert log in ([1, 4], [1, 5]), "it went on from what was committed"
         assert total == float(reference.sum())
+
+
+@pytest.mark.slow
+def test_kill_and_resume_ends_with_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    printed = run_smoke("kill_and_resume.py", tmp_path, directory)
+    assert "with SIGKILL" in printed
+    assert "weights equal, bit for bit: yes" in printed
+    assert re.search(r"epochs in log: +\[1, 2, 3, 4, 5\]$", printed, re.MULTILINE), printed
+    for run in ("uninterrupted", "killed"):
+        checkpointer = Checkpointer(directory / run)
+        assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3, 4, 5]
+        assert [entry["epoch"] for entry in checkpointer.read().log] == [1, 2, 3, 4, 5]

@@ -39,6 +39,7 @@ def epochs_trained(printed: str) -> list[int]:
 
 
 def test_every_example_is_run_below() -> None:
+    """And kill_and_resume.py by `make demo`; soak.py looks at what it prints."""
     runnable = {path.name for path in EXAMPLES.glob("*.py") if "argparse" in path.read_text()}
     tested = {
         "imu_attitude.py",
@@ -118,19 +119,6 @@ def test_ray_train_ddp_gives_ray_each_checkpoint(tmp_path: Path) -> None:
     assert float(accuracy[1]) > 50.0, "three epochs name most digits rightly; chance is 10 %"
 
 
-@pytest.mark.slow
-def test_kill_and_resume_ends_with_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    printed = run_smoke("kill_and_resume.py", tmp_path, directory)
-    assert "with SIGKILL" in printed
-    assert "weights equal, bit for bit: yes" in printed
-    assert re.search(r"epochs in log: +\[1, 2, 3, 4, 5\]$", printed, re.MULTILINE), printed
-    for run in ("uninterrupted", "killed"):
-        checkpointer = Checkpointer(directory / run)
-        assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3, 4, 5]
-        assert [entry["epoch"] for entry in checkpointer.read().log] == [1, 2, 3, 4, 5]
-
-
 def test_preemption_goes_on_at_the_next_batch_of_the_same_epoch(tmp_path: Path) -> None:
     interrupted = tmp_path / "interrupted"
     first = run_smoke("preemption.py", tmp_path, interrupted)
@@ -154,4 +142,4 @@ def test_ray_tune_asha_tests_its_best_trial(tmp_path: Path) -> None:
 def test_ray_tune_pbt_tests_its_best_member(tmp_path: Path) -> None:
     printed = run_smoke("ray_tune_pbt.py", tmp_path, tmp_path / "pbt")
     assert "from epoch 1 with learning rate" in printed
-    assert re.search(r"last checkpoint: .*/pbt/.*/checkpoint=5", printed), printed
+    assert re.search(r"last checkpoint: .*/pbt/.*/checkpoint=3", printed), printed
