@@ -10,7 +10,6 @@ pointer of some hundred bytes; the tensors are written once, into the trial's di
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,7 @@ def main() -> None:
         options.trials, options.epochs = 2, 4
 
     directory = Path(options.dir).absolute()
-    here = os.path.dirname(os.path.abspath(__file__))  # for `digits`, also in the trials
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": here}}, log_to_driver=False)
+    ray.init(log_to_driver=False)
     if tune.Tuner.can_restore(str(directory)):
         tuner = tune.Tuner.restore(str(directory), trial, resume_errored=True)
     else:

@@ -9,7 +9,6 @@ changed in the config is the one that counts: it goes before that of the restore
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,7 @@ def main() -> None:
         options.members, options.epochs = 2, 3
 
     directory = Path(options.dir).absolute()
-    here = os.path.dirname(os.path.abspath(__file__))  # for `digits`, also in the trials
-    ray.init(runtime_env={"env_vars": {"PYTHONPATH": here}}, log_to_driver=False)
+    ray.init(log_to_driver=False)
     results = tune.Tuner(
         member,
         param_space={"lr": tune.loguniform(1e-4, 1e-1), "epochs": options.epochs},

@@ -87,12 +87,12 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) ->
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 1_000_000))
     print(f"SOAK_SEED={seed}")
     draw = random.Random(seed)
-    last = 20 * KILLS
+    last = 6 * KILLS
     whole = told_by(drive(tmp_path / "whole", last))
     where = tmp_path / "killed"
     where.mkdir()
     (where / "hold").touch()
-    driver = drive(where, last, PAUSE="0.2")
+    driver = drive(where, last, PAUSE="0.5")
     before: set[str] = set()
     for kill in range(1, KILLS + 1):
         before = gang_after(where, before)
@@ -100,7 +100,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) ->
         assert driver.poll() is None
         if kill % 6 == 0:
             kill_driver(driver)
-            driver = drive(where, last, PAUSE="0.2")
+            driver = drive(where, last, PAUSE="0.5")
         else:
             os.kill(int(draw.choice(sorted(before))), signal.SIGKILL)
         done = Checkpointer(where / "run").index_of_last_checkpoint()
