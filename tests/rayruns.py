@@ -64,7 +64,13 @@ def main(where: Path, last: int) -> None:
         log_to_driver=False,
         include_dashboard=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([here, *sys.path])}},
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": os.pathsep.join([here, *sys.path]),
+                # Ray takes one report at each look at its workers, every two seconds by default.
+                "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+            }
+        },
     )
     checkpointer = Checkpointer(where / "run")
     result = TorchTrainer(
