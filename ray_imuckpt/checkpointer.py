@@ -29,7 +29,7 @@ from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction import gang, putback, resume
 from ray_imuckpt.transaction.gang import Run
-from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
 from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
@@ -200,9 +200,9 @@ class Checkpointer(CheckpointDirectory):
         ranks = session.ranks
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
-        found = resume.restore(
-            ranks, storage, choice, own, targets, strict=strict, handed=session.handed()
-        )
+        place = session.handed()
+        handed = None if place is None else open_directory(place, self._storage_options)
+        found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=handed)
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         loaded = None
         if found is not None:

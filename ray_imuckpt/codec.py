@@ -154,8 +154,7 @@ def _model_files(model: ModelState) -> Iterable[TensorFile]:
 
 def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:
     header = tensors.parse_header(blob, len(blob), "a rank")
-    data = bytearray(blob)
-    into.update({name: tensors.tensor_at(data, info) for name, info in header.tensors.items()})
+    into.update({name: tensors.tensor_at(blob, info) for name, info in header.tensors.items()})
     return tree.loads(header.metadata[_TREE].encode("ascii"))
 
 

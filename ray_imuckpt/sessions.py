@@ -12,7 +12,7 @@ import os
 import sys
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, current
@@ -44,34 +44,42 @@ class SavedEpoch:
             self.result.result()
 
 
-class Session(Protocol):
-    """What the surroundings of this process offer and expect.
+class Session:
+    """What the surroundings of this process offer and expect; here, what most of them do not.
 
     Attributes:
         ranks: The gang.
         immediate: Whether a checkpoint must be committed when it is reported.
     """
 
-    ranks: Ranks
-    immediate: bool
+    immediate = False
+
+    def __init__(self) -> None:
+        self.ranks: Ranks = current()
 
     def active(self) -> bool:
         """Whether this is still the session of this process."""
+        return not self.ranks.stale()
 
     def run_id(self) -> str | None:
         """A name of this run that a restarted gang shares with its first attempt, if any."""
+        return None
 
     def may_be_restart(self) -> bool:
         """Whether this may be a later attempt of the run `run_id`, which then goes on by itself."""
+        return False
 
     def storage(self) -> Storage | None:
         """The run's own directory, if it has one."""
+        return None
 
     def handed(self) -> Storage | None:
         """The directory of a checkpoint, or of a pointer to one, that is given to continue from."""
+        return None
 
     def preempted(self) -> bool | None:
         """Whether this rank is told to go; a collective. ``None``: ask the process's signals."""
+        return None
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """Training continues from this checkpoint. A collective."""
@@ -85,17 +93,12 @@ class Session(Protocol):
         """
 
 
-class ScriptSession:
-    """A plain script, or one of several processes that ``torchrun`` started."""
-
-    immediate = False
-
-    def __init__(self) -> None:
-        self.ranks = current()
+class ScriptSession(Session):
+    """A plain script, or one of several processes that ``torchrun`` started. Nobody is told."""
 
     def active(self) -> bool:
         """See `Session.active`. A script may become Ray's local mode."""
-        return not self.ranks.stale() and not any(p.present() for p in _providers())
+        return super().active() and not any(p.present() for p in _providers())
 
     def run_id(self) -> str | None:
         """See `Session.run_id`: the job id given to torchrun, "none" being its word for no id."""
@@ -105,26 +108,6 @@ class ScriptSession:
     def may_be_restart(self) -> bool:
         """See `Session.may_be_restart`: torchrun counts how often it has restarted the gang."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-    def storage(self) -> Storage | None:
-        """See `Session.storage`."""
-        return None
-
-    def handed(self) -> Storage | None:
-        """See `Session.handed`. Nothing is."""
-        return None
-
-    def preempted(self) -> bool | None:
-        """See `Session.preempted`: by SIGTERM."""
-        return None
-
-    def resumed(self, storage: Storage, manifest: Manifest) -> None:
-        """See `Session.resumed`. Nobody is told."""
-
-    def report(
-        self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
-    ) -> None:
-        """See `Session.report`. Nobody is told."""
 
 
 def detect() -> Session:

@@ -16,8 +16,8 @@ from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
 from ray_imuckpt.integrations.ray_driver import checkpoint_at
 from ray_imuckpt.manifest import Manifest
-from ray_imuckpt.ranks import Ranks, current, on_rank_zero
-from ray_imuckpt.sessions import SavedEpoch
+from ray_imuckpt.ranks import on_rank_zero
+from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, from_arrow, same_place
 
 
@@ -41,37 +41,10 @@ def own_storage() -> Storage | None:
     return None if place is None else _ours(place)
 
 
-class LocalSession:
+class LocalSession(Session):
     """Ray's local mode: training runs in the driver's process, Ray persists nothing."""
 
     immediate = True  # nothing could wait for it later
-
-    def __init__(self) -> None:
-        self.ranks = current()
-
-    def active(self) -> bool:
-        """See `Session.active`."""
-        return not self.ranks.stale()
-
-    def run_id(self) -> str | None:
-        """See `Session.run_id`. Nobody restarts a local run."""
-        return None
-
-    def may_be_restart(self) -> bool:
-        """See `Session.may_be_restart`."""
-        return False
-
-    def storage(self) -> Storage | None:
-        """See `Session.storage`. Local mode has none."""
-        return None
-
-    def handed(self) -> Storage | None:
-        """See `Session.handed`. Nothing is."""
-        return None
-
-    def preempted(self) -> bool | None:
-        """See `Session.preempted`: by SIGTERM."""
-        return None
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """See `Session.resumed`: a run that ends before its next save still has a checkpoint."""
@@ -92,7 +65,7 @@ class LocalSession:
         ray.train.report(metrics or {}, checkpoint=checkpoint)
 
 
-class GangSession:
+class GangSession(Session):
     """A worker of a Ray Train gang.
 
     Args:
@@ -102,12 +75,10 @@ class GangSession:
         ImuckptError: The gang has several workers but no torch.distributed.
     """
 
-    immediate = False
-
     def __init__(self, context: ray.train.TrainContext) -> None:
+        super().__init__()
         self._context = context
         self._own = _ours(_run_storage(context))
-        self.ranks: Ranks = current()
         # Ray would delete a directory that it knows twice while it still counts as the newest.
         self._known = {
             posixpath.basename(entry.checkpoint.path)
@@ -120,10 +91,6 @@ class GangSession:
                 hint="Use ray.train.torch.TorchTrainer, which sets up torch.distributed.",
             )
 
-    def active(self) -> bool:
-        """See `Session.active`."""
-        return not self.ranks.stale()
-
     def run_id(self) -> str | None:
         """See `Session.run_id`: Ray's id of this ``fit()``, the same in every attempt of it."""
         return _ray_run_id()
@@ -135,10 +102,6 @@ class GangSession:
     def storage(self) -> Storage | None:
         """See `Session.storage`."""
         return self._own
-
-    def handed(self) -> Storage | None:
-        """See `Session.handed`. What Ray would give may be older than what is committed."""
-        return None
 
     def preempted(self) -> bool | None:
         """See `Session.preempted`: Ray knows of nodes that are about to go."""

@@ -16,9 +16,7 @@ from typing import Any
 import ray.tune
 
 from ray_imuckpt import layout
-from ray_imuckpt.manifest import Manifest
-from ray_imuckpt.ranks import current
-from ray_imuckpt.sessions import SavedEpoch
+from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, from_arrow, same_place
 
 
@@ -39,27 +37,22 @@ def own_storage() -> Storage | None:
     return _trial_storage() if present() else None
 
 
-class TuneSession:
-    """A trial whose function trains in its own process."""
+class TuneSession(Session):
+    """A trial whose function trains in its own process.
+
+    Each attempt is a run of its own, whose parent is the attempt before: `handed` tells.
+    """
 
     # A scheduler may give the checkpoint to another trial, or end this one, as soon as it is told.
     immediate = True
 
     def __init__(self) -> None:
-        self.ranks = current()
+        super().__init__()
         self._own = _trial_storage()
 
     def active(self) -> bool:
         """See `Session.active`."""
-        return not self.ranks.stale() and present()
-
-    def run_id(self) -> str | None:
-        """See `Session.run_id`. Each attempt is a run, whose parent is the attempt before."""
-        return None
-
-    def may_be_restart(self) -> bool:
-        """See `Session.may_be_restart`. `handed` tells."""
-        return False
+        return super().active() and present()
 
     def storage(self) -> Storage | None:
         """See `Session.storage`: the trial's directory in the experiment's storage."""
@@ -69,13 +62,6 @@ class TuneSession:
         """See `Session.handed`: the trial's last report, or, with PBT, another trial's."""
         checkpoint = ray.tune.get_checkpoint()
         return None if checkpoint is None else from_arrow(checkpoint.filesystem, checkpoint.path)
-
-    def preempted(self) -> bool | None:
-        """See `Session.preempted`. Tune does not tell."""
-        return None
-
-    def resumed(self, storage: Storage, manifest: Manifest) -> None:
-        """See `Session.resumed`. Tune knows: it gave the checkpoint."""
 
     def report(
         self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None

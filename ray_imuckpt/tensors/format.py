@@ -214,7 +214,7 @@ def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, s
     return TensorInfo(dtype, shape, base + begin, base + end)
 
 
-def tensor_at(data: bytearray, info: TensorInfo) -> torch.Tensor:
+def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
     """The tensor that `info` describes, as a copy out of a file's bytes."""
     tensor = torch.empty(info.shape, dtype=info.dtype)
     flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]

@@ -104,12 +104,14 @@ def capture(
     blobs = ranks.gather(together(ranks, mine))
     gathered = [name for name in sorted(other) if may_be_sharded(other[name])]
 
-    def local() -> dict[str, Any]:
-        return {name: take_object(other[name]) for name in other if name not in gathered}
+    def local() -> tuple[dict[str, Any], bytes]:
+        values = {name: take_object(other[name]) for name in other if name not in gathered}
+        return values, b"" if ranks.world_size == 1 else _fingerprints(values)
 
     # What one rank alone may fail at comes first: it would be missed in a gathering.
-    values = together(ranks, local)
-    _tell_what_differs(ranks, values)
+    values, fingerprints = together(ranks, local)
+    if ranks.world_size > 1:
+        _tell_what_differs(ranks.gather(fingerprints))
 
     def shared() -> codec.TrainingState:
         return codec.TrainingState(
@@ -124,28 +126,31 @@ def capture(
     return together(ranks, shared)
 
 
-def _tell_what_differs(ranks: Ranks, values: Mapping[str, Any]) -> None:
+def _tell_what_differs(gathered: list[bytes]) -> None:
     """Warn of what is passed by keyword and is not the same on every rank; once for each name.
 
     Rank 0's is stored and given to all: a detector that was fed with each rank's own loss would
     be another one after the restart. Tensors are not compared.
+
+    Args:
+        gathered: Every rank's `_fingerprints` on rank 0, nothing elsewhere.
     """
-    if ranks.world_size == 1:
-        return
-    mine = json.dumps({name: _fingerprint(value, name) for name, value in values.items()})
-    told = [json.loads(data) for data in ranks.all_gather(mine.encode())]
-    for name in sorted(set(told[0]) - _TOLD):
+    told = [json.loads(data) for data in gathered]
+    for name in sorted(set(told[0]) - _TOLD) if told else ():
         differing = [rank for rank, theirs in enumerate(told) if theirs.get(name) != told[0][name]]
         if differing:
             _TOLD.add(name)
-            if ranks.rank == 0:
-                logger.warning(
-                    "%r on rank %s is not what it is on rank 0, whose state is stored and will be "
-                    "restored on every rank. Pass what differs by rank in per_rank; what steers "
-                    "training (learning rate, stopping) should be the same on all ranks.",
-                    name,
-                    ", ".join(map(str, differing)),
-                )
+            logger.warning(
+                "%r on rank %s is not what it is on rank 0, whose state is stored and will be "
+                "restored on every rank. Pass what differs by rank in per_rank; what steers "
+                "training (learning rate, stopping) should be the same on all ranks.",
+                name,
+                ", ".join(map(str, differing)),
+            )
+
+
+def _fingerprints(values: Mapping[str, Any]) -> bytes:
+    return json.dumps({name: _fingerprint(value, name) for name, value in values.items()}).encode()
 
 
 def _fingerprint(value: Any, name: str) -> str:

@@ -42,13 +42,17 @@ class Reader:
         self._ranks = ranks
         self._heads: dict[str, torch.Tensor] = {}
 
+    def url(self, entry: FileEntry) -> str:
+        """Where a file is."""
+        return layout.join(self._storage.url, f"{self._directory}/{entry.name}".lstrip("/"))
+
     def whole(self, entry: FileEntry) -> bytes:
         """All bytes of a small file."""
         return self._prefix(entry, entry.size).numpy().tobytes()
 
     def header(self, entry: FileEntry) -> tensors.Header:
         """The header of a file of tensors; the chunks it lies in are kept for `fill`."""
-        url = layout.join(self._storage.url, f"{self._directory}/{entry.name}".lstrip("/"))
+        url = self.url(entry)
         head = self._prefix(entry, entry.chunk_size)
         base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
         if base > len(head):
@@ -107,7 +111,7 @@ class Reader:
 
         def check() -> None:  # before there is memory for it
             if self._ranks.rank == 0:
-                check_size(self._storage, self._directory, self._manifest.epoch, entry)
+                _check_size(self._storage, self._directory, self._manifest.epoch, entry)
 
         together(self._ranks, check)
         buffer = torch.empty(min(size, entry.size), dtype=torch.uint8)
@@ -146,7 +150,7 @@ def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
     """
     own = threading.local()
     for entry in manifest.files:
-        check_size(storage, directory, manifest.epoch, entry)
+        _check_size(storage, directory, manifest.epoch, entry)
         check = _checker(storage, directory, manifest.epoch, entry)
         spans = chunks.ranges(entry.size, entry.chunk_size)
 
@@ -159,7 +163,7 @@ def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
         parallel.each(read, len(spans))
 
 
-def check_size(storage: Storage, directory: str, epoch: int, entry: FileEntry) -> None:
+def _check_size(storage: Storage, directory: str, epoch: int, entry: FileEntry) -> None:
     """Raise `CorruptCheckpointError` unless the file is there and as long as it should be."""
     path = f"{directory}/{entry.name}".lstrip("/")
     try:

@@ -43,7 +43,10 @@ class TensorFile:
         try:
             self.places = tensors.places(self._header)
         except (RuntimeError, TypeError, OverflowError) as error:  # no tensor has such a shape
-            raise CorruptCheckpointError(f"A safetensors header is damaged: {error}.") from error
+            raise CorruptCheckpointError(
+                f"A safetensors header is damaged: {error}.",
+                url=None if entry is None else reader.url(entry),
+            ) from error
 
     def fill(self, live: Live) -> dict[str, torch.Tensor]:
         """Read the tensors into their places, or into the live tensors that take their place."""

@@ -14,7 +14,7 @@ from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, on_rank_zero
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction.putback import Targets, put_back, warn
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_checkpoint, open_directory
+from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_checkpoint
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -34,7 +34,7 @@ def restore(
     targets: Targets,
     *,
     strict: bool,
-    handed: Storage | None = None,
+    handed: LoadedCheckpoint | None = None,
 ) -> Resumed | None:
     """Put the checkpoint to continue from into live objects, on every rank; a collective.
 
@@ -49,9 +49,9 @@ def restore(
             own newest checkpoint goes before `choice`.
         targets: The live objects.
         strict: Whether names that are missing or unexpected are an error.
-        handed: The directory of a checkpoint (or of a pointer to one) that the surroundings give to
-            continue from. This directory's own newest goes before it if it came from it; one of
-            another run is taken as it is, but the optimizer keeps its own options.
+        handed: A checkpoint that the surroundings give to continue from. This directory's own
+            newest goes before it if it came from it; one of another run is taken as it is, but the
+            optimizer keeps its own options.
 
     Returns:
         ``None`` to begin from scratch.
@@ -63,10 +63,9 @@ def restore(
     """
     catalog = Catalog(storage)
     if handed is not None:
-        given = open_directory(handed)
-        if not _led_to_ours(catalog, given.manifest):
-            put_back(given, targets, ranks, set(), strict=strict, keep_options=True)
-            return Resumed(given, foreign=True)
+        if not _led_to_ours(catalog, handed.manifest):
+            put_back(handed, targets, ranks, set(), strict=strict, keep_options=True)
+            return Resumed(handed, foreign=True)
         choice = LAST
 
     def restarted() -> bytes:
