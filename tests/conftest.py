@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,36 @@ import torch
 from torch import nn
 
 from ray_imuckpt import Checkpointer
+
+HERE = Path(__file__).parent
+
+
+def python_path() -> str:
+    """For processes that import what lies here, and all that can be imported in this one."""
+    return os.pathsep.join([str(HERE), *sys.path])
+
+
+def start_ray(where: int | str, **environment: str) -> None:
+    """Ray in silence, with so many CPUs or at an address; `environment` is that of its workers."""
+    import ray  # not every test needs it
+
+    here = {"num_cpus": where, "include_dashboard": False}
+    ray.init(
+        **({"address": where} if isinstance(where, str) else here),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": {"PYTHONPATH": python_path(), **environment}},
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """Ray on this machine."""
+    import ray
+
+    start_ray(4)
+    yield
+    ray.shutdown()
 
 
 def small_model(seed: int = 0) -> nn.Module:

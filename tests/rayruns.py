@@ -8,7 +8,6 @@ While ``DIRECTORY/hold`` is there, the last epoch waits. Each worker leaves its 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import sys
@@ -23,7 +22,7 @@ import torch
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 
-from conftest import adamw, small_model
+from conftest import adamw, small_model, start_ray
 from ray_imuckpt import Checkpointer
 from sameruns import digest
 
@@ -58,20 +57,8 @@ def loop(config: dict[str, Any]) -> None:
 
 def main(where: Path, last: int) -> None:
     """Train to the end; print the digest of what was saved last."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    ray.init(
-        num_cpus=2,
-        log_to_driver=False,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        runtime_env={
-            "env_vars": {
-                "PYTHONPATH": os.pathsep.join([here, *sys.path]),
-                # Ray takes one report at each look at its workers, every two seconds by default.
-                "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-            }
-        },
-    )
+    # Ray takes one report at each look at its workers, every two seconds by default.
+    start_ray(2, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     checkpointer = Checkpointer(where / "run")
     result = TorchTrainer(
         loop,

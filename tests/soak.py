@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import random
 import re
@@ -26,20 +25,17 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 from torch import nn
 
-from conftest import adamw, same_bytes, small_model
+from conftest import HERE, adamw, python_path, same_bytes, small_model, start_ray
 from ray_imuckpt import Checkpointer
 from test_examples import run_smoke
-
-HERE = Path(__file__).parent
 
 
 def drive(where: Path, last: int, **environment: str) -> subprocess.Popen[str]:
     """A driver in a process group of its own."""
     where.mkdir(exist_ok=True)
-    path = os.pathsep.join([str(HERE), *sys.path])
     return subprocess.Popen(
         [sys.executable, str(HERE / "rayruns.py"), str(where), str(last)],
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env={**os.environ, "PYTHONPATH": python_path(), **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -157,16 +153,12 @@ def loop(config: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_gang_over_two_nodes_loses_one_and_goes_on_smaller(tmp_path: Path) -> None:
-    path = os.pathsep.join([str(HERE), *sys.path])
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     try:
         doomed = cluster.add_node(num_cpus=1)
-        ray.init(
-            address=cluster.address, log_to_driver=False, logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )  # fmt: skip
+        start_ray(cluster.address)
         cluster.wait_for_nodes()
         notes = tmp_path / "notes"
         notes.mkdir()

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from conftest import train
-
-HERE = Path(__file__).parent
+from conftest import HERE, python_path, train
 
 
 def torchrun(script: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """Run a script on some ranks and wait for them."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+        "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +19,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
 
 import ray_imuckpt
-from conftest import adamw, same_bytes, small_model
+from conftest import adamw, python_path, same_bytes, small_model
 from ray_imuckpt import Checkpointer
 
 HERE = Path(__file__).parent
 LOSSES = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.2, 6: 0.6}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine."""
-    ray.init(
-        num_cpus=3,
-        log_to_driver=False,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}},
-    )
-    yield
-    ray.shutdown()
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -141,7 +125,7 @@ def test_a_gang_whose_rank_1_is_killed_goes_on_from_the_newest_committed_checkpo
         "    model = ray_imuckpt.load(small_model(9), local)\n"
         "print(model.state_dict()['0.weight'].sum().item())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     printed = subprocess.run(
         [sys.executable, "-c", script, str(directory)],
         env=environment, capture_output=True, text=True, check=True,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +22,6 @@ from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    """Ray on this machine."""
-    ray.init(
-        num_cpus=4,
-        log_to_driver=False,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}},
-    )
-    yield
-    ray.shutdown()
 
 
 def trial(config: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from conftest import HERE, python_path
 from ray_imuckpt import Checkpointer
 
-HERE = Path(__file__).parent
 EPOCHS = 5
 STEPS = 8  # of an epoch of one rank
 
@@ -27,7 +27,7 @@ def run(
     directory.mkdir(exist_ok=True)
     kills = kills or []
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+        **os.environ, "PYTHONPATH": python_path(),
         "OMP_NUM_THREADS": "1", "KILLS": json.dumps(kills), **more,
     }  # fmt: skip
     command = [sys.executable]
