@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +16,8 @@ from ray_imuckpt.capture.model import ModelState
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.parallel import uncollected
+
+T = TypeVar("T")
 
 MODEL = "model"
 MODEL_FROZEN = "model_frozen"
@@ -159,11 +161,11 @@ def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:
 
 
 def decode_model(
-    found: dict[str, torch.Tensor], metadata: Mapping[str, str]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The ``model`` part's tensors and its extra state."""
+    found: Mapping[str, T], metadata: Mapping[str, str]
+) -> tuple[dict[str, T], dict[str, Any]]:
+    """The ``model`` part's tensors, or what stands for them, and its extra state."""
     if _EXTRA not in metadata:
-        return found, {}
+        return dict(found), {}
     extra = tree.decode(tree.loads(metadata[_EXTRA].encode("ascii")), found)
     return {n: t for n, t in found.items() if not n.startswith(_EXTRA)}, extra
 

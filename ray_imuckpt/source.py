@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import layout
-from ray_imuckpt.capture.model import apply_model, check_model, model_memory
+from ray_imuckpt.capture.model import LiveModel
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CheckpointNotFoundError
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
@@ -84,8 +84,9 @@ def load_into(
 ) -> nn.Module:
     """Put the weights of `loaded` into `model`."""
     tensors, extra = loaded.model_places
-    check_model(model, tensors, extra, strict=strict)
+    live = LiveModel(model)
+    live.check(tensors, extra, strict=strict)
     if device is not None:
-        model.to(device)
-    apply_model(model, *loaded.fill_model(model_memory(model, tensors)))
+        live = LiveModel(model.to(device))
+    live.load(*loaded.fill_model(live.memory(tensors)))
     return model

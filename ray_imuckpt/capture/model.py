@@ -14,7 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from ray_imuckpt.capture.sharding import is_sharded, like, whole
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors import check_storable, disjoint, takes
+from ray_imuckpt.tensors import TensorInfo, check_storable, disjoint, takes
 
 # Segments that torch.compile and activation checkpointing put into names.
 _WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module"}
@@ -84,115 +84,119 @@ def take_model(model: nn.Module) -> ModelState:
     return ModelState(tensors, aliases, frozenset(frozen), extra)
 
 
-@uncollected()
-def check_model(
-    model: nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    extra: Mapping[str, Any],
-    *,
-    strict: bool,
-) -> None:
-    """Raise unless a state with these tensors can be loaded into `model`.
+class LiveModel:
+    """A model that a saved state is to be put into; it is gone through once for all steps.
 
     Args:
-        model: The live model; not changed.
-        tensors: The saved ones, tied names included; their shapes are looked at.
-        extra: What else was saved.
-        strict: Whether missing and unexpected names are errors. Wrong shapes always are.
-
-    Raises:
-        StateMismatchError: It lists every name that does not fit.
+        model: The model, wrapped or bare; only `load` changes it.
     """
-    module = bare(model)
-    empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
-    if empty:
-        raise StateMismatchError(
-            f"This {type(module).__name__} has no memory to load into: {empty[0]} and "
-            f"{len(empty) - 1} more are on the meta device.",
-            hint="Call model.to_empty(device=...) first.",
-        )
-    names = _names(module)
-    live = {names(key): value for key, value in module.state_dict(keep_vars=True).items()}
-    saved = set(tensors) | set(extra)
-    # A tied name may be stored or not, as long as its bytes are there under one of its names.
-    tied: dict[Any, set[str]] = {}
-    for name, value in live.items():
-        if isinstance(value, torch.Tensor):
-            tied.setdefault(_identity(value), set()).add(name)
-    covered = {name for group in tied.values() if group & saved for name in group}
-    missing = sorted(set(live) - saved - covered) if strict else []
-    unexpected = sorted(saved - set(live)) if strict else []
-    wrong = {
-        name: (list(tensors[name].shape), list(value.shape))
-        for name, value in live.items()
-        if isinstance(value, torch.Tensor)
-        and not _is_extra(name)
-        and name in tensors
-        and not nn.parameter.is_lazy(value)
-        and value.shape != tensors[name].shape
-    }
-    if missing or unexpected or wrong:
-        raise StateMismatchError(
-            f"The checkpoint does not fit this {type(module).__name__}.",
-            missing=missing,
-            unexpected=unexpected,
-            wrong_shape=wrong,
-            hint="Build the model as it was when it was saved"
-            + ("." if wrong else ", or pass strict=False to load what fits."),
-        )
 
+    @uncollected()
+    def __init__(self, model: nn.Module) -> None:
+        self._module = bare(model)
+        names = _names(self._module)
+        self._state = self._module.state_dict(keep_vars=True)
+        self._names = {key: names(key) for key in self._state}
+        self._identities = {
+            key: _identity(value)
+            for key, value in self._state.items()
+            if isinstance(value, torch.Tensor)
+        }
 
-@uncollected()
-def model_memory(model: nn.Module, places: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Where in `model` saved tensors can be read to: ``id()`` of the place to the live tensor."""
-    module = bare(model)
-    names = _names(module)
-    found: dict[int, torch.Tensor] = {}
-    taken: set[Any] = set()
-    for key, value in module.state_dict(keep_vars=True).items():
-        place = places.get(names(key))
-        if place is None or _is_extra(names(key)) or not takes(value, place):
-            continue
-        identity = _identity(value)
-        if id(place) not in found and identity not in taken:
-            found[id(place)] = value
-            taken.add(identity)
-    return disjoint(found)
+    @uncollected()
+    def check(
+        self,
+        tensors: Mapping[str, torch.Tensor | TensorInfo],
+        extra: Mapping[str, Any],
+        *,
+        strict: bool,
+    ) -> None:
+        """Raise unless a state with these tensors can be loaded.
+
+        Args:
+            tensors: The saved ones, tied names included, or where they lie; their shapes count.
+            extra: What else was saved.
+            strict: Whether missing and unexpected names are errors. Wrong shapes always are.
+
+        Raises:
+            StateMismatchError: It lists every name that does not fit.
+        """
+        kind = type(self._module).__name__
+        empty = [name for name, value in self._module.named_parameters() if value.is_meta]
+        if empty:
+            raise StateMismatchError(
+                f"This {kind} has no memory to load into: {empty[0]} and {len(empty) - 1} more are "
+                "on the meta device.",
+                hint="Call model.to_empty(device=...) first.",
+            )
+        live = {self._names[key]: value for key, value in self._state.items()}
+        saved = {*tensors, *extra}
+        # A tied name may be stored or not, as long as its bytes are there under one of its names.
+        there = {i for key, i in self._identities.items() if self._names[key] in saved}
+        covered = {self._names[key] for key, i in self._identities.items() if i in there}
+        missing = sorted(live.keys() - saved - covered) if strict else []
+        unexpected = sorted(saved - live.keys()) if strict else []
+        wrong = {
+            name: (list(tensors[name].shape), list(value.shape))
+            for name, value in live.items()
+            if isinstance(value, torch.Tensor)
+            and not _is_extra(name)
+            and name in tensors
+            and not nn.parameter.is_lazy(value)
+            and value.shape != tensors[name].shape
+        }
+        if missing or unexpected or wrong:
+            raise StateMismatchError(
+                f"The checkpoint does not fit this {kind}.",
+                missing=missing,
+                unexpected=unexpected,
+                wrong_shape=wrong,
+                hint="Build the model as it was when it was saved"
+                + ("." if wrong else ", or pass strict=False to load what fits."),
+            )
+
+    @uncollected()
+    def memory(self, places: Mapping[str, TensorInfo]) -> dict[int, torch.Tensor]:
+        """Where saved tensors can be read to: ``id()`` of the place to the live tensor."""
+        found: dict[int, torch.Tensor] = {}
+        taken: set[Any] = set()
+        for key, value in self._state.items():
+            place = places.get(self._names[key])
+            if place is None or _is_extra(key) or not takes(value, place.dtype, place.shape):
+                continue
+            if id(place) not in found and self._identities[key] not in taken:
+                found[id(place)] = value
+                taken.add(self._identities[key])
+        return disjoint(found)
+
+    @uncollected()
+    def load(self, tensors: Mapping[str, torch.Tensor], extra: Mapping[str, Any]) -> None:
+        """Load what `check` has accepted, in place; live tensors keep their device and dtype.
+
+        A collective when parameters are sharded.
+        """
+        state: OrderedDict[str, Any] = OrderedDict()
+        # Private, but documented by Module.load_state_dict: modules read their version there.
+        state._metadata = getattr(self._state, "_metadata", {})  # type: ignore[attr-defined] # noqa: SLF001
+        by_identity: dict[Any, torch.Tensor] = {}
+        for key, identity in self._identities.items():
+            saved = tensors.get(self._names[key])
+            if saved is not None:
+                by_identity.setdefault(identity, saved)
+        for key, value in self._state.items():
+            name = self._names[key]
+            if name in extra:
+                state[key] = extra[name]
+            elif (saved := by_identity.get(self._identities.get(key))) is not None:
+                # What was read into a live tensor is there: torch skips a copy to itself.
+                there = saved is value or _identity(saved) == self._identities[key]
+                state[key] = value if there else like(saved, value)
+        self._module.load_state_dict(state, strict=False)
 
 
 def _is_extra(name: str) -> bool:
     """Whether it is what ``get_extra_state`` gave, which may be a tensor of any shape."""
-    return name.rsplit(".", 1)[-1] == "_extra_state"
-
-
-@uncollected()
-def apply_model(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], extra: Mapping[str, Any]
-) -> None:
-    """Load what `check_model` has accepted, in place; live tensors keep their device and dtype.
-
-    A collective when parameters are sharded.
-    """
-    module = bare(model)
-    names = _names(module)
-    live = module.state_dict(keep_vars=True)
-    state: OrderedDict[str, Any] = OrderedDict()
-    # Private, but documented by Module.load_state_dict's source: modules read their version there.
-    state._metadata = getattr(live, "_metadata", {})  # type: ignore[attr-defined] # noqa: SLF001
-    by_identity: dict[Any, torch.Tensor] = {}
-    for key, value in live.items():
-        saved = tensors.get(names(key))
-        if saved is not None and isinstance(value, torch.Tensor):
-            by_identity.setdefault(_identity(value), saved)
-    for key, value in live.items():
-        name = names(key)
-        if name in extra:
-            state[key] = extra[name]
-        elif isinstance(value, torch.Tensor) and _identity(value) in by_identity:
-            saved = by_identity[_identity(value)]
-            # What was read into the live tensor is there: torch returns from a copy to itself.
-            state[key] = value if _identity(saved) == _identity(value) else like(saved, value)
-    module.load_state_dict(state, strict=False)
+    return name.endswith("_extra_state") and name.rpartition(".")[2] == "_extra_state"
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:
@@ -216,19 +220,16 @@ class _names:  # noqa: N801 - used as a function
         for prefix in reversed(self._prefixes):  # the innermost first
             if key.startswith(prefix):
                 key = prefix.removesuffix("module.") + key.removeprefix(prefix)
-        return ".".join(part for part in key.split(".") if part not in _WRAPPER_SEGMENTS)
+        if "_orig_mod" in key or "_checkpoint_wrapped_module" in key:
+            return ".".join(part for part in key.split(".") if part not in _WRAPPER_SEGMENTS)
+        return key
 
 
 def _identity(tensor: torch.Tensor) -> Any:
     """Equal for two tensors exactly when they are the same elements of the same memory."""
-    if is_sharded(tensor) or nn.parameter.is_lazy(tensor) or tensor.is_meta:
+    plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter
+    if not plain and (is_sharded(tensor) or nn.parameter.is_lazy(tensor)):
         return id(tensor)
-    if tensor.layout != torch.strided or not tensor.numel():
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return id(tensor)
-    return (
-        tensor.device,
-        tensor.data_ptr(),
-        tuple(tensor.shape),
-        tensor.stride(),
-        tensor.dtype,
-    )
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ray_imuckpt.capture.model import apply_model, check_model, take_model
+from ray_imuckpt.capture.model import LiveModel, take_model
 from ray_imuckpt.capture.optimizer import load_exactly
 from ray_imuckpt.capture.random_state import (
     apply_generator,
@@ -60,7 +60,7 @@ def check_object(target: Any, state: Any, name: str) -> None:
             f"{name!r} is a model here, and was saved as a {type(state).__name__}.",
             hint="Pass what was passed when it was saved.",
         )
-    check_model(target, *_split(state), strict=True)
+    LiveModel(target).check(*_split(state), strict=True)
 
 
 def apply_object(target: Any, state: Any) -> None:
@@ -68,7 +68,7 @@ def apply_object(target: Any, state: Any) -> None:
     if is_generator(target):
         apply_generator(target, state)
     elif isinstance(target, nn.Module):
-        apply_model(target, *_split(state))
+        LiveModel(target).load(*_split(state))
     elif isinstance(target, torch.optim.Optimizer):
         load_exactly(target, state)
     else:

@@ -8,6 +8,7 @@ module; a parameter that the model does not know is named ``param_groups[g][i]``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ray_imuckpt.capture.sharding import (
 )
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors import disjoint, takes
+from ray_imuckpt.tensors import TensorInfo, disjoint, takes
 
 OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
@@ -48,97 +49,99 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
     return {"class": _class_name(optimizer), "param_groups": groups, "state": state, **rest}
 
 
-def check_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, saved: OptimizerState
-) -> None:
-    """Raise unless `saved` fits `optimizer`: class, groups, and the parameters of each group.
-
-    Raises:
-        StateMismatchError: It says what differs. The optimizer is not changed.
-    """
-    if saved["class"] != _class_name(optimizer):
-        raise StateMismatchError(
-            f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
-            f"{_class_name(optimizer)}.",
-            hint="Build the same optimizer, or pass optimizer=None to start() to restore the rest.",
-        )
-    live = _live_names(optimizer, model)
-    if len(live) != len(saved["param_groups"]):
-        raise StateMismatchError(
-            f"The saved optimizer had {len(saved['param_groups'])} parameter group(s), "
-            f"this one has {len(live)}.",
-            hint="Build the optimizer with the same groups.",
-        )
-    for number, (here, group) in enumerate(zip(live, saved["param_groups"], strict=True)):
-        missing = sorted(set(here) - set(group["params"]))
-        unexpected = sorted(set(group["params"]) - set(here))
-        if missing or unexpected:
-            raise StateMismatchError(
-                f"The parameters of the optimizer's group {number} differ.",
-                missing=missing,
-                unexpected=unexpected,
-                hint="Give the optimizer the same parameters, in the same groups.",
-            )
-
-
-@uncollected()
-def optimizer_memory(
-    optimizer: torch.optim.Optimizer, model: nn.Module, places: OptimizerState
-) -> dict[int, torch.Tensor]:
-    """Where saved tensors can be read to: ``id()`` of the place to the tensor.
-
-    That is the live state, or new memory on the device of the parameter.
-    """
-    found: dict[int, torch.Tensor] = {}
-    if is_zero_redundancy(optimizer):
-        return found
-    names = [name for group in _live_names(optimizer, model) for name in group]
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for name, parameter in zip(names, parameters, strict=True):
-        live = optimizer.state.get(parameter) or {}
-        values = places["state"].get(name)
-        for key, place in values.items() if isinstance(values, Mapping) else ():
-            if not isinstance(place, torch.Tensor):
-                continue
-            if takes(live.get(key), place):
-                found[id(place)] = live[key]
-            elif parameter.is_cuda and not is_sharded(parameter) and _is_like(place, parameter):
-                found[id(place)] = torch.empty_like(place, device=parameter.device)
-    return disjoint(found)
-
-
-@uncollected()
-def apply_optimizer(
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-    saved: OptimizerState,
-    *,
-    keep_options: bool = False,
-) -> None:
-    """Load what `check_optimizer` has accepted. A collective for sharded parameters.
+class LiveOptimizer:
+    """An optimizer that a saved state is to be put into.
 
     Args:
-        optimizer: The live one.
+        optimizer: The optimizer; only `load` changes it.
         model: Whose parameters it optimizes.
-        saved: What `take_optimizer` gave.
-        keep_options: Whether the live groups keep their own options (learning rate, betas, …).
     """
-    live = _live_names(optimizer, model)
-    names = [name for group in live for name in group]
-    numbers = {name: number for number, name in enumerate(names)}
-    groups = [
-        {
-            **{key: value for key, value in group.items() if key != "param_names"},
-            **{key: now[key] for key in now if key == "param_names" or keep_options},
-            "params": [numbers[name] for name in here],
-        }
-        for here, now, group in zip(
-            live, optimizer.param_groups, saved["param_groups"], strict=True
-        )
-    ]
-    state = {numbers.get(name, name): values for name, values in saved["state"].items()}
-    rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
-    load_exactly(optimizer, {"state": state, "param_groups": groups, **rest})
+
+    @uncollected()
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        self._optimizer = optimizer
+        self._names = _live_names(optimizer, model)
+
+    def check(self, saved: OptimizerState) -> None:
+        """Raise unless `saved` fits: class, groups, and the parameters of each group.
+
+        Raises:
+            StateMismatchError: It says what differs.
+        """
+        mine = _class_name(self._optimizer)
+        if saved["class"] != mine:
+            raise StateMismatchError(
+                f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
+                f"{mine}.",
+                hint="Build the same optimizer, or pass optimizer=None to start() to restore the "
+                "rest.",
+            )
+        if len(self._names) != len(saved["param_groups"]):
+            raise StateMismatchError(
+                f"The saved optimizer had {len(saved['param_groups'])} parameter group(s), "
+                f"this one has {len(self._names)}.",
+                hint="Build the optimizer with the same groups.",
+            )
+        for number, (here, group) in enumerate(
+            zip(self._names, saved["param_groups"], strict=True)
+        ):
+            missing = sorted(set(here) - set(group["params"]))
+            unexpected = sorted(set(group["params"]) - set(here))
+            if missing or unexpected:
+                raise StateMismatchError(
+                    f"The parameters of the optimizer's group {number} differ.",
+                    missing=missing,
+                    unexpected=unexpected,
+                    hint="Give the optimizer the same parameters, in the same groups.",
+                )
+
+    @uncollected()
+    def memory(self, places: OptimizerState) -> dict[int, torch.Tensor]:
+        """Where saved tensors can be read to: ``id()`` of the place to the tensor.
+
+        That is the live state, or new memory on the device of the parameter.
+        """
+        found: dict[int, torch.Tensor] = {}
+        if is_zero_redundancy(self._optimizer):
+            return found
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for name, parameter in zip(chain(*self._names), parameters, strict=True):
+            live = self._optimizer.state.get(parameter) or {}
+            values = places["state"].get(name)
+            for key, place in values.items() if isinstance(values, Mapping) else ():
+                if not isinstance(place, TensorInfo):
+                    continue
+                dtype, shape = place.dtype, place.shape
+                if takes(live.get(key), dtype, shape):
+                    found[id(place)] = live[key]
+                elif parameter.is_cuda and parameter.shape == shape and _may_be_new(parameter):
+                    found[id(place)] = torch.empty(shape, dtype=dtype, device=parameter.device)
+        return disjoint(found)
+
+    @uncollected()
+    def load(self, saved: OptimizerState, *, keep_options: bool = False) -> None:
+        """Load what `check` has accepted. A collective for sharded parameters.
+
+        Args:
+            saved: What `take_optimizer` gave.
+            keep_options: Whether the live groups keep their own options (learning rate, betas, …).
+        """
+        numbers = {name: number for number, name in enumerate(chain(*self._names))}
+        ends = accumulate(map(len, self._names))
+        groups = [
+            {
+                **{key: value for key, value in group.items() if key != "param_names"},
+                **{key: now[key] for key in now if key == "param_names" or keep_options},
+                # For every tensor torch looks its parameter up here; a list it would go through.
+                "params": range(end - len(here), end),
+            }
+            for here, end, now, group in zip(
+                self._names, ends, self._optimizer.param_groups, saved["param_groups"], strict=True
+            )
+        ]
+        state = {numbers.get(name, name): values for name, values in saved["state"].items()}
+        rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
+        load_exactly(self._optimizer, {"state": state, "param_groups": groups, **rest})
 
 
 @uncollected()
@@ -195,8 +198,9 @@ def _class_name(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__
 
 
-def _is_like(value: torch.Tensor, parameter: torch.Tensor) -> bool:
-    return value.dim() > 0 and value.shape == parameter.shape
+def _may_be_new(parameter: torch.Tensor) -> bool:
+    """Whether its state may get new memory beside it: a scalar may have to stay on the host."""
+    return parameter.dim() > 0 and not is_sharded(parameter)
 
 
 def _whole(values: Any) -> Any:

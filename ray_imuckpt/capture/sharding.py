@@ -23,6 +23,8 @@ def is_sharded(tensor: Any) -> bool:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, or all shards of it (a collective: every rank of its mesh must call)."""
+    if type(tensor) is torch.Tensor and not tensor.requires_grad:
+        return tensor  # most are, and a detached one costs as much as a small copy
     if is_sharded(tensor):
         full: torch.Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
         return full.detach()

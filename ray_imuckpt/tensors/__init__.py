@@ -9,11 +9,11 @@ from ray_imuckpt.tensors.format import (
     encode,
     header_length,
     parse_header,
-    places,
+    room,
     row,
     tensor_at,
 )
-from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, takes
+from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, takes
 
 __all__ = [
     "Bytes",
@@ -23,9 +23,10 @@ __all__ = [
     "check_storable",
     "disjoint",
     "encode",
+    "flat",
     "header_length",
     "parse_header",
-    "places",
+    "room",
     "row",
     "takes",
     "tensor_at",

@@ -16,9 +16,10 @@ follow without holes. Beyond what the format asks for:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,14 +49,14 @@ _NAMES = {
     torch.complex64: "C64",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_NO_SUCH_DIMENSION = 2**31  # beside a dimension of 0; what else has bytes cannot be too large
 _ONE_BYTE_VIEWS = ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
 _VIEWS: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in _ONE_BYTE_VIEWS if hasattr(torch, name)
 } | {"complex128": torch.complex128}
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """Where a tensor lies: its dtype, its shape, and its bytes [begin, end) of the file."""
 
     dtype: torch.dtype
@@ -144,7 +145,7 @@ class Header:
     """A parsed header.
 
     Attributes:
-        tensors: Name to where it lies, tied names included.
+        tensors: Name to where it lies; tied names have the same object.
         metadata: The file's ``__metadata__`` without the keys of this module.
         length: Bytes before the first tensor.
     """
@@ -199,13 +200,11 @@ def parse_header(head: bytes, file_size: int, url: str) -> Header:
 
 def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, str]) -> TensorInfo:
     stored = _DTYPES[entry["dtype"]]
-    shape = tuple(int(n) for n in entry["shape"])
-    begin, end = (int(n) for n in entry["data_offsets"])
-    count = 1
-    for n in shape:
-        if n < 0:
-            raise ValueError(f"{name}: negative dimension")
-        count *= n
+    shape = tuple(map(int, entry["shape"]))
+    begin, end = map(int, entry["data_offsets"])
+    count = math.prod(shape)
+    if count <= 0 and (min(shape) < 0 or max(shape) >= _NO_SUCH_DIMENSION):
+        raise ValueError(f"{name}: shape {shape}")
     if begin < 0 or end - begin != count * stored.itemsize:
         raise ValueError(f"{name}: {end - begin} bytes for shape {shape} of {stored}")
     dtype = _VIEWS[dtypes[name]] if name in dtypes else stored
@@ -222,16 +221,19 @@ def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
 
 
 @uncollected()
-def places(header: Header) -> dict[str, torch.Tensor]:
-    """A host tensor for each stored one, nothing in it; tied names share one."""
-    made: dict[tuple[int, int], torch.Tensor] = {}
-    found = {}
-    for name, info in header.tensors.items():
-        key = (info.begin, info.end)
-        if info.begin == info.end or key not in made:
-            made[key] = torch.empty(info.shape, dtype=info.dtype)
-        found[name] = made[key]
-    return found
+def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A tensor for each stored one, nothing in it yet; tied names share one.
+
+    Args:
+        header: The file's.
+        live: ``id()`` of a `TensorInfo` to the tensor that takes its bytes. For the others there
+            will be new host tensors.
+    """
+    made = dict(live)
+    for info in header.tensors.values():
+        if id(info) not in made:
+            made[id(info)] = torch.empty(info.shape, dtype=info.dtype)
+    return {name: made[id(info)] for name, info in header.tensors.items()}
 
 
 @uncollected()
@@ -245,4 +247,4 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
     """
     at = {info.begin: name for name, info in header.tensors.items() if info.end > info.begin}
     scratch = torch.empty(header.length, dtype=torch.uint8)
-    return [scratch, *(flat(found[at[begin]]) for begin in sorted(at))]
+    return [scratch, *(found[at[begin]] for begin in sorted(at))]

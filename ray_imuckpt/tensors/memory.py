@@ -13,8 +13,11 @@ from ray_imuckpt.parallel import uncollected
 
 def byte_view(tensor: torch.Tensor) -> Bytes:
     """The memory of a contiguous tensor as bytes, not copied."""
-    row = flat(tensor)
-    return row.numpy().data if row.device.type == "cpu" else DeviceBytes(row)
+    if not tensor.is_cpu:
+        return DeviceBytes(flat(tensor))
+    if tensor.dtype in _OF_NUMPY and tensor.numel():
+        return tensor.detach().numpy().data.cast("B")  # half the time of the general way
+    return flat(tensor).numpy().data
 
 
 class DeviceBytes:
@@ -37,6 +40,7 @@ class DeviceBytes:
 
 
 Bytes = memoryview | DeviceBytes
+_OF_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8}
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -47,31 +51,30 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     return row.view(torch.uint8)
 
 
-def takes(live: Any, place: torch.Tensor) -> bool:
-    """Whether the bytes of `place` may be put straight into the memory of `live`."""
+def takes(live: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Whether the bytes of such a tensor may be put straight into the memory of `live`."""
     return (
         (type(live) is torch.Tensor or type(live) is nn.Parameter)
+        and live.dtype == dtype
+        and live.shape == shape
         and live.layout == torch.strided
-        and live.device.type in ("cpu", "cuda")
-        and live.dtype == place.dtype
-        and live.shape == place.shape
+        and (live.is_cpu or live.is_cuda)
         and live.is_contiguous()
-        and not (live.is_quantized or live.is_conj() or live.is_neg())
+        and not (live.is_conj() or live.is_neg())
     )
 
 
 @uncollected()
 def disjoint(live: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Those tensors that share no memory with another one before them."""
+    devices: dict[torch.device, list[tuple[int, int]]] = {}
+    for key, tensor in live.items():
+        devices.setdefault(tensor.device, []).append((tensor.data_ptr(), key))
     kept = {}
-    device, end = None, 0
-    for key, tensor in sorted(live.items(), key=lambda item: _address(item[1])):
-        begin = tensor.data_ptr()
-        if tensor.device != device or begin >= end:
-            kept[key] = tensor
-            device, end = tensor.device, begin + tensor.nbytes
+    for addresses in devices.values():
+        end = 0
+        for begin, key in sorted(addresses):
+            if begin >= end:
+                kept[key] = live[key]
+                end = begin + live[key].nbytes
     return kept
-
-
-def _address(tensor: torch.Tensor) -> tuple[str, int]:
-    return str(tensor.device), tensor.data_ptr()

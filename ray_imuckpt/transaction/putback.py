@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt.capture.model import apply_model, check_model, model_memory
+from ray_imuckpt.capture.model import LiveModel
 from ray_imuckpt.capture.objects import apply_object, check_object, is_stateful
-from ray_imuckpt.capture.optimizer import apply_optimizer, check_optimizer, optimizer_memory
+from ray_imuckpt.capture.optimizer import LiveOptimizer
 from ray_imuckpt.capture.random_state import apply_random, seed_new_rank
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.ranks import Ranks, together
@@ -58,8 +58,8 @@ def put_back(
     """
     loaded.prepare(optimizer=targets.optimizer is not None)
 
-    def check() -> None:
-        _check(loaded, targets, ranks, strict=strict)
+    def check() -> tuple[LiveModel, LiveOptimizer | None]:
+        live = _check(loaded, targets, ranks, strict=strict)
         held = _held(loaded, targets, ranks)
         if touched - held:
             raise StateMismatchError(
@@ -71,30 +71,27 @@ def put_back(
                 hint=f"Build the objects anew and start with continue_from={loaded.epoch}.",
             )
         touched.update(held)
+        return live
 
-    together(ranks, check)
+    model, optimizer = together(ranks, check)
     # Objects first, which can only be tried: the model is not changed when one of them refuses.
     together(ranks, lambda: _apply_objects(loaded, targets, ranks))
     tensors, extra = loaded.fill_model(
-        together(ranks, lambda: model_memory(targets.model, loaded.model_places[0]))
+        together(ranks, lambda: model.memory(loaded.model_places[0]))
     )
     state = None
-    if targets.optimizer is not None:
-        state = loaded.fill_optimizer(together(ranks, lambda: _optimizer_memory(loaded, targets)))
+    if optimizer is not None:
+        state = loaded.fill_optimizer(
+            together(ranks, lambda: optimizer.memory(loaded.optimizer_places or {}))
+        )
 
     def apply() -> None:
-        apply_model(targets.model, tensors, extra)
-        if targets.optimizer is not None and state is not None:
-            apply_optimizer(targets.optimizer, targets.model, state, keep_options=keep_options)
+        model.load(tensors, extra)
+        if optimizer is not None and state is not None:
+            optimizer.load(state, keep_options=keep_options)
         _apply_random(loaded, targets, ranks)
 
     together(ranks, apply)
-
-
-def _optimizer_memory(loaded: LoadedCheckpoint, targets: Targets) -> dict[int, torch.Tensor]:
-    if targets.optimizer is None or loaded.optimizer_places is None:
-        return {}
-    return optimizer_memory(targets.optimizer, targets.model, loaded.optimizer_places)
 
 
 def _held(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> set[str]:
@@ -108,8 +105,12 @@ def _held(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> set[str]:
     return held
 
 
-def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool) -> None:
-    check_model(targets.model, *loaded.model_places, strict=strict)
+def _check(
+    loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool
+) -> tuple[LiveModel, LiveOptimizer | None]:
+    model = LiveModel(targets.model)
+    model.check(*loaded.model_places, strict=strict)
+    optimizer = None
     if targets.optimizer is not None:
         if loaded.optimizer_places is None:
             raise StateMismatchError(
@@ -118,7 +119,8 @@ def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: 
                 epoch=loaded.epoch,
                 hint="Pass optimizer=None to start() to begin with a fresh optimizer.",
             )
-        check_optimizer(targets.optimizer, targets.model, loaded.optimizer_places)
+        optimizer = LiveOptimizer(targets.optimizer, targets.model)
+        optimizer.check(loaded.optimizer_places)
     for name, target in targets.objects.items():
         if name in loaded.objects:
             check_object(target, loaded.other[name], name)
@@ -137,6 +139,7 @@ def _check(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: 
             epoch=loaded.epoch,
             hint="Leave them out, or pass strict=False to leave them as they are.",
         )
+    return model, optimizer
 
 
 def _apply_objects(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:

@@ -65,36 +65,42 @@ class Reader:
 
         Args:
             entry: The file.
-            targets: One-dimensional uint8 tensors, on any device, that have room for all its bytes
-                in a row.
+            targets: Contiguous tensors, on any device, whose memory has room for all its bytes in
+                a row.
 
         Raises:
             CorruptCheckpointError: It names the file and the bytes. What `targets` hold is then
                 not to be used.
         """
-        targets = [target for target in targets if target.nbytes]
-        ends = list(accumulate(target.nbytes for target in targets))
         head = self._heads.pop(entry.name, torch.empty(0, dtype=torch.uint8))
-        _scatter(head, 0, targets, ends)
-        if self._ranks.world_size == 1 and all(t.device.type == "cpu" for t in targets):
-            self._straight(entry, len(head), targets)
+        if self._ranks.world_size == 1 and all(target.is_cpu for target in targets):
+            self._straight(entry, head, targets)
         else:
-            self._by_window(entry, len(head), targets, ends)
+            self._by_window(entry, head, targets)
 
-    def _straight(self, entry: FileEntry, begin: int, targets: Sequence[torch.Tensor]) -> None:
+    def _straight(
+        self, entry: FileEntry, head: torch.Tensor, targets: Sequence[torch.Tensor]
+    ) -> None:
         with parallel.uncollected():
-            row = chunks.Chunks((t.numpy().data for t in targets), entry.chunk_size)
+            row = chunks.Chunks(map(tensors.byte_view, targets), entry.chunk_size)
+            first = -(-len(head) // entry.chunk_size)
+            at, source = 0, head.numpy().data
+            for piece in (piece for index in range(first) for piece in row.pieces(index)):
+                piece[:] = source[at : at + len(piece)]
+                at += len(piece)
         check = self._checker(entry)
-        first = begin // entry.chunk_size if begin < entry.size else len(row)
         parallel.each(lambda i: check(first + i, row.pieces(first + i)), len(row) - first)
 
     def _by_window(
-        self, entry: FileEntry, begin: int, targets: Sequence[torch.Tensor], ends: Sequence[int]
+        self, entry: FileEntry, head: torch.Tensor, targets: Sequence[torch.Tensor]
     ) -> None:
+        targets = [tensors.flat(target) for target in targets if target.nbytes]
+        ends = list(accumulate(target.nbytes for target in targets))
+        _scatter(head, 0, targets, ends)
         size = max(1, _WINDOW // entry.chunk_size) * entry.chunk_size
         devices = {target.device for target in targets}
-        windows = snapshot.Windows(min(size, entry.size - begin), devices)
-        for at in range(begin, entry.size, size):
+        windows = snapshot.Windows(min(size, entry.size - len(head)), devices)
+        for at in range(len(head), entry.size, size):
             window = windows.next()[: entry.size - at]
             self._read(entry, at, window)
             _scatter(window, at, targets, ends)

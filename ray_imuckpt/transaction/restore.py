@@ -11,7 +11,7 @@ import json
 import posixpath
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,16 +22,16 @@ from ray_imuckpt.ranks import Ranks, SoloRanks
 from ray_imuckpt.storage import Storage, open_storage
 from ray_imuckpt.transaction.reading import Reader
 
+T = TypeVar("T")
 Live = Mapping[int, torch.Tensor]
-"""``id()`` of a place to the live tensor whose memory takes the bytes instead."""
+"""``id()`` of a `tensors.TensorInfo` to the live tensor whose memory takes the bytes."""
 
 
 class TensorFile:
     """A file of tensors: first its header is read, then, when wanted, its tensors.
 
     Attributes:
-        places: Name to a host tensor of the stored shape and dtype with nothing in it; tied names
-            share one. Memory that is not touched costs nothing.
+        places: Name to the dtype, the shape and where the bytes are; tied names share one.
         metadata: The header's.
     """
 
@@ -40,17 +40,11 @@ class TensorFile:
         self._entry = entry
         self._header = tensors.Header({}, {}) if entry is None else reader.header(entry)
         self.metadata = self._header.metadata
-        try:
-            self.places = tensors.places(self._header)
-        except (RuntimeError, TypeError, OverflowError) as error:  # no tensor has such a shape
-            raise CorruptCheckpointError(
-                f"A safetensors header is damaged: {error}.",
-                url=None if entry is None else reader.url(entry),
-            ) from error
+        self.places = self._header.tensors
 
     def fill(self, live: Live) -> dict[str, torch.Tensor]:
-        """Read the tensors into their places, or into the live tensors that take their place."""
-        found = {name: live.get(id(place), place) for name, place in self.places.items()}
+        """Read the tensors into `live`, or into new host tensors where it has none."""
+        found = tensors.room(self._header, live)
         if self._entry is not None:
             self._reader.fill(self._entry, tensors.row(self._header, found))
         return found
@@ -134,8 +128,8 @@ class LoadedCheckpoint:
             _ = self._optimizer_file
 
     @cached_property
-    def model_places(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What `fill_model` will return, nothing in the tensors yet."""
+    def model_places(self) -> tuple[dict[str, tensors.TensorInfo], dict[str, Any]]:
+        """What `fill_model` will return, a `TensorInfo` for each tensor."""
         return self._decoded_model(*(file.places for file in self._model_files))
 
     def fill_model(self, live: Live) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -144,7 +138,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def optimizer_places(self) -> dict[str, Any] | None:
-        """What `fill_optimizer` will return, nothing in the tensors yet."""
+        """What `fill_optimizer` will return, a `TensorInfo` for each tensor."""
         return self._decoded_optimizer(self._optimizer_file.places)
 
     def fill_optimizer(self, live: Live) -> dict[str, Any] | None:
@@ -165,12 +159,12 @@ class LoadedCheckpoint:
         return TensorFile(self._reader, self.manifest.file(part, "safetensors"))
 
     def _decoded_model(
-        self, found: dict[str, torch.Tensor], frozen: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        found, extra = codec.decode_model(found, self._model_files[0].metadata)
-        return {**found, **frozen}, extra
+        self, found: Mapping[str, T], frozen: Mapping[str, T]
+    ) -> tuple[dict[str, T], dict[str, Any]]:
+        mine, extra = codec.decode_model(found, self._model_files[0].metadata)
+        return {**mine, **frozen}, extra
 
-    def _decoded_optimizer(self, found: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def _decoded_optimizer(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
         data = self._state.optimizer
         if data is None:
             return None

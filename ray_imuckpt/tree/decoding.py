@@ -16,12 +16,16 @@ from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tree.encoding import JSON, TAG
 
-Tensors = Mapping[str, torch.Tensor]
+Tensors = Mapping[str, Any]
 
 
 @uncollected()
 def decode(data: JSON, tensors: Tensors) -> Any:
     """The value that `encode` was given; tensors are those in `tensors`, arrays are copies.
+
+    Args:
+        data: What `encode` returned.
+        tensors: The stored tensors by name; or what is to stand for them, for arrays too.
 
     Raises:
         CorruptCheckpointError: A tag or a reference that `encode` does not write.
@@ -50,6 +54,8 @@ def _decode(data: JSON, tensors: Tensors) -> Any:
     tag = data.get(TAG)
     if tag is None:
         return {key: _decode(item, tensors) for key, item in data.items()}
+    if tag == "tensor":
+        return tensors[data["v"]]
     if type(tag) is str and tag in _CONTAINERS:
         return _CONTAINERS[tag](data, tensors)
     if type(tag) is str and tag in _SIMPLE:
@@ -77,7 +83,10 @@ def _dtype(text: str, kinds: str) -> np.dtype[Any]:
 
 def _array(data: JSON, tensors: Tensors) -> Any:
     dtype = _dtype(data["dtype"], "biufcmM")
-    raw = tensors[data["v"]].reshape(-1)
+    stored = tensors[data["v"]]
+    if not isinstance(stored, torch.Tensor):
+        return stored
+    raw = stored.reshape(-1)
     raw = torch.view_as_real(raw).reshape(-1) if raw.is_complex() else raw
     buffer = bytearray(raw.contiguous().view(torch.uint8).numpy().tobytes())
     return np.frombuffer(buffer, dtype=dtype).reshape(data["shape"])
@@ -110,7 +119,6 @@ _CONTAINERS: dict[str, Callable[[JSON, Tensors], Any]] = {
     "set": lambda data, tensors: set(_listed(data, tensors)),
     "frozenset": lambda data, tensors: frozenset(_listed(data, tensors)),
     "deque": lambda data, tensors: deque(_listed(data, tensors), maxlen=data["maxlen"]),
-    "tensor": lambda data, tensors: tensors[data["v"]],
     "array": _array,
     "strings": _strings,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import struct
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ JSON = Any
 Tensors = dict[str, torch.Tensor]
 
 TAG = "$"
+_QUOTES = "'\""
+_BETWEEN = re.compile(f"[{_QUOTES}]?\\]\\[[{_QUOTES}]?")  # two keys of a path
 _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
@@ -143,12 +146,14 @@ class _Encoder:
 
     def _put(self, value: torch.Tensor, path: str) -> str:
         check_storable(value, self._root + path)
-        name = ".".join([self._root, *[part.strip("'\"") for part in _split(path)]])
+        name = (
+            f"{self._root}.{_BETWEEN.sub('.', path[1:-1].strip(_QUOTES))}" if path else self._root
+        )
         unique, number = name, 1
         while unique in self._tensors or unique == "__metadata__":
             number += 1
             unique = f"{name}~{number}"
-        self._tensors[unique] = value.detach()
+        self._tensors[unique] = value.detach() if value.requires_grad else value
         return unique
 
     def _refused(self, value: Any, path: str) -> UnsupportedStateError:
@@ -172,11 +177,6 @@ class _Encoder:
             f"{self._root}{path} is a {kind.__module__}.{kind.__qualname__}: it cannot be stored.",
             hint=hint,
         )
-
-
-def _split(path: str) -> list[str]:
-    """``['a'][0]`` to ``["'a'", "0"]``."""
-    return path[1:-1].split("][") if path else []
 
 
 def _float(value: float) -> JSON:
