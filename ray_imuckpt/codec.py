@@ -74,7 +74,7 @@ def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
     found: dict[str, torch.Tensor] = {}
     data = tree.encode(dict(state), found, f"ranks.{rank}")
     text = tree.dumps(data).decode("ascii")
-    views = tensors.encode(snapshot.contiguous(found), metadata={_TREE: text})
+    views = tensors.encode(snapshot.in_place(found), metadata={_TREE: text})
     return b"".join(view[:] for view in views)
 
 

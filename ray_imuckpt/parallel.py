@@ -19,10 +19,12 @@ THREADS = max(1, min(4, os.cpu_count() or 1))
 def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> None:
     """Call ``work(0)`` … ``work(count - 1)``, in this order of begin, on up to `threads` threads.
 
-    The calling thread is one of them. After an error no further call begins.
+    The calling thread is one of them; where no more threads are to be had, fewer do the work. After
+    an error, an interrupt (Ctrl-C) among them, no further call begins.
 
     Raises:
-        BaseException: The first error, once all threads have ended.
+        BaseException: The first error, once all threads have ended: nothing goes on behind the
+            caller's back, who may close the file that they write to.
     """
     indices = itertools.count()  # next() on it is atomic
     errors: list[BaseException] = []
@@ -37,11 +39,20 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
     helpers = [
         threading.Thread(target=run, name="imuckpt-io") for _ in range(min(threads, count) - 1)
     ]
+    try:
+        with contextlib.suppress(RuntimeError):  # "can't start new thread"
+            for helper in helpers:
+                helper.start()
+        run()
+    except BaseException as error:  # noqa: BLE001 - an interrupt between two lines
+        errors.append(error)
     for helper in helpers:
-        helper.start()
-    run()
-    for helper in helpers:
-        helper.join()
+        # One whose start was interrupted is not alive yet: it will see the error, and do nothing.
+        while helper.is_alive():
+            try:
+                helper.join()
+            except BaseException as error:  # noqa: BLE001 - the second Ctrl-C
+                errors.append(error)
     if errors:
         raise errors[0]
 
@@ -63,12 +74,20 @@ class _Uncollected:
 
     def leave(self) -> None:
         with self._lock:
-            self._blocks -= 1
+            self._blocks = max(0, self._blocks - 1)
             if not self._blocks and self._was_on:
                 gc.enable()
 
+    def forget_parent(self) -> None:
+        """In a process that was just forked: the threads that wanted it to rest are not here."""
+        self._lock = threading.Lock()
+        if self._blocks and self._was_on:
+            gc.enable()
+        self._blocks = 0
+
 
 _UNCOLLECTED = _Uncollected()
+os.register_at_fork(after_in_child=_UNCOLLECTED.forget_parent)
 
 
 @contextlib.contextmanager

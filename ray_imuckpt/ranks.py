@@ -114,7 +114,7 @@ class TorchRanks:
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """See `Ranks.broadcast`."""
-        size = torch.tensor([len(payload or b"")], dtype=torch.int64)
+        size = torch.tensor([len(payload or b"")], dtype=torch.int64, device="cpu")
         dist.broadcast(size, group=self._group, group_src=0)
         buffer = _padded(payload or b"", int(size.item()))
         self.broadcast_into(buffer)
@@ -126,8 +126,8 @@ class TorchRanks:
             dist.broadcast(piece, group=self._group, group_src=0)
 
     def _sizes(self, payload: bytes) -> list[int]:
-        sizes = torch.empty(self.world_size, dtype=torch.int64)
-        mine = torch.tensor([len(payload)], dtype=torch.int64)
+        sizes = torch.empty(self.world_size, dtype=torch.int64, device="cpu")
+        mine = torch.tensor([len(payload)], dtype=torch.int64, device="cpu")
         dist.all_gather_into_tensor(sizes, mine, group=self._group)
         return [int(size) for size in sizes]
 
@@ -189,7 +189,7 @@ def _located(error: Exception, ranks: Ranks) -> dict[str, object]:
 
 
 def _padded(payload: bytes, size: int) -> torch.Tensor:
-    buffer = torch.zeros(size, dtype=torch.uint8)
+    buffer = torch.zeros(size, dtype=torch.uint8, device="cpu")
     if payload:
         buffer[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
     return buffer

@@ -7,7 +7,9 @@ from the writing thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +19,7 @@ import torch
 
 from ray_imuckpt import codec, snapshot
 from ray_imuckpt.capture.fence import Fence
-from ray_imuckpt.errors import SaveFailedError
+from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
@@ -25,17 +27,27 @@ from ray_imuckpt.transaction.gang import Run, job
 from ray_imuckpt.writer import Writer
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Begun:
     """A save that was begun.
 
     Attributes:
         written: Ends with the save, on the rank that writes; ``None`` on the others.
         settled: Ends when every rank knows how the save ended.
+        copy: What is written, on the rank that writes, until the save is settled.
     """
 
-    written: Future[Manifest] | None
+    written: Future[Manifest] | None = None
     settled: Future[None] = field(default_factory=Future)
+    copy: snapshot.Copy | None = None
+
+    def give_up(self) -> bool:
+        """Make sure that nothing is written; False where the writing has begun."""
+        if self.written is not None and not self.written.cancel():
+            return False
+        if self.copy is not None:
+            self.copy.abandon()
+        return True
 
 
 class Saver:
@@ -51,6 +63,8 @@ class Saver:
         self._buffers = snapshot.HostBuffers()
         self._fence: Fence | None = None
         self._begun: Begun | None = None
+        self._lock = threading.RLock()
+        self._beginning = False
 
     def begin(
         self,
@@ -79,41 +93,66 @@ class Saver:
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
             SaveFailedError: It failed, and `background` is false.
+            ImuckptError: It was called while a save is being begun, by a signal handler.
         """
+        begun = Begun()
 
-        def write() -> Future[Manifest] | None:
+        def write() -> None:
             if ranks.rank != 0 or self.run is None:
-                return None
+                return
             plan = codec.plan(state)
+            self._writer.finish()  # also of one that an interrupt made forget: it reads the buffers
             draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
-            if not background:
-                save = job(storage, self.run, plan, snapshot.contiguous(plan.tensors()), draft)
-                return self._writer.submit(save, background=False)
-            copy = self._copy(plan.tensors(), later)
-            save = job(storage, self.run, plan, copy.tensors, draft)
-            try:
-                return self._writer.submit(partial(_after, copy, save, epoch), background=True)
-            except BaseException:  # no thread to be had: the optimizer must not wait for one
-                copy.finish()
-                raise
+            if background:
+                self._copy(begun, plan.tensors(), later)
+            host = begun.copy.tensors if begun.copy else snapshot.in_place(plan.tensors())
+            save = job(storage, self.run, plan, host, draft)
+            begun.written = Future()
+            if begun.copy:
+                save = partial(_after, begun.copy, save, epoch)
+            self._writer.submit(save, begun.written, background=background)
 
-        self._begun = begun = Begun(together(ranks, write))
+        with self._exclusively():
+            self._begun = begun
+            try:
+                together(ranks, write)
+            except BaseException:
+                if begun.give_up():
+                    self._begun = None
+                raise
         if not background:
             self.settle(ranks)
         return begun
 
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """One save is begun at a time, in the whole process."""
+        with self._lock:
+            if self._beginning:  # the same thread
+                raise ImuckptError(
+                    "A save was begun while another one is being begun: checkpoint() was called "
+                    "by a signal handler.",
+                    hint="Note the signal and save when the loop comes by, as "
+                    "checkpointer.preempted() does it.",
+                )
+            self._beginning = True
+            try:
+                yield
+            finally:
+                self._beginning = False
+
     def _copy(
-        self, tensors: Mapping[str, torch.Tensor], later: Sequence[Any] | None
-    ) -> snapshot.Copy:
+        self, begun: Begun, tensors: Mapping[str, torch.Tensor], later: Sequence[Any] | None
+    ) -> None:
         if self._fence is not None:
             self._fence.remove()
             self._fence = None
         if later is None:
-            return self._buffers.copy(tensors)
+            begun.copy = self._buffers.copy(tensors)
+            return
         self._fence = fence = Fence(later)
-        copy = self._buffers.copy(tensors, fence.covers)
-        fence.hold(copy.fence)
-        return copy
+        begun.copy = self._buffers.copy(tensors, fence.covers)
+        fence.hold(begun.copy.fence)
 
     def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
         """Learn on every rank how the save that was begun has ended; raise its error on every rank.
@@ -122,18 +161,22 @@ class Saver:
             ranks: The gang; all ranks call this.
             wait: Whether to wait for the save if it has not ended.
         """
-        begun = self._begun
-        if begun is None:
-            return
-        try:
-            together(ranks, self._writer.settle if wait else self._writer.raise_failed)
-        except Exception as error:
-            self._begun = None
-            begun.settled.set_exception(error)
-            raise
-        if wait:
-            self._begun = None
-            begun.settled.set_result(None)
+        with self._lock:  # two threads may wait for one save
+            begun = self._begun
+            if begun is None:
+                return
+            try:
+                together(ranks, self._writer.settle if wait else self._writer.raise_failed)
+            except Exception as error:
+                self._forget(begun)
+                begun.settled.set_exception(error)
+                raise
+            if wait:
+                self._forget(begun)
+                begun.settled.set_result(None)
+
+    def _forget(self, begun: Begun) -> None:
+        self._begun = begun.copy = None
 
     def finish(self) -> None:
         """Wait for this process's save without asking the gang."""
@@ -142,7 +185,15 @@ class Saver:
 
 def _after(copy: snapshot.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
     """Complete the copy, then save."""
-    changed = copy.finish()
+    try:
+        changed = copy.finish()
+    except Exception as error:
+        raise SaveFailedError(
+            f"The state could not be copied, nothing was written: {type(error).__name__}: {error}.",
+            epoch=epoch,
+            hint="Is there host memory for one more copy of the state? Save again, or with "
+            "Checkpointer(..., blocking=True), which needs none.",
+        ) from error
     if changed is not None:
         raise SaveFailedError(
             f"{changed} was changed while it was being copied, and not by an optimizer's step.",

@@ -7,12 +7,16 @@ An error is kept and raised by the next call that asks; one that nobody asked fo
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
+import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 
+from ray_imuckpt.errors import SaveFailedError
 from ray_imuckpt.manifest import Manifest
 
 logger = logging.getLogger("ray_imuckpt")
@@ -28,31 +32,44 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._told = True
 
-    def submit(self, save: Callable[[], Manifest], *, background: bool) -> Future[Manifest]:
-        """Begin `save`; the one before must have been settled. Its error is kept in the result."""
-        result: Future[Manifest] = Future()
+    def submit(
+        self, save: Callable[[], Manifest], result: Future[Manifest], *, background: bool
+    ) -> None:
+        """Begin `save`; the one before must have been settled.
+
+        Args:
+            save: The work.
+            result: Ends with it, and keeps its error. While it is pending nothing was begun, and
+                nothing will be once it was cancelled, whatever has become of the thread.
+            background: Whether on a thread; while the interpreter shuts down, none can be had.
+
+        Raises:
+            RuntimeError: No thread is to be had; `result` is cancelled.
+        """
 
         def run() -> None:
+            if not result.set_running_or_notify_cancel():
+                return
             try:
-                result.set_result(save())
-                _ACTIVE.discard(self)
+                manifest = save()
             except BaseException as error:  # noqa: BLE001 - kept for whoever asks
+                _forget_locals(error)
                 result.set_exception(error)
+            else:
+                result.set_result(manifest)
+                _ACTIVE.discard(self)
 
+        self._thread = threading.Thread(target=run, name="imuckpt-save")
         self._result, self._told = result, False
         _ACTIVE.add(self)
-        if background:
-            thread = threading.Thread(target=run, name="imuckpt-save")
-            try:
-                thread.start()
-            except RuntimeError:  # no thread to be had: nothing was begun
-                self._result, self._told = None, True
-                _ACTIVE.discard(self)
-                raise
-            self._thread = thread
-        else:
+        if not background or _ENDING.is_set():
             run()
-        return result
+            return
+        try:
+            self._thread.start()
+        except BaseException:  # no thread to be had, or an interrupt in a moment nobody knows
+            result.cancel()
+            raise
 
     def settle(self) -> None:
         """Wait for the save in flight and raise its error, unless that was raised before."""
@@ -68,17 +85,40 @@ class Writer:
         if self._result is not None and self._result.done() and not self._told:
             self._told = True
             _ACTIVE.discard(self)
-            self._result.result()
+            if not self._result.cancelled():
+                self._result.result()
 
     def finish(self) -> None:
         """Wait for the save in flight, however it ends."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._result is not None and self._thread is not threading.current_thread():
+            with contextlib.suppress(CancelledError):
+                self._result.exception()
 
     def untold(self) -> BaseException | None:
         """The error of a save that nobody has asked for."""
-        failed = self._result is not None and self._result.done() and not self._told
-        return self._result.exception() if failed and self._result is not None else None
+        result = self._result
+        if result is None or not result.done() or self._told or result.cancelled():
+            return None
+        return result.exception()
+
+    def forget_parent(self) -> None:
+        """In a process that was just forked: the thread of the save in flight is not here."""
+        self._result = Future()  # the parent's may be locked for ever
+        self._result.set_exception(
+            SaveFailedError(
+                "This process was forked while a save was in flight; how it ended is known to the "
+                "process that began it alone.",
+                hint="Look at the storage (imuckpt ls), and leave checkpoints to that process.",
+            )
+        )
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Let go of what the frames of a kept error hold: the whole state, in memory or on a GPU."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
 
 
 # The writers of this process that are writing, or failed and were not asked. A Checkpointer may be
@@ -92,11 +132,27 @@ def finish_all() -> None:
         writer.finish()
 
 
+_ENDING = threading.Event()  # the interpreter shuts down
+
+
+def _end() -> None:
+    _ENDING.set()
+    finish_all()
+
+
+def _forget_parent() -> None:
+    for writer in _ACTIVE:
+        writer.forget_parent()
+    _ACTIVE.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+
 # Private, with a public fallback: concurrent.futures closes its pools when the main thread ends,
 # before other threads are joined, and asynchronous file systems resolve names on such a pool. These
 # hooks run last in, first out, so ours waits for the saves first; tests/test_background.py fails
 # without it.
-getattr(threading, "_register_atexit", atexit.register)(finish_all)
+getattr(threading, "_register_atexit", atexit.register)(_end)
 
 
 @atexit.register

@@ -67,7 +67,7 @@ def place_of_death(attempt: int) -> Callable[[], None]:
         setattr(holder, name, wrapped)
 
     if where == "snapshot":
-        before(snapshot, "_copy_on_host")
+        before(snapshot.copies, "copy_on_host")
     elif where == "write":
         before(local, "_pwrite_all")
     elif where == "commit":

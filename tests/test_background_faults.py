@@ -117,7 +117,7 @@ def test_blocking_fetches_what_is_on_a_device_piece_by_piece(
 ) -> None:
     """As it goes with a GPU, whose memory this stands for; no copy of the whole is ever made."""
     fetched: list[int] = []
-    real = memory.DeviceBytes.__getitem__
+    real = memory.FetchedBytes.__getitem__
 
     def getitem(self: Any, piece: slice) -> memoryview:
         view = real(self, piece)
@@ -125,12 +125,12 @@ def test_blocking_fetches_what_is_on_a_device_piece_by_piece(
         return view
 
     def byte_view(tensor: torch.Tensor) -> memory.Bytes:
-        return memory.DeviceBytes(memory.flat(tensor))
+        return memory.FetchedBytes(tensor)
 
     model = large()
     optimizer = adamw(small_model())
     Checkpointer(tmp_path / "host", blocking=True).checkpoint(1, model=model, optimizer=optimizer)
-    monkeypatch.setattr(memory.DeviceBytes, "__getitem__", getitem)
+    monkeypatch.setattr(memory.FetchedBytes, "__getitem__", getitem)
     monkeypatch.setattr(tensors.format, "byte_view", byte_view)
     checkpointer = Checkpointer(tmp_path / "device", blocking=True)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)

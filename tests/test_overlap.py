@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from conftest import adamw, same_bytes, small_model, train
-from ray_imuckpt import Checkpointer, SaveFailedError, snapshot
+from ray_imuckpt import Checkpointer, SaveFailedError
 from ray_imuckpt.capture.fence import Fence
+from ray_imuckpt.snapshot import copies
 
 
 class Gate:
@@ -29,16 +30,16 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    real = snapshot._copy_on_host
+    real = copies.copy_on_host
 
-    def copy(pairs: snapshot.Pairs) -> None:
+    def copy(pairs: copies.Pairs) -> None:
         if threading.current_thread().name == "imuckpt-save":
             gate.late.append(len(pairs))
             gate.reached.set()
             assert gate.open.wait(30)
         real(pairs)
 
-    monkeypatch.setattr(snapshot, "_copy_on_host", copy)
+    monkeypatch.setattr(copies, "copy_on_host", copy)
     yield gate
     gate.open.set()
 
@@ -188,19 +189,19 @@ def test_an_error_while_copying_lets_training_go_on_and_surfaces(
 ) -> None:
     model = small_model()
     optimizer = adamw(model)
-    real = snapshot._copy_on_host
+    real = copies.copy_on_host
 
-    def fail(pairs: snapshot.Pairs) -> None:
+    def fail(pairs: copies.Pairs) -> None:
         if threading.current_thread().name == "imuckpt-save":
             raise MemoryError("no more")
         real(pairs)
 
-    monkeypatch.setattr(snapshot, "_copy_on_host", fail)
+    monkeypatch.setattr(copies, "copy_on_host", fail)
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     backward(model)
     optimizer.step()
-    with pytest.raises(MemoryError, match="no more"):
+    with pytest.raises(SaveFailedError, match=r"could not be copied.*no more"):
         checkpointer.wait()
     assert checkpointer.list_existing_checkpoint_indices() == []
 

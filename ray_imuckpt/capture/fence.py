@@ -21,7 +21,8 @@ logger = logging.getLogger("ray_imuckpt")
 class Fence:
     """Calls a function before every step of some optimizers.
 
-    An optimizer that knows no such hooks is told of, and what it may change is not covered.
+    An optimizer that knows no such hooks is told of, and what it may change is not covered; nor is
+    what a ``capturable`` one changes, since a CUDA graph that is replayed runs no hooks.
 
     Args:
         optimizers: All that are saved.
@@ -30,9 +31,12 @@ class Fence:
     def __init__(self, optimizers: Iterable[Any]) -> None:
         self._hold: Callable[[], None] | None = None
         self._handles: list[Any] = []
-        covered: set[tuple[torch.device, int]] = set()
-        open_to_others: set[tuple[torch.device, int]] = set()
+        covered: set[_Memory] = set()
+        open_to_others: set[_Memory] = set()
         for optimizer in optimizers:
+            if any(group.get("capturable") for group in optimizer.param_groups):
+                open_to_others |= _changed_by(optimizer)
+                continue
             try:
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
                 covered |= _changed_by(optimizer)
@@ -47,7 +51,7 @@ class Fence:
 
     def covers(self, tensor: torch.Tensor) -> bool:
         """Whether nothing but a step that is held back changes the tensor's memory."""
-        return (tensor.device, tensor.data_ptr()) in self._covered and not tensor.is_inference()
+        return _memory(tensor) in self._covered and not tensor.is_inference()
 
     def hold(self, wait: Callable[[], None]) -> None:
         """Call `wait` before every step from now on."""
@@ -63,12 +67,23 @@ class Fence:
             self._hold()
 
 
-def _changed_by(optimizer: Any) -> set[tuple[torch.device, int]]:
+_Memory = tuple[torch.device, int, torch.Size, tuple[int, ...]]
+
+
+def _memory(tensor: torch.Tensor) -> _Memory:
+    """Which elements: a tensor of another extent that begins at the same place is another one."""
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _changed_by(optimizer: Any) -> set[_Memory]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [values for values in optimizer.state.values() if isinstance(values, dict)]
+    by_parameter = getattr(
+        optimizer, "state", {}
+    )  # what only looks like an optimizer may have none
+    states = [values for values in by_parameter.values() if isinstance(values, dict)]
     tensors = parameters + [value for values in states for value in values.values()]
     return {
-        (tensor.device, tensor.data_ptr())
+        _memory(tensor)
         for tensor in tensors
         if isinstance(tensor, torch.Tensor) and not is_sharded(tensor) and tensor.numel()
     }

@@ -74,6 +74,12 @@ def check_storable(tensor: torch.Tensor, path: str) -> None:
             f"{tensor.device}, which cannot be stored.",
             hint="Convert it to a dense tensor with data (to_dense(), dequantize(), to_empty()).",
         )
+    if tensor.numel() and not tensor.data_ptr():
+        raise UnsupportedStateError(
+            f"{path} has no memory of its own: a {type(tensor).__name__} that wraps other tensors, "
+            "or one whose storage was freed.",
+            hint="Save the tensors that it wraps, or dequantize it; gather what FSDP1 has freed.",
+        )
     if dtype not in _NAMES and dtype not in _VIEWS.values():
         raise UnsupportedStateError(
             f"{path} has dtype {dtype}, which cannot be stored.",
@@ -90,8 +96,9 @@ def encode(
     """The bytes of a safetensors file as views: the header, then the tensors' own memory.
 
     Args:
-        tensors: Name to contiguous tensor. Their memory is not copied: it must stay as it is until
-            the views have been used. What is not in host memory is fetched piece by piece then.
+        tensors: Name to tensor. Their memory is not copied: it must stay as it is until the views
+            have been used. What is not in host memory, or not contiguous there, is fetched piece
+            by piece then.
         aliases: Further name to the name in `tensors` whose bytes it shares.
         metadata: Further text for the header's ``__metadata__``.
 
@@ -215,7 +222,7 @@ def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, s
 
 def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
     """The tensor that `info` describes, as a copy out of a file's bytes."""
-    tensor = torch.empty(info.shape, dtype=info.dtype)
+    tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
     flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
     return tensor
 
@@ -232,7 +239,7 @@ def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Te
     made = dict(live)
     for info in header.tensors.values():
         if id(info) not in made:
-            made[id(info)] = torch.empty(info.shape, dtype=info.dtype)
+            made[id(info)] = torch.empty(info.shape, dtype=info.dtype, device="cpu")
     return {name: made[id(info)] for name, info in header.tensors.items()}
 
 
@@ -246,5 +253,5 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
             names have the same.
     """
     at = {info.begin: name for name, info in header.tensors.items() if info.end > info.begin}
-    scratch = torch.empty(header.length, dtype=torch.uint8)
+    scratch = torch.empty(header.length, dtype=torch.uint8, device="cpu")
     return [scratch, *(found[at[begin]] for begin in sorted(at))]

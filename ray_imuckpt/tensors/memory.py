@@ -12,40 +12,53 @@ from ray_imuckpt.parallel import uncollected
 
 
 def byte_view(tensor: torch.Tensor) -> Bytes:
-    """The memory of a contiguous tensor as bytes, not copied."""
-    if not tensor.is_cpu:
-        return DeviceBytes(flat(tensor))
+    """A tensor's bytes: its own memory where that is contiguous and the host's."""
+    if not (tensor.is_cpu and tensor.is_contiguous()):
+        return FetchedBytes(tensor)
     if tensor.dtype in _OF_NUMPY and tensor.numel():
         return tensor.detach().numpy().data.cast("B")  # half the time of the general way
     return flat(tensor).numpy().data
 
 
-class DeviceBytes:
-    """Bytes in the memory of a device, each slice fetched when it is asked for.
+class FetchedBytes:
+    """Bytes on a device, or not in a row; each slice is copied when it is asked for.
+
+    Of a tensor that is not contiguous whole rows of the first dimension are copied at once.
 
     Args:
-        row: One-dimensional uint8 tensor.
+        tensor: Dense, of any strides.
     """
 
-    def __init__(self, row: torch.Tensor) -> None:
-        self._row = row
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._rows = tensor.detach()
+        while self._rows.dim() > 1 and len(self._rows) == 1:
+            self._rows = self._rows[0]
+        self._row = self._rows.nbytes // len(self._rows) if self._rows.dim() else 0
+        self._contiguous = tensor.is_contiguous()
 
     def __len__(self) -> int:
         """The number of bytes."""
-        return len(self._row)
+        return self._rows.nbytes
 
     def __getitem__(self, piece: slice) -> memoryview:
         """A copy of some of them in host memory."""
-        return self._row[piece].cpu().numpy().data
+        begin, end, _ = piece.indices(len(self))
+        if self._contiguous or not self._row:
+            return flat(self._rows)[begin:end].cpu().numpy().data
+        first = begin // self._row
+        rows = flat(self._rows[first : -(-end // self._row)].contiguous())
+        return rows[begin - first * self._row : end - first * self._row].cpu().numpy().data
 
 
-Bytes = memoryview | DeviceBytes
+Bytes = memoryview | FetchedBytes
 _OF_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8}
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a contiguous tensor as a one-dimensional uint8 tensor, not copied."""
     row = tensor.detach().reshape(-1)
+    if len(row) < 2:  # its stride may be anything, and it counts as contiguous all the same
+        row = row.as_strided(row.shape, (1,))
     if row.is_complex():
         row = torch.view_as_real(row).reshape(-1)
     return row.view(torch.uint8)

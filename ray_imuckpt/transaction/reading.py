@@ -72,7 +72,7 @@ class Reader:
             CorruptCheckpointError: It names the file and the bytes. What `targets` hold is then
                 not to be used.
         """
-        head = self._heads.pop(entry.name, torch.empty(0, dtype=torch.uint8))
+        head = self._heads.pop(entry.name, torch.empty(0, dtype=torch.uint8, device="cpu"))
         if self._ranks.world_size == 1 and all(target.is_cpu for target in targets):
             self._straight(entry, head, targets)
         else:
@@ -120,7 +120,7 @@ class Reader:
                 _check_size(self._storage, self._directory, self._manifest.epoch, entry)
 
         together(self._ranks, check)
-        buffer = torch.empty(min(size, entry.size), dtype=torch.uint8)
+        buffer = torch.empty(min(size, entry.size), dtype=torch.uint8, device="cpu")
         self._read(entry, 0, buffer)
         return buffer
 

@@ -1,0 +1,290 @@
+"""Interrupts, forks, shutdown and odd modes of torch: a save is whole, or told, and never mixed."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import adamw, python_path, same_bytes, small_model
+from ray_imuckpt import Checkpointer, ImuckptError, SaveFailedError, parallel, writer
+from ray_imuckpt.snapshot import copies
+from ray_imuckpt.storage.local import LocalStorage
+
+
+def filled(value: float) -> nn.Module:
+    model = nn.Linear(64, 64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(value)
+    return model
+
+
+class Slow:
+    """Data files are written after a moment, so that a save is in flight for it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        real = LocalStorage.write
+        self.reached = threading.Event()
+        self.open = threading.Event()
+
+        def write(storage: LocalStorage, name: str, *rest: Any) -> None:
+            self.reached.set()
+            assert self.open.wait(30)
+            real(storage, name, *rest)
+
+        patch.setattr(LocalStorage, "write", write)
+
+
+def interrupted_after(holder: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+    """The first call of it works, and is followed by Ctrl-C."""
+    real = getattr(holder, name)
+    calls: list[int] = []
+
+    def wrapped(*arguments: Any, **keywords: Any) -> Any:
+        result = real(*arguments, **keywords)
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(holder, name, wrapped)
+
+
+@pytest.mark.parametrize("kind", ["eager", "overlap"])
+@pytest.mark.parametrize("place", ["copy", "start", "submit"])
+def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
+) -> None:
+    slow = Slow(monkeypatch)
+    checkpointer = Checkpointer(tmp_path, snapshot=kind)
+    model = filled(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with monkeypatch.context() as patch:
+        if place == "copy":
+            interrupted_after(checkpointer._saver._buffers, "copy", patch)
+        elif place == "start":
+            interrupted_after(threading.Thread, "start", patch)
+        else:
+            interrupted_after(checkpointer._saver._writer, "submit", patch)
+        with pytest.raises(KeyboardInterrupt):
+            checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    model.weight.grad = torch.ones_like(model.weight)
+    stepped = threading.Thread(target=optimizer.step, daemon=True)
+    stepped.start()  # the fence must not hold it for ever
+    stepped.join(10)
+    assert not stepped.is_alive()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+        model.bias.fill_(2.0)
+    threading.Timer(0.2, slow.open.set).start()
+    checkpointer.checkpoint(2, model=model, optimizer=optimizer)
+    checkpointer.wait()
+    for epoch in checkpointer.list_existing_checkpoint_indices():
+        for tensor in checkpointer.read(epoch).model.values():
+            assert tensor.unique().tolist() == [float(epoch)]
+    assert checkpointer.index_of_last_checkpoint() == 2
+
+
+def test_checkpoint_in_a_signal_handler_that_interrupts_another_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    inner: list[Exception] = []
+    real = copies.copy_on_host
+
+    def copy(pairs: copies.Pairs) -> None:
+        if not inner:
+            try:
+                checkpointer.checkpoint(2, model=filled(2.0))
+            except ImuckptError as error:
+                inner.append(error)
+        real(pairs)
+
+    monkeypatch.setattr(copies, "copy_on_host", copy)
+    checkpointer.checkpoint(1, model=filled(1.0))
+    checkpointer.wait()
+    assert "preempted()" in str(inner[0])
+    assert checkpointer.list_existing_checkpoint_indices() == [1]
+    assert checkpointer.read(1).model["weight"].unique().tolist() == [1.0]
+
+
+def test_two_threads_may_wait_for_one_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow(monkeypatch)
+    pending = Checkpointer(tmp_path).checkpoint(1, model=filled(1.0))
+    assert pending is not None
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pending.wait()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    waiting = [threading.Thread(target=wait) for _ in range(4)]
+    for thread in waiting:
+        thread.start()
+    slow.open.set()
+    for thread in waiting:
+        thread.join(10)
+    assert errors == []
+    assert pending.done()
+
+
+def test_an_interrupted_loop_of_work_has_ended_when_it_raises() -> None:
+    """Who called may close the file that the helpers write to."""
+    helping = threading.Event()
+    done: list[int] = []
+
+    def work(index: int) -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert helping.wait(10)
+            signal.raise_signal(signal.SIGINT)
+            return
+        helping.set()
+        time.sleep(0.2)
+        done.append(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        parallel.each(work, 50, threads=3)
+    ended = list(done)
+    assert len(ended) < 10
+    time.sleep(0.4)
+    assert done == ended
+
+
+def test_fewer_threads_than_wanted_do_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    done: list[int] = []
+    parallel.each(done.append, 5, threads=4)
+    assert done == [0, 1, 2, 3, 4]
+
+
+def in_a_child(call: Callable[[], bool]) -> bool:
+    """What it says in a process that is forked now."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if call() else 1)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_during_a_save_is_told_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the workers of a DataLoader are."""
+    slow = Slow(monkeypatch)
+    model = small_model()
+    optimizer = adamw(model)
+    checkpointer = Checkpointer(tmp_path, snapshot="overlap")
+    pending = checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    assert pending is not None
+    assert slow.reached.wait(10)
+
+    def waits() -> bool:
+        try:
+            pending.wait()
+        except SaveFailedError as error:
+            return "forked" in str(error)
+        return False
+
+    def steps() -> bool:
+        optimizer.step()
+        return True
+
+    def collects() -> bool:
+        return gc.isenabled()
+
+    assert in_a_child(waits)
+    assert in_a_child(steps)
+    with parallel.uncollected():
+        assert in_a_child(collects)
+    assert gc.isenabled()
+    slow.open.set()
+    pending.wait()
+    assert checkpointer.list_existing_checkpoint_indices() == [1]
+
+
+def test_a_checkpoint_in_an_atexit_handler_is_committed(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import atexit, sys, torch
+        from ray_imuckpt import Checkpointer
+
+        checkpointer = Checkpointer(sys.argv[1])
+        model = torch.nn.Linear(3, 3)
+        checkpointer.checkpoint(1, model=model)
+        atexit.register(lambda: checkpointer.checkpoint(2, model=model))
+    """)
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": python_path()}, check=True, timeout=120,
+    )  # fmt: skip
+    assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2]
+
+
+def test_a_default_device_of_torch_changes_nothing(tmp_path: Path) -> None:
+    saved = small_model(seed=1)
+    optimizer = adamw(saved)
+    model = small_model(seed=2)
+    fresh = adamw(model)
+    torch.set_default_device("meta")
+    try:
+        for blocking in (False, True):
+            checkpointer = Checkpointer(tmp_path, blocking=blocking)
+            checkpointer.checkpoint(1, model=saved, optimizer=optimizer, log=[1])
+            checkpointer.wait()
+            Checkpointer(tmp_path).start(model, fresh)
+    finally:
+        torch.set_default_device(None)
+    assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
+
+
+@pytest.mark.parametrize("kind", ["eager", "overlap"])
+def test_a_first_save_in_inference_mode_spoils_no_later_one(tmp_path: Path, kind: str) -> None:
+    model = small_model()
+    optimizer = adamw(model)
+    checkpointer = Checkpointer(tmp_path, snapshot=kind)
+    with torch.inference_mode():
+        checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+        checkpointer.wait()
+    checkpointer.checkpoint(2, model=model, optimizer=optimizer)
+    checkpointer.wait()
+    assert same_bytes(checkpointer.read(2).model, checkpointer.read(1).model)
+
+
+def test_a_failed_save_keeps_nothing_of_the_state_alive() -> None:
+    held: list[int] = []
+
+    class State:
+        def __del__(self) -> None:
+            held.append(1)
+
+    def save() -> Any:
+        state = State()
+        raise OSError(repr(state))
+
+    result: writer.Future[Any] = writer.Future()
+    work = writer.Writer()
+    work.submit(save, result, background=True)
+    work.finish()
+    assert held == [1]
+    with pytest.raises(OSError, match="State"):
+        work.settle()

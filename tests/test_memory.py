@@ -1,0 +1,193 @@
+"""Whose memory is copied, when, and in which pieces; and in which order the disk is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import same_bytes
+from ray_imuckpt import Checkpointer, UnsupportedStateError
+from ray_imuckpt.snapshot import HostBuffers, copies
+from ray_imuckpt.storage import local
+from ray_imuckpt.tensors import byte_view, memory
+
+MEGABYTE = 1024 * 1024
+
+
+def test_what_begins_where_a_parameter_begins_and_is_longer_is_copied_at_once(
+    tmp_path: Path,
+) -> None:
+    flat = torch.zeros(64)
+    parameter = nn.Parameter(flat[:4])
+    model = nn.Module()
+    model.register_parameter("part", parameter)
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    checkpointer = Checkpointer(tmp_path, snapshot="overlap")
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer, flat=flat)
+    flat[10:] = 7.0  # no optimizer does that: nothing waits
+    checkpointer.wait()
+    assert checkpointer.read(1).other["flat"].tolist() == [0.0] * 64
+
+
+def test_what_a_capturable_optimizer_changes_is_copied_at_once(tmp_path: Path) -> None:
+    """A CUDA graph that is replayed runs no hooks."""
+    model = nn.Linear(3, 3)
+    expected = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["capturable"] = True
+    checkpointer = Checkpointer(tmp_path, snapshot="overlap")
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    with torch.no_grad():
+        model.weight.zero_()
+    checkpointer.wait()
+    assert torch.equal(checkpointer.read(1).model["weight"], expected)
+
+
+def test_something_like_an_optimizer_without_state_may_be_passed_by_keyword(tmp_path: Path) -> None:
+    class Groups:
+        param_groups: tuple[Any, ...] = ()
+
+        def state_dict(self) -> dict[str, int]:
+            return {"a": 1}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            pass
+
+    checkpointer = Checkpointer(tmp_path, snapshot="overlap")
+    checkpointer.checkpoint(1, model=nn.Linear(1, 1), groups=Groups())
+    checkpointer.wait()
+    assert checkpointer.read(1).other["groups"] == {"a": 1}
+
+
+class Wrapper(torch.Tensor):
+    """A tensor without memory of its own, as quantized weights are."""
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapper:
+        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return Wrapper(args[0].inner)
+        raise NotImplementedError(function)
+
+
+def test_tensors_without_memory_are_refused_by_name_not_taken_for_one_another(
+    tmp_path: Path,
+) -> None:
+    wrapped = nn.Module()
+    wrapped.register_parameter("a", nn.Parameter(Wrapper(torch.ones(3)), requires_grad=False))
+    freed = nn.Linear(2, 2)
+    freed.weight.untyped_storage().resize_(0)
+    for model, name in ((wrapped, "a"), (freed, "weight")):
+        with pytest.raises(UnsupportedStateError, match=rf"model\['{name}'\] has no memory"):
+            Checkpointer(tmp_path / "run").checkpoint(1, model=model)
+    assert not (tmp_path / "run").exists()
+
+
+STRIDED = {
+    "channels last": torch.randn(6, 3, 5, 7).to(memory_format=torch.channels_last),
+    "transposed": torch.randn(7, 9).t(),
+    "one row": torch.randn(1, 9, 7).transpose(1, 2),
+    "expanded": torch.randn(1, 4).expand(5, 4),
+    "every second": torch.arange(20, dtype=torch.int16)[::2],
+    "complex": torch.randn(4, 6, dtype=torch.complex64).t(),
+    "one of many": torch.arange(4)[::4],
+    "scalar": torch.tensor(2.5),
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_any_slice_of_a_strided_tensor_is_that_of_its_contiguous_bytes(name: str) -> None:
+    tensor = STRIDED[name]
+    whole = bytes(byte_view(tensor.contiguous())[:])
+    fetched = memory.FetchedBytes(tensor)
+    assert len(fetched) == len(whole)
+    for begin in range(0, len(whole), 3):
+        for end in (begin, begin + 1, begin + 37, len(whole)):
+            assert bytes(fetched[begin:end]) == whole[begin:end], (begin, end)
+
+
+def test_a_blocking_save_of_strided_weights_copies_them_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Conv2d(512, 1024, 3).to(memory_format=torch.channels_last)  # 18 MiB
+    made: list[int] = []
+    real = memory.FetchedBytes.__getitem__
+
+    def getitem(self: Any, piece: slice) -> memoryview:
+        view = real(self, piece)
+        made.append(len(view))
+        return view
+
+    monkeypatch.setattr(memory.FetchedBytes, "__getitem__", getitem)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model)
+    assert sum(made) == model.weight.nbytes
+    assert max(made) <= 8 * MEGABYTE
+    assert same_bytes(Checkpointer(tmp_path).read(1).model, dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_copy_on_one_thread_of_torch_is_cut_and_shared_out(
+    monkeypatch: pytest.MonkeyPatch, *, together: bool
+) -> None:
+    """A worker of Ray has one, unless it was given more."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    if not together:
+        monkeypatch.setattr(copies, "_COPY_MANY", None)
+    wide = torch.randn(5 * MEGABYTE + 3)  # cut into two
+    sources = {
+        "wide": wide, "turned": torch.randn(3000, 2000).t(),
+        "phase": torch.randn(7, dtype=torch.complex128),
+        **{str(n): torch.randn(n) for n in range(400)},
+    }  # fmt: skip
+    copy = HostBuffers().copy(sources)
+    assert same_bytes(copy.tensors, {name: t.contiguous() for name, t in sources.items()})
+
+
+def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut can lose, no test sees: the order of the calls is what POSIX promises on."""
+    calls: list[tuple[str, str]] = []
+    paths: dict[int, str] = {}
+    real_open, real_fsync, real_replace = os.open, os.fsync, os.replace
+
+    def open_(path: Any, *rest: Any) -> int:
+        descriptor = real_open(path, *rest)
+        paths[descriptor] = os.path.relpath(path, tmp_path)
+        return descriptor
+
+    def fsync(descriptor: int) -> None:
+        calls.append(("fsync", paths[descriptor]))
+        real_fsync(descriptor)
+
+    def replace(source: Any, target: Any) -> None:
+        calls.append(("replace", os.path.relpath(target, tmp_path)))
+        real_replace(source, target)
+
+    for name, fake in (("open", open_), ("fsync", fsync), ("replace", replace)):
+        monkeypatch.setattr(local.os, name, fake)
+    Checkpointer(tmp_path / "run", blocking=True).checkpoint(1, model=nn.Linear(2, 2))
+    monkeypatch.undo()
+    here = "run/checkpoint=1"
+    commit = calls.index(("replace", f"{here}/manifest.json"))
+    before, after = calls[:commit], calls[commit + 1 :]
+    data = sorted(f"{here}/{path.name}" for path in (tmp_path / here).glob("*-*"))
+    assert len(data) == 3
+    synced = [name for call, name in before if call == "fsync"]
+    assert sorted(name for name in synced if name in data) == data
+    last_data = max(synced.index(name) for name in data)
+    assert here in synced[last_data:], "their names, before the manifest's"
+    assert synced[-2].startswith(f"{here}/.manifest.json")
+    assert synced[-1] == here
+    assert ("fsync", here) in after
+    assert {("fsync", "."), ("fsync", "run")} <= set(before), "the directories' own names"
