@@ -8,9 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import small_model, train
-from ray_imuckpt import Checkpointer, CorruptCheckpointError, SaveFailedError
+from ray_imuckpt import (
+    Checkpointer,
+    CorruptCheckpointError,
+    SaveFailedError,
+    UnsupportedStateError,
+)
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.cli import main
 from ray_imuckpt.manifest import seal
@@ -116,6 +122,19 @@ def test_a_record_that_cannot_be_written_is_a_save_that_failed(
     assert caught.value.epoch == 2
     assert caught.value.url == str(tmp_path / "checkpoint=2")
     assert not (tmp_path / "lineage.json").exists(), "it had arrived all the same"
+    assert live(tmp_path) == [1, 2, 3]
+
+
+def test_a_state_that_is_refused_late_abandons_nothing(tmp_path: Path) -> None:
+    """Safetensors has a use of its own for this name, which is found when files are laid out."""
+    train(tmp_path, 3)
+    checkpointer = Checkpointer(tmp_path, continue_from=1, blocking=True)
+    checkpointer.start(small_model())
+    model = small_model()
+    model.register_parameter("__metadata__", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(UnsupportedStateError, match="__metadata__"):
+        checkpointer.checkpoint(2, model=model)
+    assert not (tmp_path / "lineage.json").exists()
     assert live(tmp_path) == [1, 2, 3]
 
 
