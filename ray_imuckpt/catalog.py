@@ -8,18 +8,32 @@ Lineage: a run that resumes from epoch 10 of a directory that holds 1…20 begin
 ``lineage.json``: each abandoned epoch with the attempt and run that made it. It is written just
 before the new branch's first commit. An epoch that the new branch saves again has another attempt
 id than the record says, and so is live by itself: no further write is needed.
+
+A record that was cut or altered is made again from the manifests (`Catalog.abandoned`), by what it
+follows from: the checkpoint that was committed last is the present branch's, and each manifest says
+what it came from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ray_imuckpt import layout
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
-from ray_imuckpt.manifest import FORMAT, Manifest, seal, unseal
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+)
+from ray_imuckpt.manifest import FORMAT, Manifest, seal, stated_maker, unseal
 from ray_imuckpt.storage import Storage
+
+logger = logging.getLogger("ray_imuckpt")
+
+_HINT = "Name what to continue from (continue_from=<epoch>): the next save writes this file anew."
 
 
 @dataclass(frozen=True)
@@ -100,53 +114,115 @@ class Catalog:
     def abandoned(self) -> dict[int, Abandoned]:
         """The record of abandoned checkpoints; some may have been saved anew since.
 
+        One that was cut or altered is made again from the manifests, with a warning. That is not
+        written: the next branch's first save does so.
+
         Raises:
-            CorruptCheckpointError: The record was cut or altered.
+            CorruptCheckpointError: It was, and a checkpoint of a newer format is there, of which
+                this release cannot tell whether it is the present branch's.
+            UnsupportedFormatError: A newer release wrote the record.
         """
         try:
-            data = self._storage.get(layout.LINEAGE)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        url = layout.join(self._storage.url, layout.LINEAGE)
-        hint = "If no branch of this directory was ever abandoned, remove this file."
-        record: Any = unseal(data, url, hint)
-        try:
-            return {int(epoch): Abandoned(**who) for epoch, who in record["abandoned"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CorruptCheckpointError(
-                f"The record of abandoned branches is damaged: {error!r}.",
-                url=url,
-                hint=hint,
-            ) from error
+            return self._recorded(self._record())
+        except CorruptCheckpointError as error:
+            return self._rebuilt(error)
 
-    def begin_branch(self, parent: Manifest | None) -> None:
+    def begin_branch(self, parent: Manifest | None) -> Callable[[], None]:
         """Record what a run that continues `parent` leaves behind; call before its first commit.
 
         Args:
             parent: What the run was resumed from, ``None`` from scratch.
+
+        Returns:
+            Puts back the record as it was; for a first commit that failed.
         """
-        before = self.abandoned()
+        old = self._record()
+        before: dict[int, Abandoned] | None
+        try:
+            before = self._recorded(old)
+        except CorruptCheckpointError:
+            before = None  # the manifests tell all that is needed here
         after: dict[int, Abandoned] = {}
-        returning = parent is not None and self._is_abandoned(parent.epoch, before)
+        returning = before is None or (
+            parent is not None and self._is_abandoned(parent.epoch, before)
+        )
         for epoch in self.committed():
-            was = self._is_abandoned(epoch, before)
+            was = before is not None and self._is_abandoned(epoch, before)
             if parent is not None and epoch <= parent.epoch and not was and not returning:
                 continue  # the common case: history that stays history, without reading it
             who = self._maker(epoch)
             if parent is not None and in_history(epoch, who.run_id, parent):
                 continue
             after[epoch] = who
-        if after != before:
-            fields = {
-                str(e): {"attempt_id": w.attempt_id, "run_id": w.run_id} for e, w in after.items()
-            }
+        if after == before:
+            return lambda: None
+        fields = {
+            str(e): {"attempt_id": w.attempt_id, "run_id": w.run_id} for e, w in after.items()
+        }
+        try:
             self._storage.put(layout.LINEAGE, seal({"format": FORMAT, "abandoned": fields}))
+        except Exception:
+            with contextlib.suppress(Exception):  # it may have arrived all the same
+                self._put_back(old)
+            raise
+        return lambda: self._put_back(old)
 
     def delete(self, epoch: int) -> None:
         """Remove a checkpoint, its manifest first: from then on it does not exist."""
         name = layout.checkpoint_name(epoch)
         self._storage.delete(f"{name}/{layout.MANIFEST}")
         self._storage.delete_tree(name)
+
+    def _record(self) -> bytes | None:
+        try:
+            return self._storage.get(layout.LINEAGE)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _put_back(self, old: bytes | None) -> None:
+        if old is None:
+            self._storage.delete(layout.LINEAGE)
+        else:
+            self._storage.put(layout.LINEAGE, old)
+
+    def _recorded(self, data: bytes | None) -> dict[int, Abandoned]:
+        if data is None:
+            return {}
+        url = layout.join(self._storage.url, layout.LINEAGE)
+        record: Any = unseal(data, url, _HINT)
+        try:
+            return {int(epoch): Abandoned(**who) for epoch, who in record["abandoned"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CorruptCheckpointError(
+                f"The record of abandoned branches is damaged: {error!r}.",
+                url=url,
+                hint=_HINT,
+            ) from error
+
+    def _rebuilt(self, damage: CorruptCheckpointError) -> dict[int, Abandoned]:
+        """What is not of the history of the checkpoint that was committed last.
+
+        A checkpoint whose own manifest is damaged counts as live, as it does without a record: who
+        picks it finds the damage, says so and passes it over.
+        """
+        found: list[Manifest] = []
+        for epoch in self.committed():
+            try:
+                found.append(self.manifest(epoch))
+            except (CorruptCheckpointError, CheckpointNotFoundError):
+                continue
+            except UnsupportedFormatError as error:
+                raise damage from error
+        tip = max(found, key=lambda manifest: (manifest.created, manifest.epoch), default=None)
+        left = [m for m in found if tip and not in_history(m.epoch, m.run_id, tip)]
+        logger.warning(
+            "The record of abandoned branches is damaged (%s). By the manifests the present branch "
+            "is that of epoch %s, which was committed last, and %s are abandoned.",
+            damage,
+            tip and tip.epoch,
+            [manifest.epoch for manifest in left],
+        )
+        return {m.epoch: Abandoned(m.attempt_id, m.run_id) for m in left}
 
     def _is_abandoned(self, epoch: int, record: dict[int, Abandoned]) -> bool:
         return epoch in record and self._maker(epoch).attempt_id in (record[epoch].attempt_id, None)
@@ -156,6 +232,9 @@ class Catalog:
             manifest = self.manifest(epoch)
         except (CorruptCheckpointError, CheckpointNotFoundError):
             return Abandoned(None, None)
+        except UnsupportedFormatError:  # it may be left behind without being understood
+            name = layout.checkpoint_name(epoch)
+            return Abandoned(*stated_maker(self._storage.get(f"{name}/{layout.MANIFEST}")))
         return Abandoned(manifest.attempt_id, manifest.run_id)
 
 

@@ -18,7 +18,7 @@ import torch
 from ray_imuckpt import tensors
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.checkpointer import Checkpointer
-from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
+from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError, UnsupportedFormatError
 from ray_imuckpt.storage import absolute, open_storage
 
 _PLOT_WIDTH = 60
@@ -74,13 +74,14 @@ def _ls(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     for epoch in epochs:
         try:
             loaded = checkpointer.read(epoch)
+            numbers = loaded.metrics
         except ImuckptError as error:
             print(f"{epoch:>7}  {error.message}")
             continue
         manifest = loaded.manifest
         size = _size(sum(entry.size for entry in manifest.files))
         made = manifest.created[:19].replace("T", " ")
-        metrics = ", ".join(f"{name}={_short(value)}" for name, value in loaded.metrics.items())
+        metrics = ", ".join(f"{name}={_short(value)}" for name, value in numbers.items())
         mark = "" if epoch in live else "  (abandoned branch)"
         print(f"{epoch:>7}  {made}  {size:>9}  {manifest.run_id[-8:]:<8}  {metrics}{mark}")
     print(f"{len(epochs)} checkpoint(s), {len(epochs) - len(live)} of abandoned branches")
@@ -113,16 +114,19 @@ def _show(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
 
 
 def _verify(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
-    damaged = 0
+    damaged = newer = 0
     for epoch in options.epoch or checkpointer.list_existing_checkpoint_indices():
         try:
             checkpointer.verify(epoch)
         except CorruptCheckpointError as error:
             damaged += 1
             print(f"{epoch:>7}  damaged: {error}")
+        except UnsupportedFormatError as error:
+            newer += 1
+            print(f"{epoch:>7}  of a newer format: {error}")
         else:
             print(f"{epoch:>7}  sound")
-    return 1 if damaged else 0
+    return 2 if newer else 1 if damaged else 0
 
 
 def _prune(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
@@ -176,8 +180,14 @@ def _difference(a: torch.Tensor | None, b: torch.Tensor | None) -> str:
 
 def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     points: dict[int, float] = {}
+    status = 0
     for epoch in checkpointer.list_existing_checkpoint_indices():
-        value = checkpointer.read(epoch).metrics.get(options.metric)
+        try:
+            value = checkpointer.read(epoch).metrics.get(options.metric)
+        except (CorruptCheckpointError, UnsupportedFormatError) as error:
+            status = max(status, 2 if isinstance(error, UnsupportedFormatError) else 1)
+            print(f"imuckpt: {error}", file=sys.stderr)
+            continue
         if isinstance(value, (int, float)) and math.isfinite(value):
             points[epoch] = float(value)
     if not points:
@@ -186,7 +196,7 @@ def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     for epoch, value in points.items():
         share = (value - low) / (high - low) if high > low else 1.0
         print(f"{epoch:>7}  {value:>12.6g}  {'#' * max(1, round(share * _PLOT_WIDTH))}")
-    return 0
+    return status
 
 
 def _size(count: float) -> str:

@@ -5,7 +5,7 @@
     ├── CorruptCheckpointError        bytes are not what was committed: use another checkpoint
     ├── UnsupportedFormatError        written by a newer version: upgrade
     ├── StateMismatchError            (ValueError) the objects differ from what was saved
-    ├── SaveFailedError               nothing was committed by this save: free space, retry
+    ├── SaveFailedError               nothing was committed (unless it says that it may be): retry
     └── UnsupportedStateError         (TypeError) a value that cannot be stored without pickle
 
 Every error survives pickling (Ray moves exceptions between processes) and can be sent to the

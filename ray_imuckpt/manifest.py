@@ -186,6 +186,18 @@ def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
     return record
 
 
+def stated_maker(data: bytes) -> tuple[str | None, str | None]:
+    """The attempt and the run that a manifest of a newer format names, unchecked, if it does."""
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return None, None
+    if not isinstance(record, dict):
+        return None, None
+    attempt, run = record.get("attempt_id"), record.get("run_id")
+    return attempt if isinstance(attempt, str) else None, run if isinstance(run, str) else None
+
+
 def _record_checksum(record: Mapping[str, Any]) -> str:
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return chunks.checksum([canonical.encode("ascii")])

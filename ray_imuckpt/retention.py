@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_imuckpt import arguments, layout, tree
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction.reading import verify
 
@@ -81,6 +81,8 @@ def _newest_sound(catalog: Catalog, storage: Storage, epochs: list[int]) -> int:
     for epoch in reversed(epochs):
         try:
             verify(storage, layout.checkpoint_name(epoch), catalog.manifest(epoch))
+        except CheckpointNotFoundError:
+            continue  # another process has pruned it
         except CorruptCheckpointError as error:
             logger.warning("Not counting a damaged checkpoint: %s", error)
         else:
@@ -97,7 +99,7 @@ def _best(catalog: Catalog, epochs: list[int], metric: str, mode: str) -> set[in
     for epoch in epochs:
         try:
             value: Any = tree.decode(dict(catalog.manifest(epoch).metrics), {}).get(metric)
-        except CorruptCheckpointError:
+        except (CorruptCheckpointError, CheckpointNotFoundError):
             continue
         if isinstance(value, (int, float)) and not math.isnan(value):
             scores[epoch] = value if mode == "max" else -value

@@ -94,20 +94,52 @@ class Session:
 
 
 class ScriptSession(Session):
-    """A plain script, or one of several processes that ``torchrun`` started. Nobody is told."""
+    """A plain script, or one of several processes that ``torchrun`` started. Nobody is told.
+
+    A run is one invocation of torchrun: the job's id (``--rdzv-id``) may be given to many. It is
+    told by the process that started rank 0, torchrun's agent, which outlives the workers that it
+    restarts. A new agent (of a node that rank 0 has moved to, of a torchrun that was started again)
+    is a new run, which begins with what `continue_from` says; so is every attempt where the agent
+    starts the workers by way of another program, a shell for example.
+    """
+
+    def __init__(self) -> None:
+        """A collective in a gang."""
+        super().__init__()
+        mine = _invocation() if self.ranks.rank == 0 else None
+        self._run_id = self.ranks.broadcast(mine.encode() if mine else None).decode() or None
 
     def active(self) -> bool:
         """See `Session.active`. A script may become Ray's local mode."""
         return super().active() and not any(p.present() for p in _providers())
 
     def run_id(self) -> str | None:
-        """See `Session.run_id`: the job id given to torchrun, "none" being its word for no id."""
-        job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-        return None if job == "none" else f"torchelastic-{job}"
+        """See `Session.run_id`: that of rank 0's agent."""
+        return self._run_id
 
     def may_be_restart(self) -> bool:
         """See `Session.may_be_restart`: torchrun counts how often it has restarted the gang."""
         return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _invocation() -> str | None:
+    """A name of the torchrun that started this process, ``None`` without one.
+
+    The parent's number and, since numbers are used again, when it began and since which boot. Where
+    there is no /proc (macOS, Windows) the number alone, with the job's id, has to do.
+    """
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    if job is None:
+        return None
+    parent = os.getppid()
+    try:
+        with open(f"/proc/{parent}/stat", encoding="ascii", errors="replace") as file:
+            begun = file.read().rpartition(")")[2].split()[19]  # field 22; a name may hold spaces
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            since = f"-{begun}-{file.read().strip()}"
+    except (OSError, IndexError):
+        since = ""
+    return f"torchelastic-{job}-{parent}{since}"
 
 
 def detect() -> Session:

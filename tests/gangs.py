@@ -353,7 +353,8 @@ def a_rank_that_was_not_there(directory: Path, rank: int) -> None:
 
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
-    """gather, all_gather and broadcast with nothing, little and much."""
+    """gather, all_gather and broadcast with nothing, little and much; rank 0 names the run."""
+    from ray_imuckpt import sessions
     from ray_imuckpt.ranks import TorchRanks
 
     ranks = TorchRanks()
@@ -364,6 +365,12 @@ def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
         assert ranks.gather(payload) == (expected if rank == 0 else [])
         assert ranks.broadcast(payload if rank == 0 else None) == expected[0]
     assert ranks.all_gather(b"") == [b""] * ranks.world_size
+    given = os.environ["TORCHELASTIC_RUN_ID"]
+    os.environ["TORCHELASTIC_RUN_ID"] = f"of-rank-{rank}"
+    run = str(sessions.detect().run_id())
+    os.environ["TORCHELASTIC_RUN_ID"] = given
+    assert run.startswith(f"torchelastic-of-rank-0-{os.getppid()}"), "rank 0's, on every rank"
+    _same_everywhere(run)
 
 
 def a_script_without_a_process_group(directory: Path, rank: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import same_bytes, small_model, train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
+from ray_imuckpt.manifest import seal
 
 
 @pytest.fixture
@@ -62,6 +64,25 @@ def test_verify_finds_damage(directory: Path, capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "2  damaged" in out
     assert "optimizer-" in out
+
+
+def test_a_newer_format_does_not_stop_the_rest(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = directory / "checkpoint=2" / "manifest.json"
+    fields = json.loads(file.read_bytes())
+    del fields["checksum"]
+    file.write_bytes(seal({**fields, "format": 2}))
+    assert main(["verify", str(directory)]) == 2
+    out = capsys.readouterr().out.splitlines()
+    told = [line.split(":")[0].strip() for line in out if not line.startswith("  What")]
+    assert told == ["1  sound", "2  of a newer format", "3  sound", "4  sound"]
+    assert main(["ls", str(directory)]) == 0
+    assert "It has format 2" in capsys.readouterr().out
+    assert main(["plot", str(directory), "loss"]) == 2
+    out, error = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()] == ["1", "3", "4"]
+    assert "checkpoint=2" in error
 
 
 def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -319,33 +318,3 @@ def test_ddp_wrapped_and_compiled_ddp_have_the_names_of_bare_models(tmp_path: Pa
         "module.bias",
     }
     checkpointer.load(Pair(), 2)
-
-
-def test_frozen_parameters_are_not_written_again(tmp_path: Path) -> None:
-    """Promise 8: the same file under each checkpoint's own name, until it changes."""
-    model = small_model()
-    checkpointer = Checkpointer(tmp_path, blocking=True)
-    files = []
-    for epoch in (1, 2, 3):
-        if epoch == 3:
-            model[3].bias.data.add_(1)
-        model[0].bias.data.add_(1)
-        checkpointer.checkpoint(epoch, model=model)
-        files.append(next((tmp_path / f"checkpoint={epoch}").glob("model_frozen-*")))
-    inodes = [os.stat(file).st_ino for file in files]
-    assert inodes[0] == inodes[1] != inodes[2]
-    assert len({file.name for file in files}) == 3
-    expected = {n: t.clone() for n, t in model.state_dict().items()}
-    assert checkpointer.prune(keep_last=1) == [1, 2]
-    checkpointer.verify(3)
-    assert same_bytes(dict(checkpointer.load(small_model(4)).state_dict()), expected)
-
-
-def test_frozen_parameters_are_copied_by_an_object_store_itself(tmp_path: Path) -> None:
-    url = f"memory://{tmp_path.name}"
-    model = small_model()
-    checkpointer = Checkpointer(url)
-    for epoch in (1, 2):
-        checkpointer.checkpoint(epoch, model=model)
-    assert checkpointer.prune(keep_last=1) == [1]
-    checkpointer.verify(2)

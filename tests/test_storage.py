@@ -139,6 +139,27 @@ def test_deleting(place: Place) -> None:
     assert place.storage.files("a") == []
 
 
+def test_a_tree_is_removed_whole_when_another_process_removes_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = open_storage(str(tmp_path))
+    for name in ("a/1", "a/2", "a/3"):
+        storage.put(name, b"x")
+    real = os.unlink
+    gone: list[str] = []
+
+    def unlink(path: str, **options: Any) -> None:
+        if not gone:
+            gone.append(path)
+            real(path, **options)  # the other process is faster by one file
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    storage.delete_tree("a")
+    assert gone
+    assert not (tmp_path / "a").exists()
+
+
 def test_copy_is_the_storages_own_and_independent(place: Place) -> None:
     write(place, "a/f", b"0123456789")
     if place.storage.copy("a/f", "b/g"):

@@ -9,6 +9,7 @@ import json
 import math
 import struct
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -61,6 +62,10 @@ BYTES: list[tuple[Any, str]] = [
         dt.datetime(2026, 11, 23, 1, 2, 3, 4, tzinfo=UTC1, fold=1),
         '{"$":"datetime","v":["2026-11-23T01:02:03.000004+01:00",1]}',
     ),
+    (
+        dt.datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+        '{"$":"datetime","v":["2026-10-25T02:30:00+01:00",1],"zone":"Europe/Berlin"}',
+    ),
     (dt.date(2026, 11, 23), '{"$":"date","v":"2026-11-23"}'),
     (dt.time(1, 2), '{"$":"time","v":["01:02:00",0]}'),
     (dt.timedelta(-1, 2, 3), '{"$":"timedelta","v":[-1,2,3]}'),
@@ -93,7 +98,9 @@ def same(a: Any, b: Any) -> bool:  # noqa: PLR0911 - one line a type
         maxlen = getattr(a, "maxlen", None) == getattr(b, "maxlen", None)
         return maxlen and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dt.datetime | dt.time):
-        return a == b and a.fold == b.fold and a.utcoffset() == b.utcoffset()
+        zones = [x.tzinfo.key if isinstance(x.tzinfo, ZoneInfo) else None for x in (a, b)]
+        same_zone = zones[0] == zones[1]
+        return a == b and a.fold == b.fold and a.utcoffset() == b.utcoffset() and same_zone
     return bool(a == b)
 
 

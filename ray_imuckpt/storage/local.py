@@ -143,7 +143,7 @@ class LocalStorage:
     def delete_tree(self, directory: str) -> None:
         """See `Storage.delete_tree`."""
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._path(directory))
+            shutil.rmtree(self._path(directory), onerror=_unless_gone)
             _sync_directory(self.url)
 
     def _path(self, name: str) -> str:
@@ -162,6 +162,12 @@ class LocalStorage:
                 os.mkdir(made)
             _sync_directory(os.path.dirname(made))
         return path
+
+
+def _unless_gone(_call: Any, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
+    """Go on when another process has removed a file in between: the rest is to go as well."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ray_imuckpt.capture.objects import is_stateful, may_be_sharded, take_object
 from ray_imuckpt.capture.optimizer import take_optimizer
 from ray_imuckpt.capture.random_state import take_random
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import UnsupportedStateError
+from ray_imuckpt.errors import ImuckptError, SaveFailedError, UnsupportedStateError
 from ray_imuckpt.manifest import Ancestor, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
@@ -178,14 +178,51 @@ def job(
     """
 
     def commit() -> Manifest:
-        if not run.branch_begun:
-            Catalog(storage).begin_branch(None if run.foreign else run.parent)
-            run.branch_begun = True
         parts = codec.layout(plan, host)
-        run.parent = save.commit(storage, _draft(run, **draft), parts, run.parent)
+        manifest = _draft(run, **draft)
+        undo = None if run.branch_begun else _begin_branch(storage, run, manifest.epoch)
+        try:
+            run.parent = save.commit(storage, manifest, parts, run.parent)
+        except save.UnknownOutcomeError:
+            run.branch_begun = True  # as if it were committed: the record must stand
+            raise
+        except Exception:
+            if undo is not None:
+                _put_back(undo, storage)
+            raise
+        run.branch_begun = True
         return run.parent
 
     return commit
+
+
+def _begin_branch(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
+    try:
+        return Catalog(storage).begin_branch(None if run.foreign else run.parent)
+    except ImuckptError:
+        raise
+    except Exception as error:
+        raise SaveFailedError(
+            "The save failed, nothing was committed: what this run leaves behind could not be "
+            f"recorded in {layout.LINEAGE}: {type(error).__name__}: {error}.",
+            url=layout.join(storage.url, layout.checkpoint_name(epoch)),
+            epoch=epoch,
+            hint="Check that the directory can be written and has space, then save again. "
+            "Earlier checkpoints are untouched.",
+        ) from error
+
+
+def _put_back(undo: Callable[[], None], storage: Storage) -> None:
+    """Nothing was committed, so nothing is left behind: "the last" is what it was."""
+    try:
+        undo()
+    except Exception as error:  # noqa: BLE001 - the save's own error counts
+        logger.warning(
+            "%s could not be put back after a save that failed (%s): until this run saves, the "
+            'epochs after the one it continued from are not "the last". Ask for them by number.',
+            layout.join(storage.url, layout.LINEAGE),
+            error,
+        )
 
 
 def _draft(run: Run, epoch: int, world_size: int, metrics: dict[str, Any] | None) -> Manifest:

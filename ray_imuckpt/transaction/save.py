@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 from ray_imuckpt import chunks, codec, layout
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.storage import Storage
+from ray_imuckpt.transaction.reading import verify_file
+
+logger = logging.getLogger("ray_imuckpt")
+
+_SOUND: set[str] = set()  # files to copy that this process has written, or read and found sound
 
 
 def commit(
@@ -27,6 +33,7 @@ def commit(
         The manifest as committed.
 
     Raises:
+        UnknownOutcomeError: It may be committed or not.
         SaveFailedError: Nothing was committed; what was committed before, also of the same epoch,
             is as it was.
     """
@@ -38,7 +45,7 @@ def commit(
         replaced = _named_files(storage, directory)
         _put_manifest(storage, directory, manifest)
     except Exception as error:
-        if not isinstance(error, _UnknownOutcomeError):
+        if not isinstance(error, UnknownOutcomeError):
             _discard(storage, directory, draft.attempt_id)
         if isinstance(error, ImuckptError):
             raise
@@ -55,8 +62,8 @@ def commit(
     return manifest
 
 
-class _UnknownOutcomeError(OSError):
-    """The manifest may or may not be there: its files must stay."""
+class UnknownOutcomeError(SaveFailedError):
+    """The manifest may or may not be there: its files must stay. Other ranks get its base."""
 
 
 def _put_manifest(storage: Storage, directory: str, manifest: Manifest) -> None:
@@ -71,8 +78,13 @@ def _put_manifest(storage: Storage, directory: str, manifest: Manifest) -> None:
         except FileNotFoundError:
             committed = False
         except Exception:  # noqa: BLE001 - whatever it is, nothing is known
-            raise _UnknownOutcomeError(
-                f"the manifest was sent, and whether it arrived cannot be told ({error})"
+            raise UnknownOutcomeError(
+                "The manifest was sent, and whether it arrived cannot be told: the checkpoint may "
+                f"be committed or not ({type(error).__name__}: {error}).",
+                url=layout.join(storage.url, directory),
+                epoch=manifest.epoch,
+                hint="When the storage answers again, look with `imuckpt ls`. What is listed is "
+                "whole; saving again does no harm.",
             ) from error
         if not committed:
             raise
@@ -92,6 +104,8 @@ def _write(
 
         storage.write(path, part.chunks, observe)
         reused = tuple(sums)
+    if part.part == codec.MODEL_FROZEN:
+        _SOUND.add(layout.join(storage.url, path))
     return FileEntry(part.part, name, part.chunks.size, part.chunks.chunk_size, reused)
 
 
@@ -100,7 +114,9 @@ def _reuse(
 ) -> tuple[str, ...] | None:
     """Let the storage copy the previous checkpoint's file if its content is the same.
 
-    The same size and the same 128-bit checksum of every chunk are taken for the same content.
+    The same size and the same 128-bit checksum of every chunk are taken for the same content. That
+    is what the file should hold; one that came from another process is read once, or its rot would
+    be in every later checkpoint.
     """
     old = previous.file(part.part, part.suffix) if previous else None
     if previous is None or old is None:
@@ -110,7 +126,14 @@ def _reuse(
     for views, stated in zip(part.chunks, old.checksums, strict=True):
         if chunks.checksum(views) != stated:
             return None
-    source = f"{layout.checkpoint_name(previous.epoch)}/{old.name}"
+    directory = layout.checkpoint_name(previous.epoch)
+    source = f"{directory}/{old.name}"
+    if layout.join(storage.url, source) not in _SOUND:
+        try:
+            verify_file(storage, directory, previous.epoch, old)
+        except (ImuckptError, OSError) as error:
+            logger.warning("Frozen parameters are written again, not copied: %s", error)
+            return None
     return old.checksums if storage.copy(source, path) else None
 
 

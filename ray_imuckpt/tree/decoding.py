@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import torch
@@ -111,6 +112,19 @@ def _torch_dtype(data: JSON) -> torch.dtype:
     raise ValueError(f"dtype {data['v']!r}")
 
 
+def _moment(data: JSON) -> datetime:
+    text, fold = data["v"]
+    moment = datetime.fromisoformat(text).replace(fold=fold)
+    if "zone" not in data:
+        return moment
+    try:
+        zoned = moment.replace(tzinfo=ZoneInfo(str(data["zone"])))
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # this machine does not know it
+        return moment
+    # Where this machine knows other rules of the zone, the moment counts, not the clock's hands.
+    return zoned if zoned.utcoffset() == moment.utcoffset() else moment
+
+
 _CONTAINERS: dict[str, Callable[[JSON, Tensors], Any]] = {
     "dict": lambda data, tensors: dict(_pairs(data, tensors)),
     "ordered_dict": lambda data, tensors: OrderedDict(_pairs(data, tensors)),
@@ -128,7 +142,7 @@ _SIMPLE: dict[str, Callable[[JSON], Any]] = {
     "complex": lambda data: complex(*struct.unpack(">dd", bytes.fromhex(data["v"]))),
     "bytes": lambda data: base64.b64decode(data["v"]),
     "bytearray": lambda data: bytearray(base64.b64decode(data["v"])),
-    "datetime": lambda data: datetime.fromisoformat(data["v"][0]).replace(fold=data["v"][1]),
+    "datetime": _moment,
     "date": lambda data: date.fromisoformat(data["v"]),
     "time": lambda data: time.fromisoformat(data["v"][0]).replace(fold=data["v"][1]),
     "timedelta": lambda data: timedelta(*data["v"]),

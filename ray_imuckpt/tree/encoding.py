@@ -7,10 +7,11 @@ import math
 import re
 import struct
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import torch
@@ -92,6 +93,7 @@ class _Encoder:
 
     def pairs(self, value: Mapping[Any, Any], path: str) -> list[JSON]:
         """The encoded [key, value] of a mapping, in its order."""
+        self.check_distinct(value, path)
         self._enter(value, path)
         encoded = [
             [self.encode(key, f"{path}[key {key!r}]"), self.encode(item, f"{path}[{key!r}]")]
@@ -108,6 +110,31 @@ class _Encoder:
         encoded = {key: self.encode(item, f"{path}[{key!r}]") for key, item in value.items()}
         self._open.discard(id(value))
         return encoded
+
+    def check_distinct(self, keys: Iterable[Any], path: str) -> None:
+        """Refuse keys that differ now and would be one when they come back."""
+        seen: dict[Any, Any] = {}
+        for key in keys:
+            try:
+                other = seen.setdefault(_coming_back(key), key)
+            except TypeError as error:  # of an Enum: the member has a hash, its value has none
+                raise UnsupportedStateError(
+                    f"{self._root}{path} holds {key!r}, whose value cannot be a key: {error}.",
+                    hint="Members of an Enum are stored as their values; use their names.",
+                ) from error
+            if other is not key:
+                raise UnsupportedStateError(
+                    f"{self._root}{path} holds {other!r} and {key!r}, which would come back as "
+                    "one.",
+                    hint="Members of an Enum are stored as their values; use keys of one kind.",
+                )
+
+    def moment(self, value: datetime, _path: str) -> JSON:
+        """A datetime: with its offset for every reader, and the zone's name where it has one."""
+        data = {TAG: "datetime", "v": [value.isoformat(), value.fold]}
+        if isinstance(value.tzinfo, ZoneInfo) and value.tzinfo.key is not None:
+            data["zone"] = value.tzinfo.key
+        return data
 
     def _enter(self, value: Any, path: str) -> None:
         if id(value) in self._open:
@@ -179,6 +206,15 @@ class _Encoder:
         )
 
 
+def _coming_back(key: Any) -> Any:
+    """What a key or an element is after decoding, as far as == and hash go."""
+    if isinstance(key, Enum):
+        return _coming_back(key.value)
+    if type(key) is tuple:
+        return tuple(map(_coming_back, key))
+    return frozenset(map(_coming_back, key)) if type(key) is frozenset else key
+
+
 def _float(value: float) -> JSON:
     return {TAG: "float", "v": struct.pack(">d", value).hex()}
 
@@ -193,10 +229,11 @@ def _mapped(tag: str) -> Callable[[_Encoder, Any, str], JSON]:
 
 def _unordered(tag: str) -> Callable[[_Encoder, Any, str], JSON]:
     # In the order of repr, so that the same set is the same bytes in every process.
-    return lambda encoder, value, path: {
-        TAG: tag,
-        "v": encoder.items(sorted(value, key=repr), path),
-    }
+    def encode(encoder: _Encoder, value: Any, path: str) -> JSON:
+        encoder.check_distinct(value, path)
+        return {TAG: tag, "v": encoder.items(sorted(value, key=repr), path)}
+
+    return encode
 
 
 def _b64(value: bytes | bytearray) -> str:
@@ -217,12 +254,12 @@ _CONTAINERS: dict[type, Callable[[_Encoder, Any, str], JSON]] = {
     OrderedDict: _mapped("ordered_dict"),
     Counter: _mapped("counter"),
     np.ndarray: _Encoder.array,
+    datetime: _Encoder.moment,
 }
 _SIMPLE: dict[type, tuple[str, Callable[[Any], JSON]]] = {
     complex: ("complex", lambda v: struct.pack(">dd", v.real, v.imag).hex()),
     bytes: ("bytes", _b64),
     bytearray: ("bytearray", _b64),
-    datetime: ("datetime", lambda v: [v.isoformat(), v.fold]),
     date: ("date", date.isoformat),
     time: ("time", lambda v: [v.isoformat(), v.fold]),
     timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
