@@ -20,12 +20,18 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
+from ray_imuckpt.ranks import SoloRanks
+from ray_imuckpt.storage import open_storage
+from ray_imuckpt.transaction import putback, resume
 
 HERE = Path(__file__).parent
 
 
 def trial(config: dict[str, Any]) -> None:
-    """Train five epochs; the trial with lr 0.1 dies once, at epoch 4, before it reports."""
+    """Train five epochs; the trial with lr 0.1 dies twice, in epoch 5.
+
+    The second time what it has last reported is damaged.
+    """
     torch.manual_seed(3)
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=0.9)
@@ -39,7 +45,10 @@ def trial(config: dict[str, Any]) -> None:
         optimizer.step()
         optimizer.zero_grad()
         started.log.append(epoch)
-        if config["lr"] == 0.1 and epoch == 5 and len(notes.read_text().split()) == 1:
+        attempt = len(notes.read_text().split())
+        if config["lr"] == 0.1 and epoch == 5 and attempt < 3:
+            if attempt == 2:
+                Path(checkpointer.path_to_checkpoint(4), "manifest.json").write_text("{")
             os.kill(os.getpid(), signal.SIGKILL)
         checkpointer.checkpoint(
             epoch,
@@ -67,10 +76,10 @@ def test_trials_have_directories_of_their_own_and_one_that_dies_resumes(tmp_path
         tmp_path,
         trial,
         {"lr": ray.tune.grid_search([0.1, 0.2])},
-        failure_config=ray.tune.FailureConfig(max_failures=1),
+        failure_config=ray.tune.FailureConfig(max_failures=2),
     ).fit()
     assert not results.errors
-    assert (tmp_path / "0.1").read_text() == "1 5 "  # epoch 4 was saved, 5 was lost
+    assert (tmp_path / "0.1").read_text() == "1 5 3 "  # 4 was saved, 5 was lost; then 4 as well
     assert (tmp_path / "0.2").read_text() == "1 "
     for result in results:
         directory = Path(result.path)
@@ -202,6 +211,64 @@ def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path:
     assert best.list_existing_checkpoint_indices() == [1, 2, 3, 4]
     assert best.path_to_last_checkpoint() == str(Path(result.path) / "checkpoint=4")
     assert best.load(small_model()) is not None
+
+
+def handed(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
+    """What Tune hands a trial that is tried again: the pointer of an epoch that it reported."""
+    pointer = trial / "checkpoint_000001"
+    pointer.mkdir(parents=True, exist_ok=True)
+    told = {"url": str(trial / f"checkpoint={epoch}")}
+    if sibling:
+        told["sibling"] = f"checkpoint={epoch}"
+    (pointer / "imuckpt-pointer.json").write_text(json.dumps(told))
+    return pointer
+
+
+def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
+    """The epoch that a trial goes on from."""
+    targets = putback.Targets(model, adamw(model))
+    place = open_storage(str(pointer))
+    found = resume.restore(
+        SoloRanks(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
+    )
+    assert found is not None
+    assert not found.foreign
+    return found.checkpoint.epoch
+
+
+@pytest.mark.parametrize("sibling", [True, False])
+def test_a_reported_checkpoint_that_was_pruned_or_damaged_gives_way_to_the_trials_newest(
+    trained: Any, sibling: bool
+) -> None:
+    """Tune's record of a trial lags behind what the trial has saved and pruned since."""
+    directory = trained(8, save_every=2)
+    pointer = handed(directory, 4, sibling=sibling)
+    Checkpointer(directory).prune(keep_last=2)
+    model = small_model(5)
+    assert go_on(directory, pointer, model) == 8
+    assert same_bytes(dict(model.state_dict()), Checkpointer(directory).read(8).model)
+
+    manifest = directory / "checkpoint=8" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    assert go_on(directory, handed(directory, 8, sibling=sibling), model) == 6
+    assert same_bytes(dict(model.state_dict()), Checkpointer(directory).read(6).model)
+
+    (pointer / "imuckpt-pointer.json").write_text("{")
+    assert go_on(directory, pointer, small_model(5)) == 6
+
+
+def test_a_trial_whose_directory_or_donor_vanished_is_told_so_and_keeps_its_objects(
+    trained: Any, tmp_path: Path
+) -> None:
+    model = small_model(5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    vanished = tmp_path / "vanished"
+    with pytest.raises(CheckpointNotFoundError, match="vanished/checkpoint=4"):
+        go_on(vanished, handed(vanished, 4), model)
+    # Another trial's is not replaced by something else.
+    with pytest.raises(CheckpointNotFoundError, match="donor/checkpoint=4"):
+        go_on(trained(4), handed(tmp_path / "donor", 4), model)
+    assert same_bytes(dict(model.state_dict()), before)
 
 
 def test_a_pointer_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
