@@ -17,6 +17,8 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
 
 import ray_imuckpt
 from conftest import adamw, python_path, same_bytes, small_model
@@ -223,12 +225,55 @@ def test_local_mode_without_a_directory_uses_the_working_directory(
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [3, 6]
 
 
+def snapshot_of_ray(*names: str, without: str | None = None, **other: Any) -> str:
+    """As Ray 2.60 writes it after reports of `names`, with what is `other`."""
+    results = [{"version": 0, "checkpoint_dir_name": n, "metrics": {"loss": 0.5}} for n in names]
+    whole = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(names))),
+        "latest_checkpoint_result": results[-1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(names),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+        **other,
+    }
+    return json.dumps({key: value for key, value in whole.items() if key != without})
+
+
+def open_in_ray(directory: Path, content: str) -> list[str]:
+    """The checkpoints that Ray itself takes from a snapshot."""
+    storage = StorageContext(str(directory.parent), directory.name)
+    (directory / "checkpoint_manager_snapshot.json").write_text(content)
+    manager = CheckpointManager(CheckpointConfig(), storage)
+    return [Path(result.checkpoint.path).name for result in manager._checkpoint_results]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("{", "cut or not JSON"),
         ('{"checkpoint_results": 3}', "cut or not JSON"),
         ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint=77"}]}', "checkpoint=77"),
+        (snapshot_of_ray("checkpoint=1", "checkpoint=77"), "checkpoint=77"),
+        (snapshot_of_ray("checkpoint=1", without="current_report_index"), "cannot read it"),
+        (snapshot_of_ray("checkpoint=1", without="pending_training_results"), "cannot read it"),
+        (
+            snapshot_of_ray("checkpoint=1", without="current_report_index", ray_version="1.2.3"),
+            "written by Ray 1.2.3",
+        ),
+        (
+            snapshot_of_ray(
+                "checkpoint=1",
+                latest_checkpoint_result={"checkpoint_dir_name": "checkpoint=2", "metrics": {}},
+            ),
+            "does not agree with itself",
+        ),
+        (snapshot_of_ray("checkpoint=1", checkpoint_report_indices=[]), "does not agree"),
+        (snapshot_of_ray("checkpoint=1", pending_validation_specs=[True]), "does not agree"),
     ],
 )
 def test_a_broken_snapshot_of_ray_is_set_aside(
@@ -236,6 +281,8 @@ def test_a_broken_snapshot_of_ray_is_set_aside(
 ) -> None:
     """Ray overwrites it in place, and could not start again with it."""
     directory = trained(2)
+    with pytest.raises(Exception):  # noqa: B017 - Ray has many ways to refuse it
+        open_in_ray(directory, content)
     snapshot = directory / "checkpoint_manager_snapshot.json"
     snapshot.write_text(content)
     config = Checkpointer(directory).run_config()
@@ -249,9 +296,12 @@ def test_a_broken_snapshot_of_ray_is_set_aside(
 def test_a_sound_snapshot_of_ray_stays(trained: Any) -> None:
     directory = trained(2)
     snapshot = directory / "checkpoint_manager_snapshot.json"
-    snapshot.write_text('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint=2"}]}')
+    content = snapshot_of_ray("checkpoint=1", "checkpoint=2")
+    assert open_in_ray(directory, content) == ["checkpoint=1", "checkpoint=2"]
+    snapshot.write_text(content)
     Checkpointer(directory).run_config()
-    assert snapshot.exists()
+    assert snapshot.read_text() == content
+    assert not list(directory.glob("*.aside"))
 
 
 def test_run_config_takes_everything_but_another_storage(tmp_path: Path) -> None:
