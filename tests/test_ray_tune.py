@@ -181,8 +181,8 @@ def gang(config: dict[str, Any]) -> None:
 
 
 def trial_with_a_gang(config: dict[str, Any]) -> None:
-    """A trial that starts a TorchTrainer."""
-    checkpointer = Checkpointer()
+    """A trial that starts a TorchTrainer; with `elsewhere`, not in the trial's directory."""
+    checkpointer = Checkpointer(config["elsewhere"])
     TorchTrainer(
         gang,
         train_loop_config={"checkpointer": checkpointer, **config},
@@ -193,11 +193,15 @@ def trial_with_a_gang(config: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(
+    tmp_path: Path, own: bool
+) -> None:
+    elsewhere = None if own else str(tmp_path / "elsewhere" / "run")
     results = tuner(
         tmp_path,
         trial_with_a_gang,
-        {},
+        {"elsewhere": elsewhere},
         failure_config=ray.tune.FailureConfig(max_failures=1),
         metric="loss",
         mode="min",
@@ -207,9 +211,9 @@ def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path:
     assert (tmp_path / "starts").read_text() == "1 3 "
     assert result.metrics["epoch"] == 4
     assert result.metrics["checkpoint_path"].endswith("checkpoint=4")
-    best = Checkpointer.of_result(results)
+    best = Checkpointer.of_result(results) if own else Checkpointer(elsewhere)
     assert best.list_existing_checkpoint_indices() == [1, 2, 3, 4]
-    assert best.path_to_last_checkpoint() == str(Path(result.path) / "checkpoint=4")
+    assert best.path_to_last_checkpoint() == str(Path(elsewhere or result.path) / "checkpoint=4")
     assert best.load(small_model()) is not None
 
 
