@@ -337,6 +337,17 @@ def test_a_sound_snapshot_of_ray_stays(trained: Any) -> None:
     assert not list(directory.glob("*.aside"))
 
 
+def test_orphans_that_ray_does_not_know_are_counted_by_prune(trained: Any) -> None:
+    directory = trained(4)
+    snapshot = directory / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot_of_ray("checkpoint=1", "checkpoint=2"))
+    checkpointer = Checkpointer(directory)
+    assert checkpointer.prune(keep_last=2) == [1, 2]
+    assert checkpointer.list_existing_checkpoint_indices() == [3, 4]
+    checkpointer.run_config()
+    assert not snapshot.exists(), "Ray would refuse it now"
+
+
 def test_run_config_takes_everything_but_another_storage(tmp_path: Path) -> None:
     failures = FailureConfig(max_failures=7)
     config = Checkpointer(tmp_path / "run").run_config(failure_config=failures)
