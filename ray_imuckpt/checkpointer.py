@@ -157,9 +157,7 @@ class Checkpointer(CheckpointDirectory):
             From scratch: the objects as given, ``[]``, ``1``, and `other` as given.
 
         Raises:
-            StateMismatchError: The checkpoint does not fit; nothing was changed.
-            CheckpointNotFoundError: Ray Tune hands over a checkpoint that is gone, and the trial's
-                directory has no other; nothing was changed.
+            StateMismatchError, CheckpointNotFoundError: It does not fit, is gone; nothing was changed.
             CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Files that
                 are missing or cut are found before anything is changed; where bytes were altered,
                 the objects may hold a part of the damaged checkpoint, and the message says so.
@@ -203,16 +201,8 @@ class Checkpointer(CheckpointDirectory):
         ranks = session.ranks
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
-        found = resume.restore(
-            ranks,
-            storage,
-            choice,
-            own,
-            targets,
-            strict=strict,
-            handed=handed,
-            options=self._storage_options,
-        )
+        place = None if handed is None else resume.Handed(handed, self._storage_options)
+        found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=place)
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         loaded = None
         if found is not None:

@@ -252,7 +252,7 @@ def handed(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
 def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
     """The epoch that a trial goes on from."""
     targets = putback.Targets(model, adamw(model))
-    place = open_storage(str(pointer))
+    place = resume.Handed(open_storage(str(pointer)))
     found = resume.restore(
         SoloRanks(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
     )

@@ -31,6 +31,13 @@ class Resumed(NamedTuple):
     foreign: bool
 
 
+class Handed(NamedTuple):
+    """A checkpoint's directory, or that of a pointer to one, and what opens it."""
+
+    place: Storage
+    options: dict[str, Any] | None = None
+
+
 def restore(
     ranks: Ranks,
     storage: Storage,
@@ -39,8 +46,7 @@ def restore(
     targets: Targets,
     *,
     strict: bool,
-    handed: Storage | None = None,
-    options: dict[str, Any] | None = None,
+    handed: Handed | None = None,
 ) -> Resumed | None:
     """Put the checkpoint to continue from into live objects, on every rank; a collective.
 
@@ -55,11 +61,9 @@ def restore(
             own newest checkpoint goes before `choice`.
         targets: The live objects.
         strict: Whether names that are missing or unexpected are an error.
-        handed: The directory of a checkpoint, or of a pointer to one, that the surroundings give to
-            continue from. This directory's own newest goes before it if it came from it, or if it
-            lay in this directory and is gone or damaged; one of another run is taken as it is, but
-            the optimizer keeps its own options. Used on rank 0 only.
-        options: For the fsspec file system that a pointer names.
+        handed: What the surroundings give to continue from; used on rank 0 only. This directory's
+            own newest goes before it if it came from it, or if it lay in this directory and is gone
+            or damaged; one of another run is taken, but the optimizer keeps its own options.
 
     Returns:
         ``None`` to begin from scratch.
@@ -71,24 +75,22 @@ def restore(
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
     """
     catalog = Catalog(storage)
-    elsewhere = storage
+    place = storage
 
     def decide() -> bytes:
-        nonlocal elsewhere
-        if handed is not None:
-            given = _of_another_run(storage, handed, options)
-            if given is not None:
-                elsewhere = given.place
-                return given.manifest.to_bytes()
+        nonlocal place
+        given = None if handed is None else _of_another_run(storage, handed)
+        if given is not None:
+            place = given.place
+            return given.manifest.to_bytes()
         restarted = run_id is not None and _own_newest(catalog, run_id)
         return b"1" if restarted or handed is not None else b""
 
     told = on_rank_zero(ranks, decide)
     if len(told) > 1:
-        manifest = Manifest.from_bytes(told, elsewhere.url)
-        given = open_checkpoint(elsewhere, "", manifest, ranks)
-        put_back(given, targets, ranks, set(), strict=strict, keep_options=True)
-        return Resumed(given, foreign=True)
+        foreign = open_checkpoint(place, "", Manifest.from_bytes(told, place.url), ranks)
+        put_back(foreign, targets, ranks, set(), strict=strict, keep_options=True)
+        return Resumed(foreign, foreign=True)
     if told:
         choice = LAST  # a restarted gang goes on where it was, whatever it was first told
     loaded = _restore_sound(ranks, storage, choice, targets, strict=strict)
@@ -154,26 +156,24 @@ def _pick(
     return b""
 
 
-def _of_another_run(
-    storage: Storage, handed: Storage, options: dict[str, Any] | None
-) -> LoadedCheckpoint | None:
+def _of_another_run(storage: Storage, handed: Handed) -> LoadedCheckpoint | None:
     """What `handed` names, unless this directory's own newest goes before it."""
     catalog = Catalog(storage)
     try:
-        given = open_directory(handed, options)
+        given = open_directory(*handed)
     except (CheckpointNotFoundError, CorruptCheckpointError):
         # The surroundings' record lags behind: what it names may have been pruned since.
-        if _lay_in(storage, handed, options) and catalog.last() is not None:
+        if _lay_in(storage, handed) and catalog.last() is not None:
             return None
         raise
     return None if _led_to_ours(catalog, given.manifest) else given
 
 
-def _lay_in(storage: Storage, handed: Storage, options: dict[str, Any] | None) -> bool:
-    target: Storage | None = None
+def _lay_in(storage: Storage, handed: Handed) -> bool:
+    target = None
     with contextlib.suppress(CorruptCheckpointError):  # a pointer that is cut lies beside its own
-        target = pointed_at(handed, options)
-    return same_place((target or handed).beside(""), storage)
+        target = pointed_at(*handed)
+    return same_place((target or handed.place).beside(""), storage)
 
 
 def _led_to_ours(catalog: Catalog, given: Manifest) -> bool:
