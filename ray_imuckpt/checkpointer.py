@@ -157,7 +157,7 @@ class Checkpointer(CheckpointDirectory):
             From scratch: the objects as given, ``[]``, ``1``, and `other` as given.
 
         Raises:
-            StateMismatchError, CheckpointNotFoundError: It does not fit, is gone; nothing was changed.
+            StateMismatchError, CheckpointNotFoundError: Unfit, or gone; nothing was changed.
             CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Files that
                 are missing or cut are found before anything is changed; where bytes were altered,
                 the objects may hold a part of the damaged checkpoint, and the message says so.
