@@ -29,7 +29,7 @@ from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction import gang, putback, resume
 from ray_imuckpt.transaction.gang import Run
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
 from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
@@ -157,7 +157,7 @@ class Checkpointer(CheckpointDirectory):
             From scratch: the objects as given, ``[]``, ``1``, and `other` as given.
 
         Raises:
-            StateMismatchError: The checkpoint does not fit; nothing was changed.
+            StateMismatchError, CheckpointNotFoundError: Unfit, or gone; nothing was changed.
             CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Files that
                 are missing or cut are found before anything is changed; where bytes were altered,
                 the objects may hold a part of the damaged checkpoint, and the message says so.
@@ -167,7 +167,7 @@ class Checkpointer(CheckpointDirectory):
         session = self._enter()
         ranks = session.ranks
 
-        def request() -> tuple[str | int, Storage]:
+        def request() -> tuple[str | int, Storage, Storage | None]:
             arguments.model(model)
             arguments.optimizer(optimizer)
             require_stateful(per_rank or {})
@@ -175,14 +175,14 @@ class Checkpointer(CheckpointDirectory):
             choice = arguments.continue_from(chosen)
             if device is not None:
                 model.to(device)
-            return choice, self._storage(session)
+            return choice, self._storage(session), session.handed()
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process
-        choice, storage = together(ranks, request)
+        choice, storage, handed = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
         targets = putback.Targets(model, optimizer, other, per_rank or {})
-        loaded = self._continue(session, storage, choice, targets, strict=strict)
+        loaded = self._continue(session, storage, choice, handed, targets, strict=strict)
         if loaded is None:
             return Start(model, optimizer, [], 1, dict(other))
         kept = {**other, **loaded.other, **targets.objects}
@@ -193,6 +193,7 @@ class Checkpointer(CheckpointDirectory):
         session: Session,
         storage: Storage,
         choice: str | int,
+        handed: Storage | None,
         targets: putback.Targets,
         *,
         strict: bool,
@@ -200,9 +201,8 @@ class Checkpointer(CheckpointDirectory):
         ranks = session.ranks
         run_id = session.run_id()
         own = run_id if session.may_be_restart() else None
-        place = session.handed()
-        handed = None if place is None else open_directory(place, self._storage_options)
-        found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=handed)
+        place = None if handed is None else resume.Handed(handed, self._storage_options)
+        found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=place)
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         loaded = None
         if found is not None:
@@ -284,7 +284,7 @@ class Checkpointer(CheckpointDirectory):
     ) -> PendingSave:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
-        background = not (self.blocking or session.immediate)
+        background = not (self.blocking or session.immediate or session.recorded(epoch))
         optimizers = [o for o in objects if hasattr(o, "param_groups")]
         begun = self._saver.begin(
             session.ranks,

@@ -21,19 +21,22 @@ class _Watch:
     def __init__(self) -> None:
         self.noted = False
         self._watching = False
+        self._told = False
         self._before: Any = None
 
     def begin(self) -> None:
         """Watch from now on."""
         if self._watching:
             return
-        self._watching = True
         if threading.current_thread() is not threading.main_thread():
-            logger.warning(
-                "preempted() cannot watch for SIGTERM here: Python allows that in the main thread "
-                "only. Call it there first."
-            )
+            if not self._told:
+                logger.warning(
+                    "preempted() cannot watch for SIGTERM here: Python allows that in the main "
+                    "thread only. Call it there first."
+                )
+            self._told = True
             return
+        self._watching = True
         self._before = signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -77,6 +77,9 @@ class Session:
         """The directory of a checkpoint, or of a pointer to one, that is given to continue from."""
         return None
 
+    def recorded(self, epoch: int) -> bool | None:
+        """Whether a checkpoint of `epoch` is known already, so that nobody waits for a new one."""
+
     def preempted(self) -> bool | None:
         """Whether this rank is told to go; a collective. ``None``: ask the process's signals."""
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from ray_imuckpt import (
     SaveFailedError,
     StateMismatchError,
     UnsupportedStateError,
+    preemption,
 )
 
 
@@ -350,6 +352,20 @@ def a_rank_that_was_not_there(directory: Path, rank: int) -> None:
     drawn: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(drawn, torch.rand(1).item())
     assert len(set(drawn)) == len(drawn)
+
+
+def one_rank_is_told_to_go(directory: Path, rank: int) -> None:
+    """preempted() is true on all ranks as soon as one got SIGTERM."""
+    checkpointer = Checkpointer(directory)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert not checkpointer.preempted()
+        if rank == 1:
+            signal.raise_signal(signal.SIGTERM)
+        assert checkpointer.preempted()
+        assert preemption.noted() == (rank == 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import same_bytes
 from ray_imuckpt import Checkpointer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -19,10 +20,15 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def run_smoke(name: str, cwd: Path, directory: Path) -> str:
+    """See `run_example`."""
+    return run_example(name, cwd, directory, "--smoke")
+
+
+def run_example(name: str, cwd: Path, directory: Path, *options: str) -> str:
     """What the example printed, run from `cwd` with its checkpoints in `directory`."""
     path = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), "--smoke", "--dir", str(directory)],
+        [sys.executable, str(EXAMPLES / name), "--dir", str(directory), *options],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
@@ -126,8 +132,12 @@ def test_preemption_goes_on_at_the_next_batch_of_the_same_epoch(tmp_path: Path) 
     assert Checkpointer(interrupted).list_existing_checkpoint_indices() == [1, 2]
     second = run_smoke("preemption.py", tmp_path, interrupted)
     assert "epoch 3, batch 6: here it begins" in second
-    log = Checkpointer(interrupted).read().log
-    assert [epoch for epoch, _ in log] == [1] * 16 + [2] * 16 + [3] * 16 + [4] * 16
+    ended = Checkpointer(interrupted).read()
+    assert [epoch for epoch, _ in ended.log] == [1] * 16 + [2] * 16 + [3] * 16 + [4] * 16
+    run_example("preemption.py", tmp_path, tmp_path / "whole", "--epochs=4")
+    whole = Checkpointer(tmp_path / "whole").read()
+    for part in ("log", "model", "optimizer"):
+        assert same_bytes(getattr(ended, part), getattr(whole, part)), part
     assert Checkpointer(interrupted).list_existing_checkpoint_indices() == [1, 2, 3, 4]
 
 

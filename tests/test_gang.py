@@ -34,6 +34,7 @@ STORIES = [
         "collectives_move_bytes_of_any_size",
         "fallback_is_taken_by_all",
         "what_differs_between_ranks_is_told_once",
+        "one_rank_is_told_to_go",
     ],
     [
         "fsdp2_is_gathered_in_full",

@@ -61,3 +61,11 @@ def test_a_thread_that_cannot_watch_says_so(
     assert found == [False]
     assert "main thread" in caplog.text
     assert signal.getsignal(signal.SIGTERM) is not preemption._WATCH._note
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:  # asked again, where it can watch, it does
+        assert not Checkpointer(tmp_path).preempted()
+        signal.raise_signal(signal.SIGTERM)
+        assert Checkpointer(tmp_path).preempted()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,13 +15,16 @@ from typing import Any
 import pytest
 import ray
 import ray.train
-import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, prepare_model
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
 
 import ray_imuckpt
-from conftest import adamw, python_path, same_bytes, small_model
+from conftest import python_path, same_bytes, small_model
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.storage import local
+from rayruns import Training
 
 HERE = Path(__file__).parent
 LOSSES = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.2, 6: 0.6}
@@ -28,13 +32,10 @@ LOSSES = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.2, 6: 0.6}
 
 def loop(config: dict[str, Any]) -> None:
     """Train; fall as `config` says, on the first attempt."""
-    torch.manual_seed(3)
-    torch.set_num_threads(1)
-    rank = ray.train.get_context().get_world_rank()
-    model = prepare_model(small_model())
-    optimizer = adamw(model)
+    training = Training()
+    rank, model, optimizer = training.rank, training.model, training.optimizer
     checkpointer: Checkpointer = config["checkpointer"]
-    started = checkpointer.start(model, optimizer)
+    started = checkpointer.start(model, optimizer, **training.objects)
     notes = Path(config["notes"])
     with (notes / f"starts-{rank}").open("a") as file:
         file.write(f"{started.start_epoch} ")
@@ -56,9 +57,7 @@ def loop(config: dict[str, Any]) -> None:
 
     ray.train.report = dying_report  # committed in storage, but Ray has not heard of it
     for epoch in range(started.start_epoch, 7):
-        model(torch.randn(16, 4)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        training.epoch(epoch)
         started.log.append(epoch)
         if config.get("raise_at") == epoch and not fallen.exists():
             fallen.touch()
@@ -69,7 +68,34 @@ def loop(config: dict[str, Any]) -> None:
             optimizer=optimizer,
             log=started.log,
             metrics={"epoch": epoch, "loss": LOSSES[epoch]},
+            **training.objects,
         )
+    if config.get("again"):
+        save_again(checkpointer, training, started.log, notes)
+
+
+def save_again(checkpointer: Checkpointer, training: Training, log: list[Any], notes: Path) -> None:
+    """Epoch 6, which Ray knows, twice more: once the disk is full, once it is slow."""
+    checkpointer.wait()
+    put = local.LocalStorage.put
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "as the test wants")
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(4)
+        put(*arguments)
+
+    for kind, entry in ((full, "lost"), (slow, "saved again")):
+        local.LocalStorage.put = kind
+        try:
+            checkpointer.checkpoint(
+                6, model=training.model, optimizer=training.optimizer, log=[*log, entry],
+                metrics={"epoch": 6, "loss": 0.0}, force=True, **training.objects,
+            )  # fmt: skip
+        except ray_imuckpt.SaveFailedError:
+            (notes / f"{entry}-{training.rank}").touch()
+    local.LocalStorage.put = put
 
 
 def fit(
@@ -103,10 +129,19 @@ def test_a_gang_whose_rank_1_is_killed_goes_on_from_the_newest_committed_checkpo
             ),
         ),
         die_before_report=3,
+        again=True,
     )
+    whole = Checkpointer(tmp_path / "runs" / "whole")
+    fit(tmp_path / "notes-whole", whole, 2, whole.run_config())
+    for part in ("model", "optimizer", "ranks", "other"):
+        assert same_bytes(getattr(checkpointer.read(6), part), getattr(whole.read(6), part)), part
+
     for rank in (0, 1):  # epoch 3 was committed and not reported: not trained again
         assert (tmp_path / "notes" / f"starts-{rank}").read_text().split() == ["1", "4"]
-    assert checkpointer.read(6).log == [1, 2, 3, 4, 5, 6], "each epoch exactly once"
+        # the save of an epoch that Ray knew already failed, and every rank was told
+        assert (tmp_path / "notes" / f"lost-{rank}").exists()
+    assert checkpointer.read(6).log == [1, 2, 3, 4, 5, 6, "saved again"], "each epoch exactly once"
+    assert checkpointer.read(6).metrics["loss"] == 0.0
 
     # Ray's own records: 3 was adopted, the worst went, what is left can be opened.
     assert result.metrics["epoch"] == 6
@@ -223,12 +258,55 @@ def test_local_mode_without_a_directory_uses_the_working_directory(
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [3, 6]
 
 
+def snapshot_of_ray(*names: str, without: str | None = None, **other: Any) -> str:
+    """As Ray 2.60 writes it after reports of `names`, with what is `other`."""
+    results = [{"version": 0, "checkpoint_dir_name": n, "metrics": {"loss": 0.5}} for n in names]
+    whole = {
+        "ray_version": ray.__version__,
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(names))),
+        "latest_checkpoint_result": results[-1],
+        "pending_training_results": [],
+        "pending_validation_specs": [],
+        "current_report_index": len(names),
+        "validated_checkpoint_dir_names": [],
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+        **other,
+    }
+    return json.dumps({key: value for key, value in whole.items() if key != without})
+
+
+def open_in_ray(directory: Path, content: str) -> list[str]:
+    """The checkpoints that Ray itself takes from a snapshot."""
+    storage = StorageContext(str(directory.parent), directory.name)
+    (directory / "checkpoint_manager_snapshot.json").write_text(content)
+    manager = CheckpointManager(CheckpointConfig(), storage)
+    return [Path(result.checkpoint.path).name for result in manager._checkpoint_results]
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         ("{", "cut or not JSON"),
         ('{"checkpoint_results": 3}', "cut or not JSON"),
         ('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint=77"}]}', "checkpoint=77"),
+        (snapshot_of_ray("checkpoint=1", "checkpoint=77"), "checkpoint=77"),
+        (snapshot_of_ray("checkpoint=1", without="current_report_index"), "cannot read it"),
+        (snapshot_of_ray("checkpoint=1", without="pending_training_results"), "cannot read it"),
+        (
+            snapshot_of_ray("checkpoint=1", without="current_report_index", ray_version="1.2.3"),
+            "written by Ray 1.2.3",
+        ),
+        (
+            snapshot_of_ray(
+                "checkpoint=1",
+                latest_checkpoint_result={"checkpoint_dir_name": "checkpoint=2", "metrics": {}},
+            ),
+            "does not agree with itself",
+        ),
+        (snapshot_of_ray("checkpoint=1", checkpoint_report_indices=[]), "does not agree"),
+        (snapshot_of_ray("checkpoint=1", pending_validation_specs=[True]), "does not agree"),
     ],
 )
 def test_a_broken_snapshot_of_ray_is_set_aside(
@@ -236,6 +314,8 @@ def test_a_broken_snapshot_of_ray_is_set_aside(
 ) -> None:
     """Ray overwrites it in place, and could not start again with it."""
     directory = trained(2)
+    with pytest.raises(Exception):  # noqa: B017 - Ray has many ways to refuse it
+        open_in_ray(directory, content)
     snapshot = directory / "checkpoint_manager_snapshot.json"
     snapshot.write_text(content)
     config = Checkpointer(directory).run_config()
@@ -249,9 +329,23 @@ def test_a_broken_snapshot_of_ray_is_set_aside(
 def test_a_sound_snapshot_of_ray_stays(trained: Any) -> None:
     directory = trained(2)
     snapshot = directory / "checkpoint_manager_snapshot.json"
-    snapshot.write_text('{"checkpoint_results": [{"checkpoint_dir_name": "checkpoint=2"}]}')
+    content = snapshot_of_ray("checkpoint=1", "checkpoint=2")
+    assert open_in_ray(directory, content) == ["checkpoint=1", "checkpoint=2"]
+    snapshot.write_text(content)
     Checkpointer(directory).run_config()
-    assert snapshot.exists()
+    assert snapshot.read_text() == content
+    assert not list(directory.glob("*.aside"))
+
+
+def test_orphans_that_ray_does_not_know_are_counted_by_prune(trained: Any) -> None:
+    directory = trained(4)
+    snapshot = directory / "checkpoint_manager_snapshot.json"
+    snapshot.write_text(snapshot_of_ray("checkpoint=1", "checkpoint=2"))
+    checkpointer = Checkpointer(directory)
+    assert checkpointer.prune(keep_last=2) == [1, 2]
+    assert checkpointer.list_existing_checkpoint_indices() == [3, 4]
+    checkpointer.run_config()
+    assert not snapshot.exists(), "Ray would refuse it now"
 
 
 def test_run_config_takes_everything_but_another_storage(tmp_path: Path) -> None:

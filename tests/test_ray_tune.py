@@ -20,16 +20,26 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
+from ray_imuckpt.ranks import SoloRanks
+from ray_imuckpt.storage import open_storage
+from ray_imuckpt.transaction import putback, resume
 
 HERE = Path(__file__).parent
 
 
+# Made outside of the function, and a process may run one trial after another.
+SHARED = Checkpointer(save_every=2)
+
+
 def trial(config: dict[str, Any]) -> None:
-    """Train five epochs; the trial with lr 0.1 dies once, at epoch 4, before it reports."""
+    """Train five epochs; the trial with lr 0.1 dies twice, in epoch 5.
+
+    The second time what it has last reported is damaged.
+    """
     torch.manual_seed(3)
     model = small_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=config["lr"], momentum=0.9)
-    checkpointer = Checkpointer(save_every=2)
+    checkpointer = SHARED
     started = checkpointer.start(model, optimizer)
     notes = Path(config["notes"]) / str(config["lr"])
     with notes.open("a") as file:
@@ -39,7 +49,10 @@ def trial(config: dict[str, Any]) -> None:
         optimizer.step()
         optimizer.zero_grad()
         started.log.append(epoch)
-        if config["lr"] == 0.1 and epoch == 5 and len(notes.read_text().split()) == 1:
+        attempt = len(notes.read_text().split())
+        if config["lr"] == 0.1 and epoch == 5 and attempt < 3:
+            if attempt == 2:
+                Path(checkpointer.path_to_checkpoint(4), "manifest.json").write_text("{")
             os.kill(os.getpid(), signal.SIGKILL)
         checkpointer.checkpoint(
             epoch,
@@ -66,19 +79,25 @@ def test_trials_have_directories_of_their_own_and_one_that_dies_resumes(tmp_path
     results = tuner(
         tmp_path,
         trial,
-        {"lr": ray.tune.grid_search([0.1, 0.2])},
-        failure_config=ray.tune.FailureConfig(max_failures=1),
+        {"lr": ray.tune.grid_search([0.1, 0.2, 0.3])},
+        failure_config=ray.tune.FailureConfig(max_failures=2),
+        reuse_actors=True,
+        scheduler=ray.tune.schedulers.ASHAScheduler(
+            metric="loss", mode="min", time_attr="epoch", max_t=9, grace_period=3
+        ),
     ).fit()
     assert not results.errors
-    assert (tmp_path / "0.1").read_text() == "1 5 "  # epoch 4 was saved, 5 was lost
-    assert (tmp_path / "0.2").read_text() == "1 "
+    assert (tmp_path / "0.1").read_text() == "1 5 3 "  # 4 was saved, 5 was lost; then 4 as well
+    assert (tmp_path / "0.2").read_text() == (tmp_path / "0.3").read_text() == "1 "
     for result in results:
         directory = Path(result.path)
-        assert Checkpointer(directory).list_existing_checkpoint_indices() == [2, 4]
+        saved = [epoch for epoch in (2, 4) if epoch <= result.metrics["epoch"]]
+        assert Checkpointer(directory).list_existing_checkpoint_indices() == saved
         reported = [p for p in directory.glob("checkpoint_0*/**/*") if p.is_file()]
         assert sum(p.stat().st_size for p in reported) < 64 * 1024
         assert not [p for p in reported if p.suffix == ".safetensors"]
-        assert result.metrics["epoch"] == 5
+    ended = {result.config["lr"]: result.metrics["epoch"] for result in results}
+    assert (ended[0.1], ended[0.3]) == (5, 3), "ASHA stops the worst one early"
     best = Checkpointer.of_result(results, "loss", "min")
     assert best.path_to_last_checkpoint() == str(
         Path(results.get_best_result("loss", "min").path) / "checkpoint=4"
@@ -88,7 +107,7 @@ def test_trials_have_directories_of_their_own_and_one_that_dies_resumes(tmp_path
     assert same_bytes(dict(model.state_dict()), best.read(4).model)
     # the pointer itself is a checkpoint to read and load from, wherever the experiment is moved to
     (tmp_path / "exp").rename(tmp_path / "moved")
-    pointer = next((tmp_path / "moved").glob("*lr=0.2000*/checkpoint_000001"))
+    pointer = max((tmp_path / "moved").glob("*lr=0.1000*/checkpoint_00*"))
     assert Checkpointer(tmp_path).read(pointer).epoch == 4
 
 
@@ -101,6 +120,11 @@ def member(config: dict[str, Any]) -> None:
     started = checkpointer.start(model, optimizer)
     (group,) = optimizer.param_groups
     log = started.log
+    if log:  # what it was given, for whoever compares
+        momenta = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+        given = {"epoch": started.start_epoch - 1, "weights": list(model.parameters())}
+        name = f"{ray.tune.get_context().get_trial_id()}-{started.start_epoch}.pt"
+        torch.save({**given, "momenta": momenta}, Path(config["notes"]) / name)
     trial_id = ray.tune.get_context().get_trial_id()
     log.append([trial_id, started.start_epoch, group["lr"], config["lr"]])
     for epoch in range(started.start_epoch, 9):
@@ -151,6 +175,12 @@ def test_pbt_goes_on_from_the_donors_checkpoint_with_the_mutated_hyperparameters
         assert first_epoch > 1
         assert rate == configured in (0.5, 0.25), "the mutated learning rate wins"
         assert Checkpointer.of_result(result).read().manifest.ancestors
+        given = torch.load(tmp_path / f"{trainer}-{first_epoch}.pt", weights_only=False)
+        donor = next(r for r in results if own(r) == log_of(result)[-2][0])
+        theirs = Checkpointer(donor.path).read(given["epoch"])
+        momenta = [theirs.optimizer["state"][n]["momentum_buffer"] for n in ("weight", "bias")]
+        assert same_bytes(given["weights"], [theirs.model["weight"], theirs.model["bias"]])
+        assert same_bytes(given["momenta"], momenta)
 
 
 def gang(config: dict[str, Any]) -> None:
@@ -161,7 +191,8 @@ def gang(config: dict[str, Any]) -> None:
     checkpointer: Checkpointer = config["checkpointer"]
     started = checkpointer.start(model, optimizer)
     if ray.train.get_context().get_world_rank() == 0:
-        with (Path(config["notes"]) / "starts").open("a") as file:
+        kind = "elsewhere" if config["elsewhere"] else "own"
+        with (Path(config["notes"]) / f"starts-{kind}").open("a") as file:
             file.write(f"{started.start_epoch} ")
     for epoch in range(started.start_epoch, 5):
         if epoch == 3 and started.start_epoch == 1:
@@ -172,8 +203,8 @@ def gang(config: dict[str, Any]) -> None:
 
 
 def trial_with_a_gang(config: dict[str, Any]) -> None:
-    """A trial that starts a TorchTrainer."""
-    checkpointer = Checkpointer()
+    """A trial that starts a TorchTrainer; with `elsewhere`, not in the trial's directory."""
+    checkpointer = Checkpointer(config["elsewhere"])
     TorchTrainer(
         gang,
         train_loop_config={"checkpointer": checkpointer, **config},
@@ -188,20 +219,81 @@ def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path:
     results = tuner(
         tmp_path,
         trial_with_a_gang,
-        {},
+        {"elsewhere": ray.tune.grid_search([None, str(tmp_path / "elsewhere" / "run")])},
         failure_config=ray.tune.FailureConfig(max_failures=1),
         metric="loss",
         mode="min",
     ).fit()
-    (result,) = results
-    assert result.error is None
-    assert (tmp_path / "starts").read_text() == "1 3 "
-    assert result.metrics["epoch"] == 4
-    assert result.metrics["checkpoint_path"].endswith("checkpoint=4")
-    best = Checkpointer.of_result(results)
-    assert best.list_existing_checkpoint_indices() == [1, 2, 3, 4]
-    assert best.path_to_last_checkpoint() == str(Path(result.path) / "checkpoint=4")
-    assert best.load(small_model()) is not None
+    assert not results.errors
+    for result in results:
+        elsewhere = result.config["elsewhere"]
+        kind = "elsewhere" if elsewhere else "own"
+        assert (tmp_path / f"starts-{kind}").read_text() == "1 3 "
+        assert result.metrics["epoch"] == 4
+        assert result.metrics["checkpoint_path"].endswith("checkpoint=4")
+        found = Checkpointer(elsewhere) if elsewhere else Checkpointer.of_result(result)
+        assert found.list_existing_checkpoint_indices() == [1, 2, 3, 4]
+        directory = Path(elsewhere or result.path)
+        assert found.path_to_last_checkpoint() == str(directory / "checkpoint=4")
+        assert found.load(small_model()) is not None
+
+
+def handed(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
+    """What Tune hands a trial that is tried again: the pointer of an epoch that it reported."""
+    pointer = trial / "checkpoint_000001"
+    pointer.mkdir(parents=True, exist_ok=True)
+    told = {"url": str(trial / f"checkpoint={epoch}")}
+    if sibling:
+        told["sibling"] = f"checkpoint={epoch}"
+    (pointer / "imuckpt-pointer.json").write_text(json.dumps(told))
+    return pointer
+
+
+def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
+    """The epoch that a trial goes on from."""
+    targets = putback.Targets(model, adamw(model))
+    place = resume.Handed(open_storage(str(pointer)))
+    found = resume.restore(
+        SoloRanks(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
+    )
+    assert found is not None
+    assert not found.foreign
+    return found.checkpoint.epoch
+
+
+@pytest.mark.parametrize("sibling", [True, False])
+def test_a_reported_checkpoint_that_was_pruned_or_damaged_gives_way_to_the_trials_newest(
+    trained: Any, sibling: bool
+) -> None:
+    """Tune's record of a trial lags behind what the trial has saved and pruned since."""
+    directory = trained(8, save_every=2)
+    pointer = handed(directory, 4, sibling=sibling)
+    Checkpointer(directory).prune(keep_last=2)
+    model = small_model(5)
+    assert go_on(directory, pointer, model) == 8
+    assert same_bytes(dict(model.state_dict()), Checkpointer(directory).read(8).model)
+
+    manifest = directory / "checkpoint=8" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    assert go_on(directory, handed(directory, 8, sibling=sibling), model) == 6
+    assert same_bytes(dict(model.state_dict()), Checkpointer(directory).read(6).model)
+
+    (pointer / "imuckpt-pointer.json").write_text("{")
+    assert go_on(directory, pointer, small_model(5)) == 6
+
+
+def test_a_trial_whose_directory_or_donor_vanished_is_told_so_and_keeps_its_objects(
+    trained: Any, tmp_path: Path
+) -> None:
+    model = small_model(5)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    vanished = tmp_path / "vanished"
+    with pytest.raises(CheckpointNotFoundError, match="vanished/checkpoint=4"):
+        go_on(vanished, handed(vanished, 4), model)
+    # Another trial's is not replaced by something else.
+    with pytest.raises(CheckpointNotFoundError, match="donor/checkpoint=4"):
+        go_on(trained(4), handed(tmp_path / "donor", 4), model)
+    assert same_bytes(dict(model.state_dict()), before)
 
 
 def test_a_pointer_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
         ValueError: `kwargs` name another storage, or the directory has no parent.
     """
     if storage is None:
-        return ray.train.RunConfig(**_within_trial(kwargs))
+        return ray.train.RunConfig(**_within_trial(kwargs, own_place=True))
     taken = sorted({"name", "storage_path", "storage_filesystem"} & set(kwargs))
     if taken:
         raise ValueError(
@@ -51,6 +51,7 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
             f"{storage.url} has no parent directory; use one like {storage.url}/run-1."
         )
     _set_aside_snapshot(storage, fresh=fresh)
+    kwargs = _within_trial(kwargs, own_place=False)
     if "://" not in storage.url:
         return ray.train.RunConfig(storage_path=parent, name=name, **kwargs)
     return ray.train.RunConfig(
@@ -58,24 +59,24 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
     )
 
 
-def _within_trial(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _within_trial(kwargs: dict[str, Any], *, own_place: bool) -> dict[str, Any]:
     """`kwargs`, and what makes a run that a trial of Ray Tune starts part of that trial.
 
-    Its directory is the trial's own, so that a trial that is tried again resumes, and its reports
-    reach Tune.
+    Its reports reach Tune; and where no other place is given (`own_place`), its directory is the
+    trial's own, so that a trial that is tried again resumes.
     """
     if "ray.tune" not in sys.modules:
         return kwargs
     from ray_imuckpt.integrations import ray_tune
 
-    trial = ray_tune.train_run_place()
-    if not trial or {"name", "storage_path", "storage_filesystem"} & set(kwargs):
-        return kwargs
     own = ray_tune.own_storage()
-    if own is not None:
-        _set_aside_snapshot(own, fresh=False)
-    callbacks = [*(kwargs.get("callbacks") or ()), *trial["callbacks"]]
-    return {**trial, **kwargs, "callbacks": callbacks}
+    if own is None:
+        return kwargs
+    callbacks = ray_tune.with_reports_to_tune(kwargs.get("callbacks") or ())
+    if not own_place or {"name", "storage_path", "storage_filesystem"} & set(kwargs):
+        return {**kwargs, "callbacks": callbacks}
+    _set_aside_snapshot(own, fresh=False)
+    return {**ray_tune.train_run_place(), **kwargs, "callbacks": callbacks}
 
 
 def _set_aside_snapshot(storage: Storage, *, fresh: bool) -> None:
@@ -106,9 +107,40 @@ def _set_aside_snapshot(storage: Storage, *, fresh: bool) -> None:
 
 
 def _broken(storage: Storage, data: bytes) -> str | None:
+    """Why Ray would refuse it; ``None`` when Ray can go on with it."""
     try:
-        names = [entry["checkpoint_dir_name"] for entry in json.loads(data)["checkpoint_results"]]
+        told = json.loads(data)
+        names = [entry["checkpoint_dir_name"] for entry in told["checkpoint_results"]]
     except (ValueError, KeyError, TypeError):
         return "it is cut or not JSON"
     gone = [name for name in names if not storage.files(name)]
-    return f"it names checkpoints that are gone ({', '.join(gone)})" if gone else None
+    if gone:
+        return f"it names checkpoints that are gone ({', '.join(gone)})"
+    if not _fits_this_ray(told):
+        return (
+            f"Ray {ray.__version__} cannot read it, it was written by Ray "
+            f"{told.get('ray_version', 'of an unknown version')}"
+        )
+    pending = told.get("pending_training_results") or []
+    latest = [told["latest_checkpoint_result"]] if told.get("latest_checkpoint_result") else []
+    named = {entry["checkpoint_dir_name"] for entry in [*latest, *pending]}
+    even = len(names) == len(told.get("checkpoint_report_indices", names)) and len(pending) == len(
+        told.get("pending_validation_specs", pending)
+    )
+    return None if even and named <= set(names) else "what it tells does not agree with itself"
+
+
+def _fits_this_ray(told: dict[str, Any]) -> bool:
+    # Private: Ray refuses whatever its own model does not take, and the model changes from release
+    # to release. Without it (another Ray), what can be read is left to Ray.
+    try:
+        from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import (
+            _CheckpointManagerState,
+        )
+    except ImportError:
+        return True
+    try:
+        _CheckpointManagerState(**told)
+    except ValueError:  # of which pydantic's is one
+        return False
+    return True

@@ -103,6 +103,14 @@ class GangSession(Session):
         """See `Session.storage`."""
         return self._own
 
+    def recorded(self, epoch: int) -> bool:
+        """See `Session.recorded`.
+
+        A checkpoint that Ray knows is not registered again, so no upload function waits for the
+        commit: the workers could be gone before it.
+        """
+        return layout.checkpoint_name(epoch) in self._known
+
     def preempted(self) -> bool | None:
         """See `Session.preempted`: Ray knows of nodes that are about to go."""
         ask = getattr(ray.train, "get_preemption_info", None)  # alpha; not in every Ray

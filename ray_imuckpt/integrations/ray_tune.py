@@ -11,6 +11,7 @@ import os
 import posixpath
 import tempfile
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import ray.tune
@@ -27,9 +28,7 @@ def detect() -> TuneSession | None:
 
 def present() -> bool:
     """Whether this process runs a trial's function."""
-    with warnings.catch_warnings():  # Tune warns whoever asks outside of a trial
-        warnings.simplefilter("ignore")
-        return ray.tune.get_context().get_trial_id() is not None
+    return _trial_id() is not None
 
 
 def own_storage() -> Storage | None:
@@ -48,11 +47,12 @@ class TuneSession(Session):
 
     def __init__(self) -> None:
         super().__init__()
+        self._trial = _trial_id()
         self._own = _trial_storage()
 
     def active(self) -> bool:
-        """See `Session.active`."""
-        return super().active() and present()
+        """See `Session.active`. With ``reuse_actors`` one process runs trial after trial."""
+        return super().active() and _trial_id() == self._trial
 
     def storage(self) -> Storage | None:
         """See `Session.storage`: the trial's directory in the experiment's storage."""
@@ -82,23 +82,35 @@ class TuneSession(Session):
 
 
 def train_run_place() -> dict[str, Any]:
-    """For a run of Ray Train that a trial starts: the trial's directory, its reports to Tune.
+    """For a run of Ray Train that a trial starts: the trial's directory.
 
     Returns:
-        Keywords for ``ray.train.RunConfig``; empty outside of a trial.
+        Keywords for ``ray.train.RunConfig``.
     """
-    if not present():
-        return {}
-    from ray.tune.integration.ray_train import TuneReportCallback
-
     place = _context_storage()
     parent, name = posixpath.split(place.trial_fs_path)
     return {
         "storage_path": parent,
         "name": name,
         "storage_filesystem": place.storage_filesystem,
-        "callbacks": [TuneReportCallback()],  # type: ignore[no-untyped-call]
     }
+
+
+def with_reports_to_tune(callbacks: Iterable[Any]) -> list[Any]:
+    """The callbacks of a run of Ray Train that a trial starts, and Ray's that reports to Tune."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    given = list(callbacks)
+    if any(isinstance(callback, TuneReportCallback) for callback in given):
+        return given
+    return [*given, TuneReportCallback()]  # type: ignore[no-untyped-call]
+
+
+def _trial_id() -> str | None:
+    with warnings.catch_warnings():  # Tune warns whoever asks outside of a trial
+        warnings.simplefilter("ignore")
+        told: str | None = ray.tune.get_context().get_trial_id()
+    return told
 
 
 def _trial_storage() -> Storage:

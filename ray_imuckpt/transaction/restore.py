@@ -205,25 +205,33 @@ def open_directory(place: Storage, options: dict[str, Any] | None = None) -> Loa
     try:
         data = place.get(layout.MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
-        try:
-            pointer = json.loads(place.get(layout.POINTER))
-            url = str(pointer["url"])
-            sibling = pointer.get("sibling")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CorruptCheckpointError(
-                "The pointer to a checkpoint is cut or altered.",
-                url=f"{place.url}/{layout.POINTER}",
-            ) from error
-        except (FileNotFoundError, NotADirectoryError):
+        target = pointed_at(place, options)
+        if target is None:
             raise CheckpointNotFoundError(
                 "There is no committed checkpoint here: the directory holds no manifest.",
                 url=place.url,
                 hint="Give the path of a directory checkpoint=<epoch>.",
             ) from error
-        if layout.parse_checkpoint_name(str(sibling)) is not None:
-            # First where the pointer is: the directories may have been moved together.
-            return open_directory(place.beside(sibling), options)
-        return open_directory(open_storage(url, options), options)
+        return open_directory(target, options)
     epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
     manifest = Manifest.from_bytes(data, f"{place.url}/{layout.MANIFEST}", epoch)
     return open_checkpoint(place, "", manifest)
+
+
+def pointed_at(place: Storage, options: dict[str, Any] | None = None) -> Storage | None:
+    """The directory that a pointer in `place` names; ``None`` when there is no pointer."""
+    try:
+        pointer = json.loads(place.get(layout.POINTER))
+        url = str(pointer["url"])
+        sibling = pointer.get("sibling")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptCheckpointError(
+            "The pointer to a checkpoint is cut or altered.",
+            url=f"{place.url}/{layout.POINTER}",
+        ) from error
+    if layout.parse_checkpoint_name(str(sibling)) is not None:
+        # First where the pointer is: the directories may have been moved together.
+        return place.beside(sibling)
+    return open_storage(url, options)

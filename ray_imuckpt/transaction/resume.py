@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_imuckpt import layout
 from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.catalog import Catalog, in_history
-from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, on_rank_zero
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage import Storage, same_place
 from ray_imuckpt.transaction.putback import Targets, put_back, warn
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_checkpoint
+from ray_imuckpt.transaction.restore import (
+    LoadedCheckpoint,
+    open_checkpoint,
+    open_directory,
+    pointed_at,
+)
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -26,6 +31,13 @@ class Resumed(NamedTuple):
     foreign: bool
 
 
+class Handed(NamedTuple):
+    """A checkpoint's directory, or that of a pointer to one, and what opens it."""
+
+    place: Storage
+    options: dict[str, Any] | None = None
+
+
 def restore(
     ranks: Ranks,
     storage: Storage,
@@ -34,7 +46,7 @@ def restore(
     targets: Targets,
     *,
     strict: bool,
-    handed: LoadedCheckpoint | None = None,
+    handed: Handed | None = None,
 ) -> Resumed | None:
     """Put the checkpoint to continue from into live objects, on every rank; a collective.
 
@@ -49,9 +61,9 @@ def restore(
             own newest checkpoint goes before `choice`.
         targets: The live objects.
         strict: Whether names that are missing or unexpected are an error.
-        handed: A checkpoint that the surroundings give to continue from. This directory's own
-            newest goes before it if it came from it; one of another run is taken as it is, but the
-            optimizer keeps its own options.
+        handed: What the surroundings give to continue from; used on rank 0 only. This directory's
+            own newest goes before it if it came from it, or if it lay in this directory and is gone
+            or damaged; one of another run is taken, but the optimizer keeps its own options.
 
     Returns:
         ``None`` to begin from scratch.
@@ -59,19 +71,27 @@ def restore(
     Raises:
         StateMismatchError: Something does not fit; then nothing was changed, on any rank.
         CorruptCheckpointError: The epoch asked for, or every checkpoint there is, is damaged.
+        CheckpointNotFoundError: What `handed` names is gone, and there is nothing here instead.
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
     """
     catalog = Catalog(storage)
-    if handed is not None:
-        if not _led_to_ours(catalog, handed.manifest):
-            put_back(handed, targets, ranks, set(), strict=strict, keep_options=True)
-            return Resumed(handed, foreign=True)
-        choice = LAST
+    place = storage
 
-    def restarted() -> bytes:
-        return b"1" if run_id is not None and _own_newest(catalog, run_id) else b""
+    def decide() -> bytes:
+        nonlocal place
+        given = None if handed is None else _of_another_run(storage, handed)
+        if given is not None:
+            place = given.place
+            return given.manifest.to_bytes()
+        restarted = run_id is not None and _own_newest(catalog, run_id)
+        return b"1" if restarted or handed is not None else b""
 
-    if on_rank_zero(ranks, restarted):
+    told = on_rank_zero(ranks, decide)
+    if len(told) > 1:
+        foreign = open_checkpoint(place, "", Manifest.from_bytes(told, place.url), ranks)
+        put_back(foreign, targets, ranks, set(), strict=strict, keep_options=True)
+        return Resumed(foreign, foreign=True)
+    if told:
         choice = LAST  # a restarted gang goes on where it was, whatever it was first told
     loaded = _restore_sound(ranks, storage, choice, targets, strict=strict)
     return None if loaded is None else Resumed(loaded, foreign=False)
@@ -134,6 +154,26 @@ def _pick(
     if isinstance(choice, int):
         logger.warning("There is no checkpoint before epoch %d; beginning from scratch.", choice)
     return b""
+
+
+def _of_another_run(storage: Storage, handed: Handed) -> LoadedCheckpoint | None:
+    """What `handed` names, unless this directory's own newest goes before it."""
+    catalog = Catalog(storage)
+    try:
+        given = open_directory(*handed)
+    except (CheckpointNotFoundError, CorruptCheckpointError):
+        # The surroundings' record lags behind: what it names may have been pruned since.
+        if _lay_in(storage, handed) and catalog.last() is not None:
+            return None
+        raise
+    return None if _led_to_ours(catalog, given.manifest) else given
+
+
+def _lay_in(storage: Storage, handed: Handed) -> bool:
+    target = None
+    with contextlib.suppress(CorruptCheckpointError):  # a pointer that is cut lies beside its own
+        target = pointed_at(*handed)
+    return same_place((target or handed.place).beside(""), storage)
 
 
 def _led_to_ours(catalog: Catalog, given: Manifest) -> bool:
