@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 _PIECE = 8 << 20
+_WRITE = 2  # SYNC_FILE_RANGE_WRITE
 
 
 def cores() -> int:
@@ -54,6 +55,7 @@ def copier(tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
 def writer(path: Path, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
     """Writes the tensors' bytes to a new file, on as many threads as cores, syncs, replaces.
 
+    The disk is told to begin with each piece, as far as the system can be told (Linux).
     The file of the time before stays until the new one is whole, as with every checkpoint: on a
     disk that first has to find new blocks this is what costs.
     """
@@ -62,6 +64,11 @@ def writer(path: Path, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
     for view in views:
         offsets.append(offsets[-1] + len(view))
     new = path.with_suffix(".new")
+    begin_writeback = getattr(ctypes.CDLL(None), "sync_file_range", lambda *_: None)
+    begin_writeback.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+    def begin_writing(descriptor: int, offset: int, length: int) -> None:
+        begin_writeback(descriptor, offset, length, _WRITE)
 
     def write() -> None:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT)
@@ -70,6 +77,7 @@ def writer(path: Path, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
         def run(first: int) -> None:
             for index in range(first, len(views), cores()):
                 os.pwrite(descriptor, views[index], offsets[index])
+                begin_writing(descriptor, offsets[index], len(views[index]))
 
         _on_threads(run)
         os.fsync(descriptor)

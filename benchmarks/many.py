@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks.measure import alone, build, medians, table
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.storage.remote import RemoteStorage
 
 FEW = "100 tensors"
 SCAN = "os.scandir (limit)"
@@ -72,26 +77,27 @@ def checkpoints(root: Path, repeats: int, count: int = 10_000) -> None:
     remote(count)
 
 
+class CountingFileSystem(MemoryFileSystem):
+    """A store in memory that counts what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> Any:
+        """The method, counted where it would be a request to a store."""
+        if name in ("find", "ls", "info", "exists", "cat_file", "open"):
+            self.asked[name] += 1
+        return super().__getattribute__(name)
+
+
 def remote(count: int) -> None:
-    """How many requests the listing costs on an object store with pages of 1,000 keys."""
-    import fsspec
-
-    from ray_imuckpt.storage.remote import RemoteStorage
-
-    memory = fsspec.filesystem("memory")
+    """What the listing asks of an object store, which answers a `find` in pages of 1,000 keys."""
+    store = CountingFileSystem()
     root = f"/imuckpt-bench-{time.time_ns()}"
-    keys = 4  # files of a checkpoint
     for epoch in range(1, count + 1):
-        memory.store[f"{root}/checkpoint={epoch}/manifest.json"] = None
-    listings = []
-    real = memory.find
-    memory.find = lambda path: listings.append(path) or [n for n in memory.store if root in n]
-    found = RemoteStorage(memory, root).holding("manifest.json")
-    memory.find = real
-    for name in [name for name in memory.store if root in name]:
-        del memory.store[name]
-    pages = -(-keys * count // 1000)
-    print(
-        f"\nOn an object store: {len(found):,} checkpoints found by {len(listings)} listing "
-        f"({pages} pages of 1,000 keys at {keys} files a checkpoint), no request a checkpoint."
-    )
+        store.pipe_file(f"{root}/checkpoint={epoch}/manifest.json", b"")
+    store.asked.clear()
+    found = RemoteStorage(store, root).holding("manifest.json")
+    print(f"\nOn an object store: {len(found):,} checkpoints found by {dict(store.asked)}")
+    store.rm(root, recursive=True)

@@ -226,7 +226,8 @@ class Checkpointer(CheckpointDirectory):
     ) -> PendingSave | None:
         """The end of an epoch: save if it is due. Call it on every rank, at every epoch.
 
-        Everything is copied before this returns: training may change it at once.
+        Everything is copied before this returns, and training may change it at once; with
+        ``snapshot="overlap"`` what optimizers change may be changed by their steps alone.
 
         Args:
             epoch: The epoch that has just ended. An epoch saved before is replaced, and stays whole
@@ -245,7 +246,8 @@ class Checkpointer(CheckpointDirectory):
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
-            SaveFailedError: This save (with ``blocking``) or the one before failed and is absent.
+            SaveFailedError: This save (with ``blocking``) or the one before failed; it is absent,
+                unless the message says that this cannot be told.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()
@@ -271,7 +273,8 @@ class Checkpointer(CheckpointDirectory):
             return None
         self._saver.settle(ranks)
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
-        return self._save(session, storage, state, epoch, numbers, [optimizer, *other.values()])
+        objects = [optimizer, *other.values(), *(per_rank or {}).values()]
+        return self._save(session, storage, state, epoch, numbers, objects)
 
     def _save(
         self,
