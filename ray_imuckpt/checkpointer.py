@@ -27,8 +27,9 @@ from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.transaction import gang, putback, resume
+from ray_imuckpt.transaction import gang, resume
 from ray_imuckpt.transaction.gang import Run
+from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
 from ray_imuckpt.writer import finish_all
 
@@ -148,8 +149,8 @@ class Checkpointer(CheckpointDirectory):
             continue_from: Instead of the Checkpointer's. An epoch that does not exist falls back,
                 with a warning, to the last one before it, and to scratch when there is none.
             per_rank: Objects with ``state_dict`` whose state differs by rank (samplers, loaders).
-            device: Where to move `model` before its state is loaded.
-            strict: Whether names that are missing or unexpected are an error.
+            device: Where to move `model` once all fits, before its state is loaded.
+            strict: Whether missing or unexpected names, and renamed classes, are an error.
             **other: Objects with ``load_state_dict`` are restored; any other value is a default,
                 which ``other`` holds under that name when nothing was saved.
 
@@ -174,14 +175,14 @@ class Checkpointer(CheckpointDirectory):
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             choice = arguments.continue_from(chosen)
             if device is not None:
-                model.to(device)
+                torch.device(device)
             return choice, self._storage(session)
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process
         choice, storage = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
-        targets = putback.Targets(model, optimizer, other, per_rank or {})
+        targets = Targets(model, optimizer, other, per_rank or {}, device)
         loaded = self._continue(session, storage, choice, targets, strict=strict)
         if loaded is None:
             return Start(model, optimizer, [], 1, dict(other))
@@ -193,7 +194,7 @@ class Checkpointer(CheckpointDirectory):
         session: Session,
         storage: Storage,
         choice: str | int,
-        targets: putback.Targets,
+        targets: Targets,
         *,
         strict: bool,
     ) -> LoadedCheckpoint | None:
@@ -205,7 +206,9 @@ class Checkpointer(CheckpointDirectory):
         found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=handed)
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         loaded = None
-        if found is not None:
+        if found is None:
+            together(ranks, targets.move)
+        else:
             loaded, run.foreign = found
             run.parent, run.resumed_from = loaded.manifest, loaded.epoch
             session.resumed(storage, loaded.manifest)
