@@ -27,8 +27,9 @@ from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.transaction import gang, putback, resume
+from ray_imuckpt.transaction import gang, resume
 from ray_imuckpt.transaction.gang import Run
+from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
 from ray_imuckpt.writer import finish_all
 
@@ -148,8 +149,8 @@ class Checkpointer(CheckpointDirectory):
             continue_from: Instead of the Checkpointer's. An epoch that does not exist falls back,
                 with a warning, to the last one before it, and to scratch when there is none.
             per_rank: Objects with ``state_dict`` whose state differs by rank (samplers, loaders).
-            device: Where to move `model` before its state is loaded.
-            strict: Whether names that are missing or unexpected are an error.
+            device: Where to move `model` once all fits, before its state is loaded.
+            strict: Whether missing or unexpected names, and renamed classes, are an error.
             **other: Objects with ``load_state_dict`` are restored; any other value is a default,
                 which ``other`` holds under that name when nothing was saved.
 
@@ -174,14 +175,14 @@ class Checkpointer(CheckpointDirectory):
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             choice = arguments.continue_from(chosen)
             if device is not None:
-                model.to(device)
+                torch.device(device)
             return choice, self._storage(session), session.handed()
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process
         choice, storage, handed = together(ranks, request)
         gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
-        targets = putback.Targets(model, optimizer, other, per_rank or {})
+        targets = Targets(model, optimizer, other, per_rank or {}, device)
         loaded = self._continue(session, storage, choice, handed, targets, strict=strict)
         if loaded is None:
             return Start(model, optimizer, [], 1, dict(other))
@@ -194,7 +195,7 @@ class Checkpointer(CheckpointDirectory):
         storage: Storage,
         choice: str | int,
         handed: Storage | None,
-        targets: putback.Targets,
+        targets: Targets,
         *,
         strict: bool,
     ) -> LoadedCheckpoint | None:
@@ -205,7 +206,9 @@ class Checkpointer(CheckpointDirectory):
         found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=place)
         run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
         loaded = None
-        if found is not None:
+        if found is None:
+            together(ranks, targets.move)
+        else:
             loaded, run.foreign = found
             run.parent, run.resumed_from = loaded.manifest, loaded.epoch
             session.resumed(storage, loaded.manifest)
@@ -226,8 +229,7 @@ class Checkpointer(CheckpointDirectory):
     ) -> PendingSave | None:
         """The end of an epoch: save if it is due. Call it on every rank, at every epoch.
 
-        Everything is copied before this returns, and training may change it at once; with
-        ``snapshot="overlap"`` what optimizers change may be changed by their steps alone.
+        Everything is copied before this returns, or (``"overlap"``) before the next optimizer step.
 
         Args:
             epoch: The epoch that has just ended. An epoch saved before is replaced, and stays whole
@@ -235,8 +237,7 @@ class Checkpointer(CheckpointDirectory):
             model: As for `start`.
             optimizer: As for `start`.
             log: The training log, of any plain types; rank 0's is stored.
-            metrics: Numbers of this epoch, kept with the checkpoint and reported to Ray; the same
-                names on every rank, rank 0's numbers count.
+            metrics: Numbers, kept and told to Ray; the same names on every rank, rank 0's count.
             per_rank: As for `start`; every rank's state is stored.
             force: Save also when `epoch` is not a multiple of ``save_every``.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
@@ -246,8 +247,7 @@ class Checkpointer(CheckpointDirectory):
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
-            SaveFailedError: This save (with ``blocking``) or the one before failed; it is absent,
-                unless the message says that this cannot be told.
+            SaveFailedError: This save (with ``blocking``) or the one before failed; see its text.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()

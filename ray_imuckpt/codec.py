@@ -25,6 +25,7 @@ OPTIMIZER = "optimizer"
 STATE = "state"
 
 _EXTRA = "imuckpt.extra"
+_VERSIONS = "imuckpt.versions"
 _TREE = "imuckpt.tree"
 
 
@@ -48,6 +49,7 @@ class TrainingState:
         other: The user's values, those of `objects` being states.
         objects: The names in `other` whose values are states of objects.
         ranks: Each rank's own state, as `encode_rank` gave it, in rank order.
+        classes: The names of the classes of `objects`.
     """
 
     model: ModelState
@@ -56,6 +58,7 @@ class TrainingState:
     other: Mapping[str, Any]
     objects: Iterable[str]
     ranks: list[bytes]
+    classes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class DecodedState:
     other: dict[str, Any]
     objects: frozenset[str]
     ranks: list[Any]
+    classes: dict[str, str]
     optimizer: Any = field(repr=False)
 
 
@@ -116,6 +120,7 @@ def plan(state: TrainingState) -> Plan:
             for name, value in state.other.items()
         },
         "objects": sorted(state.objects),
+        "classes": dict(state.classes),
         "optimizer": tree.encode(state.optimizer, optimizer_tensors, "optimizer"),
         "ranks": [_merge_rank(blob, state_tensors) for blob in state.ranks],
     }
@@ -146,7 +151,7 @@ def _model_files(model: ModelState) -> Iterable[TensorFile]:
     for part, frozen in ((MODEL, False), (MODEL_FROZEN, True)):
         mine = {n: t for n, t in model.tensors.items() if (n in model.frozen) == frozen}
         aliases = {n: target for n, target in model.aliases.items() if target in mine}
-        metadata: dict[str, str] = {}
+        metadata = {} if frozen else {_VERSIONS: tree.dumps(dict(model.versions)).decode("ascii")}
         if not frozen and model.extra:
             data = tree.encode(dict(model.extra), mine, _EXTRA)
             metadata[_EXTRA] = tree.dumps(data).decode("ascii")
@@ -170,6 +175,13 @@ def decode_model(
     return {n: t for n, t in found.items() if not n.startswith(_EXTRA)}, extra
 
 
+def decode_versions(metadata: Mapping[str, str]) -> dict[str, int] | None:
+    """The versions of the model's modules; ``None`` in a checkpoint that does not hold them."""
+    if _VERSIONS not in metadata:
+        return None
+    return dict(tree.loads(metadata[_VERSIONS].encode("ascii")))
+
+
 def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> DecodedState:
     """The ``state`` part, the optimizer's tree still undecoded.
 
@@ -183,6 +195,7 @@ def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> De
             other={name: tree.decode(value, found) for name, value in trees["other"].items()},
             objects=frozenset(trees["objects"]),
             ranks=[tree.decode(rank, found) for rank in trees["ranks"]],
+            classes=dict(trees.get("classes", {})),  # older checkpoints lack it
             optimizer=trees["optimizer"],
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -88,5 +88,5 @@ def load_into(
     live.check(tensors, extra, strict=strict)
     if device is not None:
         live = LiveModel(model.to(device))
-    live.load(*loaded.fill_model(live.memory(tensors)))
+    live.load(*loaded.fill_model(live.memory(tensors)), loaded.model_versions)
     return model

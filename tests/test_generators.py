@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_model
+from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, StateMismatchError
 from ray_imuckpt.capture import random_state
 
@@ -79,6 +80,48 @@ def test_cuda_states_without_their_devices_are_told_of(
 
     monkeypatch.setattr("ray_imuckpt.transaction.gang.take_random", with_cuda)
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model())
-    Checkpointer(tmp_path).start(small_model())
+    if not torch.cuda.is_available():
+        model = small_model(seed=1)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(StateMismatchError, match="2 CUDA device.*rank=0") as caught:
+            Checkpointer(tmp_path).start(model)
+        assert "strict=False" in str(caught.value)
+        assert same_bytes(dict(model.state_dict()), before)
+    Checkpointer(tmp_path).start(small_model(), strict=False)
     present = torch.cuda.device_count()
     assert f"random state of {2 - present} CUDA device(s) that rank 0 does not have" in caplog.text
+
+
+@pytest.fixture
+def numpy_of_another_kind() -> Iterator[None]:
+    """Puts NumPy's own bit generator back."""
+    mine = np.random.get_bit_generator()
+    yield
+    np.random.set_bit_generator(mine)
+
+
+@pytest.mark.usefixtures("numpy_of_another_kind")
+def test_numpys_own_generator_may_be_another(tmp_path: Path) -> None:
+    np.random.set_bit_generator(np.random.PCG64(3))
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model())
+    expected = np.random.random(3).tolist()
+    np.random.set_bit_generator(np.random.PCG64(4))
+    Checkpointer(tmp_path).start(small_model())
+    assert np.random.random(3).tolist() == expected
+    np.random.set_bit_generator(np.random.MT19937(4))
+    with pytest.raises(StateMismatchError, match=r"(?s)MT19937 here.*PCG64.*set_bit_generator"):
+        Checkpointer(tmp_path).start(small_model())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_generators_of_new_ranks_draw_by_checkpoint_rank_and_name_alone(kind: str) -> None:
+    make, draw = KINDS[kind]
+    saved = random_state.take_random()
+
+    def drawn(rank: int, name: str, built_with: int = 1) -> list[Any]:
+        generator = make(built_with)
+        random_state.seed_generator(generator, saved, rank, name)
+        return draw(generator)
+
+    assert drawn(1, "g") == drawn(1, "g", built_with=2)
+    assert len({str(drawn(*where)) for where in [(1, "g"), (2, "g"), (1, "h")]}) == 3

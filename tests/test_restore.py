@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from conftest import adamw, same_bytes, small_model
-from ray_imuckpt import Checkpointer, CorruptCheckpointError, StateMismatchError, load
+from ray_imuckpt import (
+    Checkpointer,
+    CorruptCheckpointError,
+    ImuckptError,
+    StateMismatchError,
+    load,
+)
+from ray_imuckpt.capture.objects import take_object
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.transaction import reading
 
@@ -268,21 +277,187 @@ def test_objects_with_small_and_empty_tensors(tmp_path: Path) -> None:
     assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
 
 
-def test_an_object_that_refuses_leaves_the_model_as_it_was(tmp_path: Path) -> None:
-    class Refuses:
+class Refuses:
+    """An object that never takes its state back."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, _: Any) -> None:
+        raise RuntimeError("not this one")
+
+
+class Everything:
+    """A run's objects of all kinds, trained a little by `seed`."""
+
+    def __init__(self, seed: int, scaler: Any, **more: Any) -> None:
+        self.model = small_model(seed)
+        self.optimizer = adamw(self.model)
+        critic = small_model(seed + 10)
+        self.critic_optimizer = torch.optim.Adam(critic.parameters(), lr=0.1 + seed)
+        for model, optimizer in (
+            (self.model, self.optimizer),
+            (critic, self.critic_optimizer),
+        ):
+            model(torch.randn(8, 4)).sum().backward()
+            optimizer.step()
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, factor=0.9)
+        plateau.step(float(seed))
+        self.other = {
+            "critic_optimizer": self.critic_optimizer,
+            "generator": np.random.default_rng(seed),
+            "plateau": plateau,
+            "scaler": scaler,
+            **more,
+        }
+        self.per_rank = {"bits": torch.Generator().manual_seed(seed)}
+
+    def save(self, directory: Path, epoch: int = 1) -> None:
+        Checkpointer(directory, blocking=True).checkpoint(
+            epoch, model=self.model, optimizer=self.optimizer, per_rank=self.per_rank, **self.other
+        )
+
+    def start(self, directory: Path, **choices: Any) -> Any:
+        return Checkpointer(directory).start(
+            self.model, self.optimizer, per_rank=self.per_rank, **self.other, **choices
+        )
+
+    def state(self) -> Any:
+        objects = {**self.other, **self.per_rank}
+        return copy.deepcopy(
+            [
+                dict(self.model.state_dict()),
+                self.optimizer.state_dict(),
+                *(take_object(objects[name]) for name in sorted(objects)),
+            ]
+        )
+
+
+def test_an_object_that_refuses_leaves_all_objects_as_they_were(tmp_path: Path) -> None:
+    """By keyword or of a rank: those before it were restored, and are put back."""
+    saved = Everything(0, torch.amp.GradScaler("cpu", enabled=False), zz=Refuses())
+    saved.save(tmp_path)
+    for scaler, error in (
+        (torch.amp.GradScaler("cpu"), "source state dict is empty"),
+        (torch.amp.GradScaler("cpu", enabled=False), "not this one"),
+    ):
+        here = Everything(1, scaler, zz=Refuses())
+        groups = here.critic_optimizer.param_groups
+        before = here.state()
+        with pytest.raises(RuntimeError, match=error):
+            here.start(tmp_path)
+        assert same_bytes(here.state(), before)
+        assert here.critic_optimizer.param_groups is groups
+
+
+def test_what_cannot_be_put_back_is_named(tmp_path: Path) -> None:
+    class Half:
+        at = 0
+
         def state_dict(self) -> dict[str, int]:
-            return {}
+            return {"at": self.at}
 
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.at = -1
+            raise KeyError("half way")
+
+    class Refusing(nn.Linear):
+        def get_extra_state(self) -> int:
+            return 1
+
+        def set_extra_state(self, _: int) -> None:
+            raise KeyError("half way")
+
+    for number, make in enumerate((Half, lambda: Refusing(2, 2)), 1):
+        saved = Everything(0, Refuses(), thing=make())
+        saved.other.pop("scaler")
+        saved.save(tmp_path, number)
+        here = Everything(1, Refuses(), thing=make())
+        here.other.pop("scaler")
+        before = here.state()
+        with pytest.raises(ImuckptError, match="half way(?s:.*)thing may hold a part of epoch"):
+            here.start(tmp_path)
+        here.other.pop("thing")
+        after = here.state()
+        assert same_bytes(after[:2], before[:2])
+        assert all(any(same_bytes(state, kept) for kept in before) for state in after)
+
+
+def test_altered_bytes_behind_good_ones_leave_the_objects_by_keyword_as_they_were(
+    tmp_path: Path,
+) -> None:
+    saved, optimizer = large()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, scheduler=scheduler)
+    flip(tmp_path / "checkpoint=1", "model-*", -1)
+    model, optimizer = large(seed=1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7)
+    before = scheduler.state_dict()
+    with pytest.raises(CorruptCheckpointError, match="may hold a part of this epoch"):
+        Checkpointer(tmp_path).start(model, scheduler=scheduler, continue_from=1)
+    assert scheduler.state_dict() == before
+
+
+def test_a_misfit_behind_a_damaged_checkpoint_says_what_the_objects_may_hold(
+    tmp_path: Path,
+) -> None:
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=small_model())
+    checkpointer.checkpoint(2, model=large()[0])
+    flip(tmp_path / "checkpoint=2", "model-*", -1)
+    with pytest.raises(StateMismatchError, match="does not fit.*may hold that part"):
+        Checkpointer(tmp_path).start(large(seed=1)[0])
+
+
+def test_what_fails_behind_all_checks_says_that_the_model_may_hold_a_part(tmp_path: Path) -> None:
+    class Refusing(torch.optim.SGD):
         def load_state_dict(self, _: Any) -> None:
-            raise RuntimeError("not this one")
+            raise KeyError("half way")
 
-    saved = small_model()
-    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, thing=Refuses())
-    model = small_model(seed=1)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(RuntimeError, match="not this one"):
-        Checkpointer(tmp_path).start(model, thing=Refuses())
-    assert same_bytes(dict(model.state_dict()), before)
+    def build(seed: int) -> Any:
+        model = small_model(seed)
+        scheduler = torch.optim.lr_scheduler.StepLR(adamw(model), 1 + seed)
+        return model, Refusing(model.parameters(), lr=0.1), scheduler
+
+    model, optimizer, scheduler = build(0)
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=model, optimizer=optimizer, scheduler=scheduler
+    )
+    model, optimizer, scheduler = build(1)
+    before = scheduler.state_dict()
+    with pytest.raises(ImuckptError, match="half way(?s:.*)rank=0(?s:.*)may hold a part"):
+        Checkpointer(tmp_path).start(model, optimizer, scheduler=scheduler)
+    assert scheduler.state_dict() == before
+
+
+def test_a_model_that_does_not_fit_stays_on_its_device(tmp_path: Path) -> None:
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=nn.Linear(2, 2))
+    model = nn.Linear(3, 3)
+    with pytest.raises(StateMismatchError):
+        Checkpointer(tmp_path).start(model, device="meta")
+    assert model.weight.is_cpu
+    assert Checkpointer(tmp_path / "none").start(model, device="meta").model.weight.is_meta
+
+
+@pytest.mark.parametrize("kind", ["inference_mode", "expanded"])
+def test_memory_that_nothing_can_be_written_to_is_refused_before_anything_is_changed(
+    tmp_path: Path, kind: str
+) -> None:
+    class Model(nn.Module):
+        def __init__(self, second: torch.Tensor) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.register_buffer("second", second)
+
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=Model(torch.ones(3, 2)))
+    with torch.inference_mode(mode=kind == "inference_mode"):
+        second = torch.zeros(3, 2)
+    model = Model(second if kind == "inference_mode" else torch.zeros(1, 2).expand(3, 2))
+    before = model.first.weight.detach().clone()
+    with pytest.raises(StateMismatchError, match=rf"second .*{kind}(?s:.*)clone"):
+        Checkpointer(tmp_path).start(model)
+    assert same_bytes(model.first.weight, before)
+    assert not model.second.any()
 
 
 def test_load_hooks_see_and_may_change_what_is_loaded(tmp_path: Path) -> None:

@@ -29,12 +29,15 @@ class ModelState:
         aliases: The other names of tied tensors, to the name in `tensors`.
         frozen: The names in `tensors` of parameters that do not require a gradient.
         extra: Name to what a module's ``get_extra_state`` gave.
+        versions: Name of a module to its ``_version``, where that is not 1; the model itself is
+            ``""``.
     """
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -62,7 +65,8 @@ def take_model(model: nn.Module) -> ModelState:
     extra: dict[str, Any] = {}
     frozen: set[str] = set()
     first: dict[Any, str] = {}
-    for key, value in module.state_dict(keep_vars=True).items():
+    state = module.state_dict(keep_vars=True)
+    for key, value in state.items():
         name = names(key)
         if not isinstance(value, torch.Tensor) or _is_extra(name):
             extra[name] = value
@@ -81,7 +85,11 @@ def take_model(model: nn.Module) -> ModelState:
             frozen.add(name)
         tensors[name] = whole(value)
         check_storable(tensors[name], f"model[{name!r}]")
-    return ModelState(tensors, aliases, frozenset(frozen), extra)
+    versions = {  # of a wrapper and what is in it the inner one comes last, and counts
+        names.of_module(path): notes.get("version") for path, notes in _metadata(state).items()
+    }
+    told = {name: version for name, version in versions.items() if version not in (None, 1)}
+    return ModelState(tensors, aliases, frozenset(frozen), extra, told)
 
 
 class LiveModel:
@@ -94,7 +102,7 @@ class LiveModel:
     @uncollected()
     def __init__(self, model: nn.Module) -> None:
         self._module = bare(model)
-        names = _names(self._module)
+        self._name_of = names = _names(self._module)
         self._state = self._module.state_dict(keep_vars=True)
         self._names = {key: names(key) for key in self._state}
         self._identities = {
@@ -145,6 +153,13 @@ class LiveModel:
             and not nn.parameter.is_lazy(value)
             and value.shape != tensors[name].shape
         }
+        unfit = self._unfit(there)
+        if unfit:
+            raise StateMismatchError(
+                f"This {kind} has tensors that nothing can be loaded into: {'; '.join(unfit)}.",
+                hint="Give each memory of its own that may be written: value = value.clone(), "
+                "outside of torch.inference_mode().",
+            )
         if missing or unexpected or wrong:
             raise StateMismatchError(
                 f"The checkpoint does not fit this {kind}.",
@@ -154,6 +169,21 @@ class LiveModel:
                 hint="Build the model as it was when it was saved"
                 + ("." if wrong else ", or pass strict=False to load what fits."),
             )
+
+    def _unfit(self, there: set[Any]) -> list[str]:
+        """Those of the tensors to be loaded that torch's ``copy_`` will refuse, and why."""
+        found = []
+        for key, value in self._state.items():
+            if not isinstance(value, torch.Tensor) or self._identities[key] not in there:
+                continue
+            if _is_extra(key) or nn.parameter.is_lazy(value) or value.layout != torch.strided:
+                continue
+            name = self._names[key]
+            if value.is_inference() and not torch.is_inference_mode_enabled():
+                found.append(f"{name} was made under torch.inference_mode()")
+            elif not is_sharded(value) and _is_expanded(value):
+                found.append(f"{name} is expanded, its elements share memory")
+        return found
 
     @uncollected()
     def memory(self, places: Mapping[str, TensorInfo]) -> dict[int, torch.Tensor]:
@@ -170,14 +200,31 @@ class LiveModel:
         return disjoint(found)
 
     @uncollected()
-    def load(self, tensors: Mapping[str, torch.Tensor], extra: Mapping[str, Any]) -> None:
+    def load(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        extra: Mapping[str, Any],
+        versions: Mapping[str, int] | None = None,
+    ) -> None:
         """Load what `check` has accepted, in place; live tensors keep their device and dtype.
 
         A collective when parameters are sharded.
+
+        Args:
+            tensors: The saved ones.
+            extra: What else was saved.
+            versions: As `ModelState.versions`; ``None`` where they were not saved: then modules
+                are told that what they load is of their present version.
         """
         state: OrderedDict[str, Any] = OrderedDict()
+        metadata = _metadata(self._state)
+        if versions is not None:
+            metadata = {
+                path: {**notes, "version": versions.get(self._name_of.of_module(path), 1)}
+                for path, notes in metadata.items()
+            }
         # Private, but documented by Module.load_state_dict: modules read their version there.
-        state._metadata = getattr(self._state, "_metadata", {})  # type: ignore[attr-defined] # noqa: SLF001
+        state._metadata = metadata  # type: ignore[attr-defined] # noqa: SLF001
         by_identity: dict[Any, torch.Tensor] = {}
         for key, identity in self._identities.items():
             saved = tensors.get(self._names[key])
@@ -224,6 +271,20 @@ class _names:  # noqa: N801 - used as a function
             return ".".join(part for part in key.split(".") if part not in _WRAPPER_SEGMENTS)
         return key
 
+    def of_module(self, path: str) -> str:
+        """The same for the path of a module."""
+        return self(f"{path}.x" if path else "x").removesuffix("x").removesuffix(".")
+
+
+def _metadata(state: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
+    """Path of each module to what torch notes of it beside its state."""
+    return getattr(state, "_metadata", {})
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    strides = zip(tensor.stride(), tensor.shape, strict=True)
+    return any(not stride and size > 1 for stride, size in strides)
+
 
 def _identity(tensor: torch.Tensor) -> Any:
     """Equal for two tensors exactly when they are the same elements of the same memory."""
@@ -232,4 +293,8 @@ def _identity(tensor: torch.Tensor) -> Any:
         return id(tensor)
     if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return id(tensor)
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    address = tensor.data_ptr()
+    if not address:  # a wrapper: its memory is that of the tensors in it
+        return id(tensor)
+    seen_as = tensor.is_conj(), tensor.is_neg()  # the same memory, other elements
+    return address, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, seen_as

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from ray_imuckpt import tree
 from ray_imuckpt.capture.model import LiveModel, take_model
-from ray_imuckpt.capture.optimizer import load_exactly
+from ray_imuckpt.capture.optimizer import check_plain, class_name, load_exactly
 from ray_imuckpt.capture.random_state import (
     apply_generator,
     check_generator,
     is_generator,
     take_generator,
 )
-from ray_imuckpt.capture.sharding import consolidated, whole
+from ray_imuckpt.capture.sharding import consolidated, is_zero_redundancy, whole
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 
 
@@ -49,10 +52,39 @@ def may_be_sharded(value: Any) -> bool:
     return isinstance(value, (nn.Module, torch.optim.Optimizer))
 
 
+def classes(objects: Mapping[str, Any]) -> dict[str, str]:
+    """The class of each object whose state does not tell by itself what it belongs to.
+
+    Not of generators, whose state holds their algorithm, and not of models: the names of their
+    tensors are compared, and a wrapper around them is not to matter.
+    """
+    return {
+        name: class_name(value)
+        for name, value in objects.items()
+        if is_stateful(value) and not is_generator(value) and not isinstance(value, nn.Module)
+    }
+
+
+def check_class(target: Any, saved: str | None, name: str) -> None:
+    """Raise `StateMismatchError` unless `target` is of the class that was saved, if that is known.
+
+    Without it the state of an Adam would be taken for that of an SGD, which fails at its next step.
+    """
+    mine = classes({name: target}).get(name)
+    if mine and saved and mine != saved:
+        raise StateMismatchError(
+            f"{name!r} is a {mine} here, and was saved as a {saved}.",
+            hint="Pass what was passed when it was saved. If its class was only given another name "
+            "since, pass strict=False.",
+        )
+
+
 def check_object(target: Any, state: Any, name: str) -> None:
     """Raise `StateMismatchError` if `state` does not fit, as far as that can be told beforehand."""
     if is_generator(target):
         check_generator(target, state, name)
+    if isinstance(target, torch.optim.Optimizer):
+        check_plain(target, state, name)
     if not isinstance(target, nn.Module):
         return
     if not isinstance(state, Mapping):
@@ -73,6 +105,67 @@ def apply_object(target: Any, state: Any) -> None:
         load_exactly(target, state)
     else:
         target.load_state_dict(state)
+
+
+def keep(value: Any) -> Callable[[], None] | None:
+    """What puts an object back as it is now, or ``None`` where that is not kept.
+
+    Models are not, and what is spread over the ranks: a copy would need their memory once more. Of
+    an optimizer no tensor is copied, since torch replaces its state instead of writing into it.
+    """
+    if isinstance(value, nn.Module) or is_zero_redundancy(value):
+        return None
+    if isinstance(value, torch.optim.Optimizer):
+        return _keep_optimizer(value)
+    if isinstance(value, torch.utils.data.DataLoader):
+        # Its state_dict() may start worker processes; its load_state_dict() only sets attributes.
+        attributes = dict(vars(value))
+
+        def put_back() -> None:
+            vars(value).clear()
+            vars(value).update(attributes)
+
+        return put_back
+    try:
+        state = copy.deepcopy(take_object(value))
+    except Exception:  # noqa: BLE001 - it may have no state yet, and still take one
+        return None
+
+    def put_back_state() -> None:
+        try:
+            apply_object(value, state)
+        except Exception:
+            if not _same(take_object(value), state):  # what refuses everything has not changed
+                raise
+
+    return put_back_state
+
+
+def _keep_optimizer(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    groups = optimizer.param_groups
+    options = [dict(group) for group in groups]
+    state = defaultdict(dict, {p: _shallow(values) for p, values in optimizer.state.items()})
+
+    def put_back() -> None:
+        for group, kept in zip(groups, options, strict=True):
+            group.clear()
+            group.update(kept)
+        optimizer.param_groups = groups
+        optimizer.state = state
+
+    return put_back
+
+
+def _same(one: Any, other: Any) -> bool:
+    tensors: tuple[dict[str, torch.Tensor], ...] = {}, {}
+    trees = [tree.encode(v, t, "state") for v, t in zip((one, other), tensors, strict=True)]
+    return trees[0] == trees[1] and all(
+        torch.equal(t, tensors[1][n]) for n, t in tensors[0].items()
+    )
+
+
+def _shallow(values: Any) -> Any:
+    return dict(values) if type(values) is dict else values
 
 
 def is_stateful(value: Any) -> bool:

@@ -7,7 +7,7 @@ module; a parameter that the model does not know is named ``param_groups[g][i]``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, chain
 from typing import Any
 
@@ -46,7 +46,7 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
     ]
     state = {names.get(index, index): _whole(values) for index, values in plain["state"].items()}
     rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
-    return {"class": _class_name(optimizer), "param_groups": groups, "state": state, **rest}
+    return {"class": class_name(optimizer), "param_groups": groups, "state": state, **rest}
 
 
 class LiveOptimizer:
@@ -68,7 +68,7 @@ class LiveOptimizer:
         Raises:
             StateMismatchError: It says what differs.
         """
-        mine = _class_name(self._optimizer)
+        mine = class_name(self._optimizer)
         if saved["class"] != mine:
             raise StateMismatchError(
                 f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
@@ -94,6 +94,13 @@ class LiveOptimizer:
                     unexpected=unexpected,
                     hint="Give the optimizer the same parameters, in the same groups.",
                 )
+        names = chain(*self._names)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        _check_shapes(
+            self._optimizer,
+            [(n, p, saved["state"].get(n)) for n, p in zip(names, parameters, strict=True)],
+            "The optimizer",
+        )
 
     @uncollected()
     def memory(self, places: OptimizerState) -> dict[int, torch.Tensor]:
@@ -144,6 +151,71 @@ class LiveOptimizer:
         load_exactly(self._optimizer, {"state": state, "param_groups": groups, **rest})
 
 
+def check_plain(optimizer: torch.optim.Optimizer, plain: Any, name: str) -> None:
+    """Raise unless `plain`, an optimizer's own ``state_dict``, has its groups and their sizes.
+
+    Raises:
+        StateMismatchError: It says what differs.
+    """
+    if not isinstance(plain, Mapping) or "param_groups" not in plain:
+        raise StateMismatchError(
+            f"{name!r} is an optimizer here, and what was saved has no parameter groups.",
+            hint="Pass what was passed when it was saved.",
+        )
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    saved = [len(group["params"]) for group in plain["param_groups"]]
+    if here != saved:
+        raise StateMismatchError(
+            f"The optimizer {name!r} had {len(saved)} parameter group(s) of {saved} parameters "
+            f"when it was saved, and has {len(here)} of {here} here.",
+            hint="Build the optimizer with the same groups.",
+        )
+    _check_shapes(
+        optimizer,
+        [
+            (f"{name}.param_groups[{g}][{i}]", parameter, plain["state"].get(index))
+            for g, (now, group) in enumerate(
+                zip(optimizer.param_groups, plain["param_groups"], strict=True)
+            )
+            for i, (parameter, index) in enumerate(zip(now["params"], group["params"], strict=True))
+        ],
+        f"The optimizer {name!r}",
+    )
+
+
+# What torch's own optimizers keep in the shape of the parameter, unless it is a scalar. A foreign
+# one may keep under these names what it likes.
+_OF_PARAMETERS_SHAPE = {
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "sum", "square_avg",
+    "grad_avg", "acc_delta", "prev", "step_size", "ax",
+}  # fmt: skip
+
+
+def _check_shapes(
+    optimizer: Any, states: Iterable[tuple[str, torch.Tensor, Any]], what: str
+) -> None:
+    """Raise unless the state of each parameter (its name, itself, what was saved) has its shape."""
+    inner = optimizer.optim if is_zero_redundancy(optimizer) else optimizer
+    if not type(inner).__module__.startswith("torch.optim."):
+        return
+    wrong = {
+        f"{name}.{key}": (list(value.shape), list(parameter.shape))
+        for name, parameter, values in states
+        if isinstance(values, Mapping)
+        for key, value in values.items()
+        if key in _OF_PARAMETERS_SHAPE
+        and isinstance(value, (torch.Tensor, TensorInfo))
+        and len(value.shape)
+        and tuple(value.shape) != tuple(parameter.shape)
+    }
+    if wrong:
+        raise StateMismatchError(
+            f"{what} has parameters of another shape than when it was saved.",
+            wrong_shape=wrong,
+            hint="Build the parameters as they were when it was saved.",
+        )
+
+
 @uncollected()
 def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> None:
     """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
@@ -191,10 +263,11 @@ def _names_by_index(
     }
 
 
-def _class_name(optimizer: torch.optim.Optimizer) -> str:
+def class_name(optimizer: Any) -> str:
+    """The class of an optimizer, or of anything else."""
     if is_zero_redundancy(optimizer):
         # What is inside, so that the run may be resumed without the sharding.
-        return type(optimizer.optim).__name__  # type: ignore[attr-defined]
+        return type(optimizer.optim).__name__
     return type(optimizer).__name__
 
 

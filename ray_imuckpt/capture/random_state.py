@@ -7,7 +7,8 @@ A rank that did not exist when the checkpoint was made (a larger gang) has no st
 to. Its generators are seeded anew by a rule that depends on the checkpoint and the rank alone:
 ``seed = XXH3-128(rank 0's torch CPU state || rank as 8 bytes, little endian)``, of which Python
 takes all 128 bits, NumPy four words of 32 bits, and torch the low 63 bits. No two ranks get the
-same.
+same. A generator passed in ``per_rank`` gets a seed of its own: its name in ``per_rank``, in UTF-8,
+is hashed too, behind the rank.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from ray_imuckpt.errors import StateMismatchError
 
 def take_random() -> dict[str, Any]:
     """The generators' states, to be stored as a tree."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (name, keys, position, has_gauss, cached),
+        "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - a tuple in older checkpoints
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -35,11 +35,26 @@ def take_random() -> dict[str, Any]:
     return state
 
 
-def apply_random(state: dict[str, Any]) -> int:
-    """Put the generators back.
+def check_random(state: dict[str, Any], rank: int) -> None:
+    """Raise `StateMismatchError` unless NumPy's generator is of the algorithm that was saved."""
+    mine = np.random.get_state(legacy=False)["bit_generator"]  # noqa: NPY002
+    saved = state["numpy"]
+    algorithm = saved["bit_generator"] if isinstance(saved, dict) else saved[0]
+    if algorithm != mine:
+        raise StateMismatchError(
+            f"NumPy draws from {mine} here, and drew from {algorithm} when it was saved.",
+            rank=rank,
+            hint=f"Call np.random.set_bit_generator(np.random.{algorithm}()) before start().",
+        )
 
-    Returns:
-        How many CUDA devices had a state and are not there.
+
+def missing_cuda(state: dict[str, Any]) -> int:
+    """How many CUDA devices had a state and are not there."""
+    return max(0, len(state.get("cuda", ())) - torch.cuda.device_count())
+
+
+def apply_random(state: dict[str, Any]) -> None:
+    """Put the generators back, as far as their devices are there.
 
     Raises:
         RuntimeError, ValueError, TypeError: From the generator that refused its state.
@@ -51,18 +66,39 @@ def apply_random(state: dict[str, Any]) -> int:
     present = torch.cuda.device_count() if saved and torch.cuda.is_available() else 0
     for device, cuda in enumerate(saved[:present]):
         torch.cuda.set_rng_state(cuda, device)
-    return max(0, len(saved) - present)
 
 
 def seed_new_rank(rank_zero: dict[str, Any], rank: int) -> None:
     """Seed the generators of a rank that the checkpoint does not know, by the rule above."""
-    told = rank_zero["torch"].numpy().tobytes() + rank.to_bytes(8, "little")
-    seed = int(checksum([told]), 16)
+    seed = _seed(rank_zero, rank, "")
     random.seed(seed)
-    np.random.seed([(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
-    torch.manual_seed(seed & (2**63 - 1))
+    np.random.seed(_words(seed))  # noqa: NPY002
+    torch.manual_seed(seed & _LOW)
 
 
+def seed_generator(value: Any, rank_zero: dict[str, Any], rank: int, name: str) -> None:
+    """Seed a generator that such a rank passed in ``per_rank``, in place."""
+    seed = _seed(rank_zero, rank, name)
+    if isinstance(value, np.random.Generator):
+        value.bit_generator.state = type(value.bit_generator)(_words(seed)).state
+    elif isinstance(value, np.random.RandomState):
+        value.set_state(np.random.RandomState(_words(seed)).get_state())
+    elif isinstance(value, random.Random):
+        value.seed(seed)
+    else:
+        value.manual_seed(seed & _LOW)
+
+
+def _seed(rank_zero: dict[str, Any], rank: int, name: str) -> int:
+    told = rank_zero["torch"].numpy().tobytes() + rank.to_bytes(8, "little") + name.encode()
+    return int(checksum([told]), 16)
+
+
+def _words(seed: int) -> list[int]:
+    return [(seed >> shift) & 0xFFFFFFFF for shift in (0, 32, 64, 96)]
+
+
+_LOW = 2**63 - 1
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 

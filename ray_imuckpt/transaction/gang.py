@@ -16,7 +16,7 @@ from torch import nn
 from ray_imuckpt import chunks, codec, layout, tree
 from ray_imuckpt._version import __version__
 from ray_imuckpt.capture.model import take_model
-from ray_imuckpt.capture.objects import is_stateful, may_be_sharded, take_object
+from ray_imuckpt.capture.objects import classes, is_stateful, may_be_sharded, take_object
 from ray_imuckpt.capture.optimizer import take_optimizer
 from ray_imuckpt.capture.random_state import take_random
 from ray_imuckpt.catalog import Catalog
@@ -99,7 +99,8 @@ def capture(
 
     def mine() -> bytes:
         state = {name: take_object(per_rank[name]) for name in sorted(per_rank)}
-        return codec.encode_rank({"random": take_random(), "per_rank": state}, ranks.rank)
+        mine = {"random": take_random(), "per_rank": state, "classes": classes(per_rank)}
+        return codec.encode_rank(mine, ranks.rank)
 
     blobs = ranks.gather(together(ranks, mine))
     gathered = [name for name in sorted(other) if may_be_sharded(other[name])]
@@ -121,6 +122,7 @@ def capture(
             other={**values, **{name: take_object(other[name]) for name in gathered}},
             objects=[name for name, value in other.items() if is_stateful(value)],
             ranks=blobs,
+            classes=classes(other),
         )
 
     return together(ranks, shared)

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from ray_imuckpt.capture.model import LiveModel
-from ray_imuckpt.capture.objects import apply_object, check_object, is_stateful
 from ray_imuckpt.capture.optimizer import LiveOptimizer
-from ray_imuckpt.capture.random_state import apply_random, seed_new_rank
-from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.capture.random_state import (
+    apply_random,
+    check_random,
+    missing_cuda,
+    seed_new_rank,
+)
+from ray_imuckpt.errors import ImuckptError, StateMismatchError
 from ray_imuckpt.ranks import Ranks, together
+from ray_imuckpt.transaction.objects import Objects, Targets, check_objects, saved_per_rank
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
 
 logger = logging.getLogger("ray_imuckpt")
-
-
-@dataclass(frozen=True)
-class Targets:
-    """The live objects that a checkpoint is put into."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer | None
-    other: Mapping[str, Any] = field(default_factory=dict)
-    per_rank: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def objects(self) -> dict[str, Any]:
-        """Those in `other` that are restored in place."""
-        return {name: value for name, value in self.other.items() if is_stateful(value)}
 
 
 def put_back(
@@ -59,7 +46,15 @@ def put_back(
     loaded.prepare(optimizer=targets.optimizer is not None)
 
     def check() -> tuple[LiveModel, LiveOptimizer | None]:
-        live = _check(loaded, targets, ranks, strict=strict)
+        try:
+            live = _check(loaded, targets, ranks, strict=strict)
+        except StateMismatchError as error:
+            if touched:
+                error.message += (
+                    " And a newer checkpoint turned out to be damaged after a part of it had been "
+                    "restored: model and optimizer may hold that part, build them anew."
+                )
+            raise
         held = _held(loaded, targets, ranks)
         if touched - held:
             raise StateMismatchError(
@@ -74,8 +69,29 @@ def put_back(
         return live
 
     model, optimizer = together(ranks, check)
-    # Objects first, which can only be tried: the model is not changed when one of them refuses.
-    together(ranks, lambda: _apply_objects(loaded, targets, ranks))
+    objects = Objects(loaded, targets, ranks)
+    try:
+        # Objects first, which can only be tried: the model is not changed when one refuses.
+        objects.put_back()
+        if targets.device is not None:
+            together(ranks, targets.move)
+            model = together(ranks, lambda: LiveModel(targets.model))
+        _put_back_tensors(loaded, targets, ranks, model, optimizer, keep_options=keep_options)
+    except Exception as error:
+        objects.undo(error)
+        raise
+
+
+def _put_back_tensors(
+    loaded: LoadedCheckpoint,
+    targets: Targets,
+    ranks: Ranks,
+    model: LiveModel,
+    optimizer: LiveOptimizer | None,
+    *,
+    keep_options: bool,
+) -> None:
+    """What has large tensors, and at the very end the random generators."""
     tensors, extra = loaded.fill_model(
         together(ranks, lambda: model.memory(loaded.model_places[0]))
     )
@@ -86,12 +102,27 @@ def put_back(
         )
 
     def apply() -> None:
-        model.load(tensors, extra)
+        model.load(tensors, extra, loaded.model_versions)
         if optimizer is not None and state is not None:
             optimizer.load(state, keep_options=keep_options)
         _apply_random(loaded, targets, ranks)
 
-    together(ranks, apply)
+    together(ranks, lambda: _or_say_partly(apply, loaded, ranks))
+
+
+def _or_say_partly(apply: Callable[[], None], loaded: LoadedCheckpoint, ranks: Ranks) -> None:
+    """What fails here fails behind all checks, when the model's old bytes are gone."""
+    try:
+        apply()
+    except Exception as error:
+        raise ImuckptError(
+            f"Restoring was broken off by {type(error).__name__}: {error}",
+            url=loaded.url,
+            epoch=loaded.epoch,
+            rank=ranks.rank,
+            hint="Model and optimizer may hold a part of this epoch: do not go on with them, build "
+            "them anew.",
+        ) from error
 
 
 def _held(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> set[str]:
@@ -99,10 +130,8 @@ def _held(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> set[str]:
     tensors, extra = loaded.model_places
     held = {f"model.{name}" for name in (*tensors, *extra)}
     held |= {name for name in targets.objects if name in loaded.objects}
-    if ranks.rank < len(loaded.ranks):
-        saved = loaded.ranks[ranks.rank]["per_rank"]
-        held |= {f"per_rank[{name!r}]" for name in targets.per_rank if name in saved}
-    return held
+    saved = saved_per_rank(loaded, ranks)
+    return held | {f"per_rank[{name!r}]" for name in targets.per_rank if name in saved}
 
 
 def _check(
@@ -121,36 +150,27 @@ def _check(
             )
         optimizer = LiveOptimizer(targets.optimizer, targets.model)
         optimizer.check(loaded.optimizer_places)
-    for name, target in targets.objects.items():
-        if name in loaded.objects:
-            check_object(target, loaded.other[name], name)
-    missing = [name for name in targets.objects if name not in loaded.objects]
-    if ranks.rank < len(loaded.ranks):
-        saved = loaded.ranks[ranks.rank]["per_rank"]
-        missing += [f"per_rank[{name!r}]" for name in targets.per_rank if name not in saved]
-        for name, target in targets.per_rank.items():
-            if name in saved:
-                check_object(target, saved[name], f"per_rank[{name!r}]")
-    if missing and strict:
-        raise StateMismatchError(
-            "Objects passed to start() were not saved with this checkpoint.",
-            missing=missing,
-            url=loaded.url,
-            epoch=loaded.epoch,
-            hint="Leave them out, or pass strict=False to leave them as they are.",
-        )
+    check_objects(loaded, targets, ranks, strict=strict)
+    _check_random(loaded, ranks, strict=strict)
     return model, optimizer
 
 
-def _apply_objects(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
-    for name, target in sorted(targets.objects.items()):  # the same order on every rank
-        if name in loaded.objects:
-            apply_object(target, loaded.other[name])
-    if ranks.rank < len(loaded.ranks):
-        saved = loaded.ranks[ranks.rank]["per_rank"]
-        for name, target in targets.per_rank.items():
-            if name in saved:
-                apply_object(target, saved[name])
+def _check_random(loaded: LoadedCheckpoint, ranks: Ranks, *, strict: bool) -> None:
+    if ranks.rank >= len(loaded.ranks):
+        return
+    state = loaded.ranks[ranks.rank]["random"]
+    check_random(state, ranks.rank)
+    same_size = ranks.world_size == len(loaded.ranks)
+    if strict and same_size and state.get("cuda") and not torch.cuda.is_available():
+        raise StateMismatchError(
+            f"The checkpoint holds the random state of {len(state['cuda'])} CUDA device(s), and "
+            "this rank has none.",
+            url=loaded.url,
+            epoch=loaded.epoch,
+            rank=ranks.rank,
+            hint="Run it where there is a GPU. To go on without, with other random numbers, pass "
+            "strict=False.",
+        )
 
 
 def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
@@ -163,7 +183,10 @@ def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> N
             else ""
         )
         mine = ", ".join(sorted(targets.per_rank))
-        objects = f" Of per_rank ({mine}) the same holds; new ranks begin anew." if mine else ""
+        objects = (
+            f" Of per_rank ({mine}) the same holds; new ranks begin with theirs as built, "
+            "generators seeded by that state and the rank."
+        ) * bool(mine)
         warn(
             ranks,
             "The checkpoint was made by %d rank(s), this gang has %d. Model, optimizer, log and "
@@ -177,7 +200,8 @@ def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> N
     if ranks.rank >= before:
         seed_new_rank(loaded.ranks[0]["random"], ranks.rank)
         return
-    missing = apply_random(loaded.ranks[ranks.rank]["random"])
+    apply_random(loaded.ranks[ranks.rank]["random"])
+    missing = missing_cuda(loaded.ranks[ranks.rank]["random"])
     if missing:
         logger.warning(
             "The checkpoint holds the random state of %d CUDA device(s) that rank %d does not have "

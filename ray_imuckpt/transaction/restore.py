@@ -111,8 +111,13 @@ class LoadedCheckpoint:
         return self._state.objects
 
     @property
+    def classes(self) -> dict[str, str]:
+        """The names of the classes of `objects`, as far as they were saved."""
+        return self._state.classes
+
+    @property
     def ranks(self) -> list[dict[str, Any]]:
-        """Each rank's own state: ``random`` and ``per_rank``."""
+        """Each rank's own state: ``random``, ``per_rank`` and the ``classes`` of the latter."""
         return self._state.ranks
 
     # ------------------------------------------------------------------ to be restored
@@ -144,6 +149,11 @@ class LoadedCheckpoint:
     def fill_optimizer(self, live: Live) -> dict[str, Any] | None:
         """The optimizer's state, its tensors in the memory of `live` where it has one."""
         return self._decoded_optimizer(self._optimizer_file.fill(live))
+
+    @property
+    def model_versions(self) -> dict[str, int] | None:
+        """The versions of the model's modules, as `ModelState.versions`; ``None`` if not saved."""
+        return codec.decode_versions(self._model_files[0].metadata)
 
     # ------------------------------------------------------------------ below
 

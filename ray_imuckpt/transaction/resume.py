@@ -13,7 +13,8 @@ from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, on_rank_zero
 from ray_imuckpt.storage import Storage, same_place
-from ray_imuckpt.transaction.putback import Targets, put_back, warn
+from ray_imuckpt.transaction.objects import Targets
+from ray_imuckpt.transaction.putback import put_back, warn
 from ray_imuckpt.transaction.restore import (
     LoadedCheckpoint,
     open_checkpoint,
