@@ -6,7 +6,7 @@ A part is one file. Which parts there are, and what each holds, is `docs/format-
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -103,6 +103,16 @@ class Plan:
         """Every tensor, under a name that is its own in the whole checkpoint."""
         return {f"{f.part}/{name}": t for f in self.files for name, t in f.tensors.items()}
 
+    def holding(self, copies: Mapping[str, torch.Tensor]) -> Plan:
+        """The same with other tensors of these names: the live ones are let go."""
+        return Plan(
+            tuple(
+                replace(f, tensors={name: copies[f"{f.part}/{name}"] for name in f.tensors})
+                for f in self.files
+            ),
+            self.trees,
+        )
+
 
 @uncollected()
 def plan(state: TrainingState) -> Plan:
@@ -128,21 +138,17 @@ def plan(state: TrainingState) -> Plan:
     for part, found in ((OPTIMIZER, optimizer_tensors), (STATE, state_tensors)):
         if found:
             files.append(TensorFile(part, found))
+    for file in files:
+        tensors.check_names(file.tensors)
     return Plan(tuple(files), trees)
 
 
 @uncollected()
-def layout(plan: Plan, host: Mapping[str, torch.Tensor]) -> list[Part]:
-    """The files of a checkpoint. No tensor is copied (see `ray_imuckpt.tensors.encode`).
-
-    Args:
-        plan: What to store.
-        host: `Plan.tensors`, each contiguous.
-    """
+def layout(plan: Plan) -> list[Part]:
+    """The files of a checkpoint. No tensor is copied (see `ray_imuckpt.tensors.encode`)."""
     parts = []
     for file in plan.files:
-        mine = {name: host[f"{file.part}/{name}"] for name in file.tensors}
-        views = tensors.encode(mine, file.aliases, file.metadata)
+        views = tensors.encode(file.tensors, file.aliases, file.metadata)
         parts.append(Part(file.part, "safetensors", Chunks(views)))
     return [*parts, Part(STATE, "json", Chunks([tree.dumps(plan.trees)]))]
 

@@ -106,7 +106,7 @@ class Saver:
             if background:
                 self._copy(begun, plan.tensors(), later)
             host = begun.copy.tensors if begun.copy else snapshot.in_place(plan.tensors())
-            save = job(storage, self.run, plan, host, draft)
+            save = job(storage, self.run, plan.holding(host), draft)
             begun.written = Future()
             if begun.copy:
                 save = partial(_after, begun.copy, save, epoch)

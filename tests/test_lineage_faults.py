@@ -125,8 +125,8 @@ def test_a_record_that_cannot_be_written_is_a_save_that_failed(
     assert live(tmp_path) == [1, 2, 3]
 
 
-def test_a_state_that_is_refused_late_abandons_nothing(tmp_path: Path) -> None:
-    """Safetensors has a use of its own for this name, which is found when files are laid out."""
+def test_a_state_that_is_refused_abandons_nothing(tmp_path: Path) -> None:
+    """Safetensors has a use of its own for this name."""
     train(tmp_path, 3)
     checkpointer = Checkpointer(tmp_path, continue_from=1, blocking=True)
     checkpointer.start(small_model())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +193,28 @@ def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
     assert synced[-1] == here
     assert ("fsync", here) in after
     assert {("fsync", "."), ("fsync", "run")} <= set(before), "the directories' own names"
+
+
+def test_a_save_in_flight_keeps_nothing_of_the_live_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was gathered for it, on a GPU perhaps, is free for the training that goes on."""
+    reached, go = threading.Event(), threading.Event()
+    real = local.LocalStorage.write
+
+    def write(storage: local.LocalStorage, *rest: Any) -> None:
+        reached.set()
+        assert go.wait(30)
+        real(storage, *rest)
+
+    monkeypatch.setattr(local.LocalStorage, "write", write)
+    made = torch.ones(3)
+    alive = weakref.ref(made)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=nn.Linear(1, 1), made=made)
+    del made
+    assert reached.wait(10)
+    assert alive() is None
+    go.set()
+    checkpointer.wait()
+    assert checkpointer.read(1).other["made"].tolist() == [1.0] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ray_imuckpt.tensors.format import (
     Header,
     TensorInfo,
+    check_names,
     check_storable,
     encode,
     header_length,
@@ -20,6 +21,7 @@ __all__ = [
     "Header",
     "TensorInfo",
     "byte_view",
+    "check_names",
     "check_storable",
     "disjoint",
     "encode",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,6 +87,15 @@ def check_storable(tensor: torch.Tensor, path: str) -> None:
         )
 
 
+def check_names(names: Container[str]) -> None:
+    """Raise `UnsupportedStateError` if one of them is the format's own."""
+    if "__metadata__" in names:
+        raise UnsupportedStateError(
+            "A tensor is named '__metadata__', a name that safetensors keeps for itself.",
+            hint="Rename the parameter or buffer.",
+        )
+
+
 @uncollected()
 def encode(
     tensors: Mapping[str, torch.Tensor],
@@ -105,17 +114,13 @@ def encode(
     Raises:
         UnsupportedStateError: A name that the format reserves, or too many tensors for a header.
     """
+    check_names(tensors)
     views: dict[str, str] = {}
     layout: dict[str, Any] = {}
     data: list[Bytes] = []
     offset = 0
     for name in sorted(tensors, key=lambda n: -tensors[n].element_size()):
         tensor = tensors[name]
-        if name == "__metadata__":
-            raise UnsupportedStateError(
-                "A tensor is named '__metadata__', a name that safetensors keeps for itself.",
-                hint="Rename the parameter or buffer.",
-            )
         shape = list(tensor.shape)
         stored = _NAMES.get(tensor.dtype)
         if stored is None:

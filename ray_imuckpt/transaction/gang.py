@@ -166,7 +166,6 @@ def job(
     storage: Storage,
     run: Run,
     plan: codec.Plan,
-    host: Mapping[str, torch.Tensor],
     draft: Mapping[str, Any],
 ) -> Callable[[], Manifest]:
     """The part of a save that needs no gang: lay out, write, commit. Runs on rank 0, any thread.
@@ -174,13 +173,12 @@ def job(
     Args:
         storage: The directory of the checkpoints.
         run: What the process remembers; its parent becomes the committed checkpoint.
-        plan: What to store.
-        host: The plan's tensors on the host.
+        plan: What to store, its tensors as they are to be written.
         draft: ``epoch``, ``world_size`` and ``metrics``.
     """
 
     def commit() -> Manifest:
-        parts = codec.layout(plan, host)
+        parts = codec.layout(plan)
         manifest = _draft(run, **draft)
         undo = None if run.branch_begun else _begin_branch(storage, run, manifest.epoch)
         try:
