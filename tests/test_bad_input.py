@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -153,6 +154,92 @@ def test_an_optimizer_that_does_not_fit_leaves_everything_unchanged(
     assert same_bytes(optimizer.state_dict(), before[1])
 
 
+def _optimizer(make: Any, *sizes: int) -> torch.optim.Optimizer:
+    """One of as many groups as there are sizes, having stepped once."""
+    groups = [{"params": [nn.Parameter(torch.ones(3)) for _ in range(size)]} for size in sizes]
+    optimizer = make(groups, lr=0.1)
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones(3)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("how", ["other", "per_rank"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: _optimizer(torch.optim.SGD, 1, 2), "'thing'.* is a SGD here.* as a Adam"),
+        (lambda: _optimizer(torch.optim.Adam, 3), "'thing'.*2 parameter group.*1 of"),
+        (lambda: _optimizer(torch.optim.Adam, 2, 1), r"'thing'.*\[1, 2\].*\[2, 1\]"),
+    ],
+)
+def test_an_optimizer_by_keyword_that_does_not_fit_changes_nothing(
+    tmp_path: Path, how: str, wrong: Any, message: str
+) -> None:
+    def given(thing: Any, step_size: int) -> dict[str, Any]:
+        objects = {
+            "a_scheduler": torch.optim.lr_scheduler.StepLR(thing, step_size),
+            "thing": thing,
+        }
+        return {"per_rank": objects} if how == "per_rank" else objects
+
+    right = _optimizer(torch.optim.Adam, 1, 2)
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model(), **given(right, 2))
+    model, thing = small_model(seed=1), wrong()
+    objects = given(thing, 3)
+    scheduler = objects.get("a_scheduler") or objects["per_rank"]["a_scheduler"]
+    before = copy.deepcopy([dict(model.state_dict()), thing.state_dict(), scheduler.state_dict()])
+    with pytest.raises(StateMismatchError, match=message):
+        Checkpointer(tmp_path).start(model, **objects)
+    after = [dict(model.state_dict()), thing.state_dict(), scheduler.state_dict()]
+    assert same_bytes(after, before)
+
+
+def test_a_scheduler_of_another_class_is_refused_and_a_renamed_one_let_pass(tmp_path: Path) -> None:
+    schedulers = torch.optim.lr_scheduler
+
+    class Renamed(schedulers.StepLR):
+        """The same under another name."""
+
+    def make(kind: Any, *arguments: int) -> Any:
+        return kind(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1), *arguments)
+
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=small_model(), scheduler=make(schedulers.StepLR, 5)
+    )
+    for kind in (schedulers.CosineAnnealingLR, Renamed):
+        scheduler = make(kind, 9)
+        before = scheduler.state_dict()
+        with pytest.raises(StateMismatchError, match="'scheduler' is a .*StepLR") as caught:
+            Checkpointer(tmp_path).start(small_model(), scheduler=scheduler)
+        assert kind.__name__ in str(caught.value)
+        assert "strict=False" in str(caught.value)
+        assert scheduler.state_dict() == before
+    Checkpointer(tmp_path).start(small_model(), scheduler=scheduler, strict=False)
+    assert scheduler.step_size == 5
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Rprop])
+def test_a_parameter_outside_of_the_model_that_grew_is_told_of(tmp_path: Path, make: Any) -> None:
+    def build(seed: int, size: int) -> Any:
+        model, own = small_model(seed), nn.Parameter(torch.ones(size))
+        return model, make([*(p for p in model.parameters() if p.requires_grad), own]), own
+
+    model, optimizer, own = build(0, 4)
+    own.grad = torch.ones(4)
+    optimizer.step()
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=model, optimizer=optimizer, again=optimizer
+    )
+    for keyword in ("optimizer", "again"):
+        model, optimizer, own = build(1, 7)
+        before = copy.deepcopy([dict(model.state_dict()), optimizer.state_dict()])
+        with pytest.raises(StateMismatchError, match=r"param_groups\[0\]\[5\].*\[4\], here \[7\]"):
+            Checkpointer(tmp_path).start(model, **{keyword: optimizer})
+        assert same_bytes([dict(model.state_dict()), optimizer.state_dict()], before)
+
+
 def test_a_model_without_memory_is_not_loaded_into(trained: Any) -> None:
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
@@ -169,7 +256,7 @@ def test_a_model_by_keyword_that_does_not_fit_changes_nothing(tmp_path: Path) ->
     assert same_bytes(dict(model.state_dict()), before)
 
 
-def test_an_object_that_refuses_its_state_leaves_the_model_unchanged(tmp_path: Path) -> None:
+def test_an_object_that_refuses_its_state_leaves_everything_unchanged(tmp_path: Path) -> None:
     class Refusing:
         def state_dict(self) -> dict[str, int]:
             return {"at": 1}
@@ -177,15 +264,24 @@ def test_an_object_that_refuses_its_state_leaves_the_model_unchanged(tmp_path: P
         def load_state_dict(self, state: dict[str, int]) -> None:
             raise KeyError("not mine")
 
+    def build(seed: int) -> Any:
+        model = small_model(seed)
+        optimizer = adamw(model)
+        return model, optimizer, torch.optim.lr_scheduler.StepLR(optimizer, 1 + seed)
+
+    model, optimizer, scheduler = build(0)
     Checkpointer(tmp_path).checkpoint(
-        1, model=small_model(), per_rank={"sampler": Refusing()}, detector=Refusing()
-    )
+        1, model=model, optimizer=optimizer, per_rank={"sampler": Refusing()},
+        detector=Refusing(), a_scheduler=scheduler,
+    )  # fmt: skip
     for given in ({"per_rank": {"sampler": Refusing()}}, {"detector": Refusing()}):
-        model = small_model(seed=9)
-        before = {n: t.clone() for n, t in model.state_dict().items()}
+        model, optimizer, scheduler = build(9)
+        states = [dict(model.state_dict()), optimizer.state_dict(), scheduler.state_dict()]
+        before = copy.deepcopy(states)
         with pytest.raises(KeyError, match="not mine"):
-            Checkpointer(tmp_path).start(model, **given)
-        assert same_bytes(dict(model.state_dict()), before)
+            Checkpointer(tmp_path).start(model, optimizer, a_scheduler=scheduler, **given)
+        states = [dict(model.state_dict()), optimizer.state_dict(), scheduler.state_dict()]
+        assert same_bytes(states, before)
 
 
 def test_a_size_that_no_file_has_is_corrupt_and_passed_over(trained: Any) -> None:
@@ -316,10 +412,15 @@ def test_damaged_data_files(
         file.write_bytes(bytes(new))
     checkpointer = Checkpointer(directory)
     model = small_model(seed=4)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
+    optimizer = adamw(model)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=9)
+    before = copy.deepcopy(
+        [dict(model.state_dict()), optimizer.state_dict(), scheduler.state_dict()]
+    )
     with pytest.raises(CorruptCheckpointError, match=file.name):
-        checkpointer.start(model, adamw(model), continue_from=3)
-    assert same_bytes(dict(model.state_dict()), before)
+        checkpointer.start(model, optimizer, scheduler=scheduler, continue_from=3)
+    after = [dict(model.state_dict()), optimizer.state_dict(), scheduler.state_dict()]
+    assert same_bytes(after, before)
     with pytest.raises(CorruptCheckpointError, match=file.name):
         checkpointer.verify(3)
     assert checkpointer.start(model, adamw(model)).start_epoch == 3

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.capture.model import _identity
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -282,10 +283,58 @@ def test_modules_find_their_version_when_they_are_loaded(tmp_path: Path) -> None
             self.found = metadata.get("version")
             super()._load_from_state_dict(state, prefix, metadata, *rest)
 
-    model = Versioned(1, 1)
-    Checkpointer(tmp_path).checkpoint(1, model=model)
-    Checkpointer(tmp_path).load(model)
-    assert model.found == 3
+    model = torch.compile(nn.Sequential(Versioned(1, 1), nn.BatchNorm1d(1)), backend="eager")
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model)
+    newer = nn.Sequential(Versioned(1, 1), nn.BatchNorm1d(1))
+    newer[0]._version = 4
+    for wrapped in (newer, torch.compile(newer, backend="eager")):
+        Checkpointer(tmp_path).load(wrapped)
+        assert newer[0].found == 3, "what was saved, not what the class is at now"
+        newer[0].found = None
+        Checkpointer(tmp_path).start(wrapped)
+        assert newer[0].found == 3
+    Versioned._version = 1  # what every module is that says nothing
+    Checkpointer(tmp_path, blocking=True).checkpoint(2, model=nn.Sequential(Versioned(1, 1)))
+    Checkpointer(tmp_path).load(newer, 2, strict=False)
+    assert newer[0].found == 1
+
+
+def test_memory_seen_in_two_ways_is_not_tied(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self, *, shared: bool) -> None:
+            super().__init__()
+            a = torch.tensor([1 + 2j, 3 - 1j]) * (1 if shared else 0)
+            self.register_buffer("a", a)
+            self.register_buffer("b", a.conj() if shared else a.clone())
+            self.register_buffer("c", a.conj().imag if shared else a.real.clone())
+            self.register_buffer("d", a.imag if shared else a.real.clone())
+
+    saved = Model(shared=True)
+    assert saved.c.is_neg()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
+    fresh = Checkpointer(tmp_path).load(Model(shared=False))
+    for name, value in saved.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
+
+
+def test_wrapper_subclasses_without_an_address_are_not_taken_for_tied() -> None:
+    class Wrapper(torch.Tensor):
+        @staticmethod
+        def __new__(cls, inner: torch.Tensor) -> Any:
+            made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+            made.inner = inner
+            return made
+
+        @classmethod
+        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            if func is torch.ops.aten.detach.default:
+                return Wrapper(args[0].inner)
+            raise NotImplementedError(func)
+
+    one, other = Wrapper(torch.ones(2)), Wrapper(torch.zeros(2))
+    assert one.data_ptr() == other.data_ptr() == 0
+    assert _identity(one) != _identity(other)
+    assert _identity(one) == _identity(one)
 
 
 @pytest.fixture
