@@ -44,6 +44,7 @@ STORIES = [
     ],
     [
         "every_rank_gets_the_same_error",
+        "what_does_not_fit_changes_nothing_on_any_rank",
         "a_rank_that_was_not_there",
         "a_script_without_a_process_group",
     ],
