@@ -12,6 +12,7 @@ from benchmarks.measure import alone, medians, table
 from ray_imuckpt import Checkpointer
 
 READ = "raw readinto mapped memory (limit)"
+HASHED = "the same, hashed on the way"
 
 
 def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeats: int) -> None:
@@ -26,6 +27,7 @@ def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repea
         loaders = peers.loaders(root, model, optimizer)
         rows = {
             READ: alone(limits.reader(directory)),
+            HASHED: alone(limits.reader(directory, hashed=True)),
             "ray_imuckpt": alone(lambda: checkpointer.start(model, optimizer)),
         }
         rows |= {name: alone(call) for name, call in loaders.items()}
@@ -49,6 +51,7 @@ def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repea
         table("full restore into an optimizer that has not stepped", medians(rows, repeats), READ)
     rows = {
         READ: alone(limits.reader(directory, "model")),
+        HASHED: alone(limits.reader(directory, "model", hashed=True)),
         "ray_imuckpt.load": alone(lambda: checkpointer.load(model, 1)),
     }
     table("model only", medians(rows, repeats), READ)

@@ -138,18 +138,16 @@ def test_a_blocking_save_of_strided_weights_copies_them_piece_by_piece(
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_copy_on_one_thread_of_torch_is_cut_and_shared_out(
+def test_a_copy_of_many_tensors_is_cut_and_shared_out(
     monkeypatch: pytest.MonkeyPatch, *, together: bool
 ) -> None:
-    """A worker of Ray has one, unless it was given more."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     if not together:
         monkeypatch.setattr(copies, "_COPY_MANY", None)
-    wide = torch.randn(5 * MEGABYTE + 3)  # cut into two
+    wide = torch.randn(5 * MEGABYTE + 3)  # cut into six
     sources = {
         "wide": wide, "turned": torch.randn(3000, 2000).t(),
         "phase": torch.randn(7, dtype=torch.complex128),
-        **{str(n): torch.randn(n) for n in range(400)},
+        **{str(n): torch.randn(n) for n in range(400)}, "half": torch.randn(50_001).bfloat16(),
     }  # fmt: skip
     copy = HostBuffers().copy(sources)
     assert same_bytes(copy.tensors, {name: t.contiguous() for name, t in sources.items()})

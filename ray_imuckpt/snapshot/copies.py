@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
 
 import torch
 
 from ray_imuckpt import parallel
 
-_SEGMENT = 16 * 1024 * 1024  # of a copy: small enough to share the work evenly between threads
+_SEGMENT = 4 * 1024 * 1024  # of a copy: small enough to share the work evenly between threads
+_LARGE = 128 * 1024  # bytes from which on a call for each tensor costs little
 _TOGETHER = 256  # tensors in one call
 
 # Private, but the only call of torch that copies many tensors without taking the GIL for each: for
@@ -39,20 +41,27 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copy_on_host(pairs: Pairs) -> None:
-    """Copy between tensors in host memory, on as many threads as help."""
-    if torch.get_num_threads() > 1:
-        _copy_many(pairs)  # shared among torch's own threads
-        return
-    # Ray sets OMP_NUM_THREADS to the CPUs of a worker: 1, unless it is told otherwise.
+    """Copy between tensors in host memory, on as many threads as help.
+
+    The threads are ours, and each takes the next piece when it is free. torch's own meet at the end
+    of every tensor: where one is held up (the cores are never ours alone), all wait, and a copy of
+    100 MB took 13 to 30 ms instead of 6.
+    """
     groups = _groups(pairs)
-    parallel.each(lambda index: _copy_many(groups[index]), len(groups))
+    parallel.each(lambda index: _copy_group(groups[index]), len(groups))
 
 
-def _copy_many(pairs: Pairs) -> None:
-    if _COPY_MANY is not None and pairs:
-        _COPY_MANY([target for target, _ in pairs], [source for _, source in pairs])
-        return
+def _copy_group(pairs: Pairs) -> None:
+    small: Pairs = []
     for target, source in pairs:
+        if source.nbytes >= _LARGE and source.is_contiguous():
+            ctypes.memmove(target.data_ptr(), source.data_ptr(), source.nbytes)
+        else:
+            small.append((target, source))
+    if _COPY_MANY is not None and small:
+        _COPY_MANY([target for target, _ in small], [source for _, source in small])
+        return
+    for target, source in small:
         target.copy_(source)
 
 
