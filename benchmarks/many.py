@@ -37,9 +37,6 @@ def tensors(root: Path, megabytes: float, repeats: int) -> None:
             c.start(m, o)
 
         rows.setdefault("stall", {})[name] = (save, checkpointer.wait)
-        rows.setdefault("torch's own state_dict() of it", {})[name] = alone(
-            lambda m=model, o=optimizer: (m.state_dict(), o.state_dict())
-        )
         rows.setdefault("until durable", {})[name] = alone(
             lambda save=save, c=checkpointer: (save(), c.wait())
         )
