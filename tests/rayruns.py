@@ -84,7 +84,9 @@ def loop(config: dict[str, Any]) -> None:
     rank, model, optimizer = training.rank, training.model, training.optimizer
     checkpointer: Checkpointer = config["checkpointer"]
     started = checkpointer.start(model, optimizer, **training.objects)
-    (where / f"pid-{rank}").write_text(str(os.getpid()))
+    told = where / f"new-pid-{rank}"  # whoever looks must not see it half written
+    told.write_text(str(os.getpid()))
+    told.replace(where / f"pid-{rank}")
     log = started.log
     for epoch in range(started.start_epoch, config["last"] + 1):
         log.append([epoch, training.epoch(epoch)])
