@@ -48,9 +48,9 @@ class Chunks(Sequence[list[memoryview]]):
 
     def __init__(self, views: Iterable[Any], chunk_size: int = CHUNK_SIZE) -> None:
         self._views = [
-            memoryview(view) if isinstance(view, bytes) else view for view in views if len(view)
+            memoryview(view) if type(view) is bytes else view for view in views if len(view)
         ]
-        self._ends = list(accumulate(len(view) for view in self._views))
+        self._ends = list(accumulate(map(len, self._views)))
         self.size = self._ends[-1] if self._ends else 0
         self.chunk_size = chunk_size
 

@@ -31,11 +31,12 @@ _TREE = "imuckpt.tree"
 
 @dataclass(frozen=True)
 class Part:
-    """One file to be written: what it holds, its suffix, its bytes."""
+    """One file to be written: what it holds, its suffix, its bytes, and the header among them."""
 
     part: str
     suffix: str
     chunks: Chunks
+    header: bytes | memoryview = b""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def layout(plan: Plan) -> list[Part]:
     parts = []
     for file in plan.files:
         views = tensors.encode(file.tensors, file.aliases, file.metadata)
-        parts.append(Part(file.part, "safetensors", Chunks(views)))
+        parts.append(Part(file.part, "safetensors", Chunks(views), views[0][:]))
     return [*parts, Part(STATE, "json", Chunks([tree.dumps(plan.trees)]))]
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ray_imuckpt import chunks, layout
@@ -34,6 +34,8 @@ class FileEntry:
         size: Bytes.
         chunk_size: Bytes covered by each checksum (the last may cover fewer).
         checksums: XXH3-128 of each chunk, in order.
+        header_size: Bytes before the first tensor; 0 where there are none, or it was not noted.
+        header_checksum: XXH3-128 of these.
     """
 
     part: str
@@ -41,6 +43,16 @@ class FileEntry:
     size: int
     chunk_size: int
     checksums: tuple[str, ...]
+    header_size: int = 0
+    header_checksum: str = ""
+
+    @property
+    def header(self) -> FileEntry | None:
+        """The file's header as if it were a file, where it can be checked by itself."""
+        if not self.header_size:
+            return None
+        sums = (self.header_checksum,)
+        return replace(self, size=self.header_size, chunk_size=self.header_size, checksums=sums)
 
 
 @dataclass(frozen=True)
@@ -230,9 +242,12 @@ def _parse_file(fields: dict[str, Any]) -> FileEntry:
         size=_typed(fields, "size", int),
         chunk_size=_typed(fields, "chunk_size", int),
         checksums=tuple(_typed(fields, "checksums", list)),
+        **{name: fields[name] for name in ("header_size", "header_checksum") if name in fields},
     )
     if not layout.is_data_file_name(entry.name):
         raise ValueError(f"{entry.name!r} is not the name of a data file of this directory")
+    if type(entry.header_size) is not int or not 0 <= entry.header_size <= entry.size:
+        raise ValueError(f"{entry.name}: impossible header")
     if entry.size < 0 or entry.chunk_size <= 0:
         raise ValueError(f"{entry.name}: impossible size")
     if len(entry.checksums) != -(-entry.size // entry.chunk_size):

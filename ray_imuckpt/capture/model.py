@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ray_imuckpt.capture.sharding import is_sharded, like, whole
+from ray_imuckpt.capture.ties import elements, first_of_tied
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors import TensorInfo, check_storable, disjoint, takes
+from ray_imuckpt.tensors import TensorInfo, check_storable, disjoint, is_plain, takes
 
 # Segments that torch.compile and activation checkpointing put into names.
 _WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module"}
@@ -64,24 +65,22 @@ def take_model(model: nn.Module) -> ModelState:
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
     frozen: set[str] = set()
-    first: dict[Any, str] = {}
     state = module.state_dict(keep_vars=True)
+    first = first_of_tied(_tensors(state))
     for key, value in state.items():
         name = names(key)
-        if not isinstance(value, torch.Tensor) or _is_extra(name):
+        if key not in first:
             extra[name] = value
             continue
-        if nn.parameter.is_lazy(value):
+        if first[key] != key:
+            aliases[name] = names(first[key])
+            continue
+        if not is_plain(value) and nn.parameter.is_lazy(value):
             raise UnsupportedStateError(
                 f"model[{name!r}] has no data yet (a lazy module).",
                 hint="Run one forward pass before start() and checkpoint().",
             )
-        identity = _identity(value)
-        if identity in first:
-            aliases[name] = first[identity]
-            continue
-        first[identity] = name
-        if isinstance(value, nn.Parameter) and not value.requires_grad:
+        if not value.requires_grad and isinstance(value, nn.Parameter):
             frozen.add(name)
         tensors[name] = whole(value)
         check_storable(tensors[name], f"model[{name!r}]")
@@ -105,11 +104,7 @@ class LiveModel:
         self._name_of = names = _names(self._module)
         self._state = self._module.state_dict(keep_vars=True)
         self._names = {key: names(key) for key in self._state}
-        self._identities = {
-            key: _identity(value)
-            for key, value in self._state.items()
-            if isinstance(value, torch.Tensor)
-        }
+        self._first = first_of_tied(_tensors(self._state))
 
     @uncollected()
     def check(
@@ -137,23 +132,24 @@ class LiveModel:
                 "on the meta device.",
                 hint="Call model.to_empty(device=...) first.",
             )
-        live = {self._names[key]: value for key, value in self._state.items()}
+        live = set(self._names.values())
         saved = {*tensors, *extra}
         # A tied name may be stored or not, as long as its bytes are there under one of its names.
-        there = {i for key, i in self._identities.items() if self._names[key] in saved}
-        covered = {self._names[key] for key, i in self._identities.items() if i in there}
-        missing = sorted(live.keys() - saved - covered) if strict else []
-        unexpected = sorted(saved - live.keys()) if strict else []
-        wrong = {
-            name: (list(tensors[name].shape), list(value.shape))
-            for name, value in live.items()
-            if isinstance(value, torch.Tensor)
-            and not _is_extra(name)
-            and name in tensors
-            and not nn.parameter.is_lazy(value)
-            and value.shape != tensors[name].shape
-        }
-        unfit = self._unfit(there)
+        there = {first for key, first in self._first.items() if self._names[key] in saved}
+        covered = {self._names[key] for key, first in self._first.items() if first in there}
+        missing = sorted(live - saved - covered) if strict else []
+        unexpected = sorted(saved - live) if strict else []
+        wrong: dict[str, tuple[list[int], list[int]]] = {}
+        unfit: list[str] = []
+        for key, first in self._first.items():
+            name, value = self._names[key], self._state[key]
+            if not is_plain(value) and nn.parameter.is_lazy(value):
+                continue
+            place = tensors.get(name)
+            if place is not None and value.shape != place.shape:
+                wrong[name] = list(place.shape), list(value.shape)
+            if first in there and (why := _unfit(value)):
+                unfit.append(f"{name} {why}")
         if unfit:
             raise StateMismatchError(
                 f"This {kind} has tensors that nothing can be loaded into: {'; '.join(unfit)}.",
@@ -170,33 +166,18 @@ class LiveModel:
                 + ("." if wrong else ", or pass strict=False to load what fits."),
             )
 
-    def _unfit(self, there: set[Any]) -> list[str]:
-        """Those of the tensors to be loaded that torch's ``copy_`` will refuse, and why."""
-        found = []
-        for key, value in self._state.items():
-            if not isinstance(value, torch.Tensor) or self._identities[key] not in there:
-                continue
-            if _is_extra(key) or nn.parameter.is_lazy(value) or value.layout != torch.strided:
-                continue
-            name = self._names[key]
-            if value.is_inference() and not torch.is_inference_mode_enabled():
-                found.append(f"{name} was made under torch.inference_mode()")
-            elif not is_sharded(value) and _is_expanded(value):
-                found.append(f"{name} is expanded, its elements share memory")
-        return found
-
     @uncollected()
     def memory(self, places: Mapping[str, TensorInfo]) -> dict[int, torch.Tensor]:
         """Where saved tensors can be read to: ``id()`` of the place to the live tensor."""
         found: dict[int, torch.Tensor] = {}
-        taken: set[Any] = set()
-        for key, value in self._state.items():
+        taken: set[str] = set()
+        for key, first in self._first.items():
             place = places.get(self._names[key])
-            if place is None or _is_extra(key) or not takes(value, place.dtype, place.shape):
+            if place is None or id(place) in found or first in taken:
                 continue
-            if id(place) not in found and self._identities[key] not in taken:
-                found[id(place)] = value
-                taken.add(self._identities[key])
+            if takes(self._state[key], place.dtype, place.shape):
+                found[id(place)] = self._state[key]
+                taken.add(first)
         return disjoint(found)
 
     @uncollected()
@@ -225,20 +206,24 @@ class LiveModel:
             }
         # Private, but documented by Module.load_state_dict: modules read their version there.
         state._metadata = metadata  # type: ignore[attr-defined] # noqa: SLF001
-        by_identity: dict[Any, torch.Tensor] = {}
-        for key, identity in self._identities.items():
+        by_first: dict[str | None, torch.Tensor] = {}
+        for key, first in self._first.items():
             saved = tensors.get(self._names[key])
             if saved is not None:
-                by_identity.setdefault(identity, saved)
+                by_first.setdefault(first, saved)
         for key, value in self._state.items():
             name = self._names[key]
             if name in extra:
                 state[key] = extra[name]
-            elif (saved := by_identity.get(self._identities.get(key))) is not None:
+            elif (saved := by_first.get(self._first.get(key))) is not None:
                 # What was read into a live tensor is there: torch skips a copy to itself.
-                there = saved is value or _identity(saved) == self._identities[key]
+                there = saved is value or elements(saved) == elements(value)
                 state[key] = value if there else like(saved, value)
         self._module.load_state_dict(state, strict=False)
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and not _is_extra(k)}
 
 
 def _is_extra(name: str) -> bool:
@@ -281,20 +266,14 @@ def _metadata(state: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
     return getattr(state, "_metadata", {})
 
 
-def _is_expanded(tensor: torch.Tensor) -> bool:
-    strides = zip(tensor.stride(), tensor.shape, strict=True)
-    return any(not stride and size > 1 for stride, size in strides)
-
-
-def _identity(tensor: torch.Tensor) -> Any:
-    """Equal for two tensors exactly when they are the same elements of the same memory."""
-    plain = type(tensor) is torch.Tensor or type(tensor) is nn.Parameter
-    if not plain and (is_sharded(tensor) or nn.parameter.is_lazy(tensor)):
-        return id(tensor)
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
-        return id(tensor)
-    address = tensor.data_ptr()
-    if not address:  # a wrapper: its memory is that of the tensors in it
-        return id(tensor)
-    seen_as = tensor.is_conj(), tensor.is_neg()  # the same memory, other elements
-    return address, tensor.shape, tensor.stride(), tensor.dtype, tensor.device, seen_as
+def _unfit(value: torch.Tensor) -> str | None:
+    """Why torch's ``copy_`` into this tensor will be refused, if it will."""
+    if value.layout is not torch.strided:
+        return None
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made under torch.inference_mode()"
+    if 0 in value.stride() and not is_sharded(value):
+        strides = zip(value.stride(), value.shape, strict=True)
+        if any(not stride and size > 1 for stride, size in strides):
+            return "is expanded, its elements share memory"
+    return None

@@ -212,14 +212,17 @@ def _runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     run: list[memoryview] = []
     room = _RUN
     for view in views:
-        rest = view
-        while len(rest):
+        rest, length = view, len(view)
+        while length:
             if not room or len(run) == _VIEWS:
                 yield run
                 run, room = [], _RUN
-            piece, rest = rest[:room], rest[room:]
-            run.append(piece)
-            room -= len(piece)
+            if length <= room:  # not a slice for each of thousands of small ones
+                run.append(rest)
+                room -= length
+                break
+            run.append(rest[:room])
+            rest, length, room = rest[room:], length - room, 0
     if run:
         yield run
 

@@ -14,7 +14,7 @@ from ray_imuckpt.tensors.format import (
     row,
     tensor_at,
 )
-from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, takes
+from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, lent, takes
 
 __all__ = [
     "Bytes",
@@ -27,6 +27,8 @@ __all__ = [
     "encode",
     "flat",
     "header_length",
+    "is_plain",
+    "lent",
     "parse_header",
     "room",
     "row",

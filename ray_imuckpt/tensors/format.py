@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -157,7 +157,8 @@ class Header:
     """A parsed header.
 
     Attributes:
-        tensors: Name to where it lies; tied names have the same object.
+        tensors: Name to where it lies, in the order of the file; behind these the tied names, which
+            have the same objects.
         metadata: The file's ``__metadata__`` without the keys of this module.
         length: Bytes before the first tensor.
     """
@@ -167,7 +168,7 @@ class Header:
     length: int = 0
 
 
-def header_length(prefix: bytes, file_size: int, url: str) -> int:
+def header_length(prefix: bytes | memoryview, file_size: int, url: str) -> int:
     """The offset at which the data begin, from a file's first 8 bytes."""
     length = int.from_bytes(prefix[:8], "little") if len(prefix) >= 8 else -1
     if not 2 <= length <= min(MAX_HEADER, file_size - 8):
@@ -176,7 +177,7 @@ def header_length(prefix: bytes, file_size: int, url: str) -> int:
 
 
 @uncollected()
-def parse_header(head: bytes, file_size: int, url: str) -> Header:
+def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
     """Read and check a header.
 
     Args:
@@ -194,14 +195,15 @@ def parse_header(head: bytes, file_size: int, url: str) -> Header:
         metadata = dict(fields.pop("__metadata__", {}))
         aliases = json.loads(metadata.pop("imuckpt.aliases", "{}"))
         dtypes = json.loads(metadata.pop("imuckpt.dtypes", "{}"))
-        infos = {name: _info(name, entry, base, dtypes) for name, entry in fields.items()}
-        at = base
-        for info in sorted(infos.values(), key=lambda info: (info.begin, info.end)):
-            if info.begin != at:
-                raise ValueError(f"hole or overlap at byte {at}")
-            at = info.end
-        if at != file_size:
-            raise ValueError(f"data end at byte {at} of {file_size}")
+        infos = _infos(fields, base, dtypes)
+        if _first_hole(infos.values(), base) is not None:  # our own files are in order
+            infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:]))
+        hole = _first_hole(infos.values(), base)
+        if hole is not None:
+            raise ValueError(f"hole or overlap at byte {hole}")
+        end = next(reversed(infos.values())).end if infos else base
+        if end != file_size:
+            raise ValueError(f"data end at byte {end} of {file_size}")
         infos |= {name: infos[target] for name, target in aliases.items()}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptCheckpointError(
@@ -210,19 +212,44 @@ def parse_header(head: bytes, file_size: int, url: str) -> Header:
     return Header(infos, metadata, base)
 
 
-def _info(name: str, entry: Mapping[str, Any], base: int, dtypes: Mapping[str, str]) -> TensorInfo:
-    stored = _DTYPES[entry["dtype"]]
-    shape = tuple(map(int, entry["shape"]))
-    begin, end = map(int, entry["data_offsets"])
+def _infos(
+    fields: Mapping[str, Any], base: int, dtypes: Mapping[str, str]
+) -> dict[str, TensorInfo]:
+    infos = {}
+    known: dict[tuple[str, tuple[Any, ...]], tuple[torch.dtype, tuple[int, ...], int]] = {}
+    for name, entry in fields.items():
+        key = entry["dtype"], tuple(entry["shape"])
+        kind = known.get(key)  # thousands of tensors have the same few
+        if kind is None:
+            kind = known[key] = _kind(*key)
+        dtype, shape, size = kind
+        begin, end = entry["data_offsets"]
+        if type(begin) is not int or begin < 0 or end - begin != size:
+            raise ValueError(f"{name}: bytes {begin} to {end} for shape {shape} of {dtype}")
+        if name in dtypes:
+            dtype = _VIEWS[dtypes[name]]
+            if dtype is torch.complex128:
+                shape = shape[:-1]
+        infos[name] = TensorInfo(dtype, shape, base + begin, base + begin + size)
+    return infos
+
+
+def _kind(stored: str, shape: tuple[Any, ...]) -> tuple[torch.dtype, tuple[int, ...], int]:
+    """The dtype of that name, the shape, and how many bytes such a tensor has."""
+    shape = tuple(map(int, shape))
     count = math.prod(shape)
     if count <= 0 and (min(shape) < 0 or max(shape) >= _NO_SUCH_DIMENSION):
-        raise ValueError(f"{name}: shape {shape}")
-    if begin < 0 or end - begin != count * stored.itemsize:
-        raise ValueError(f"{name}: {end - begin} bytes for shape {shape} of {stored}")
-    dtype = _VIEWS[dtypes[name]] if name in dtypes else stored
-    if dtype is torch.complex128:
-        shape = shape[:-1]
-    return TensorInfo(dtype, shape, base + begin, base + end)
+        raise ValueError(f"shape {shape}")
+    return _DTYPES[stored], shape, count * _DTYPES[stored].itemsize
+
+
+def _first_hole(infos: Iterable[TensorInfo], at: int) -> int | None:
+    """Where the bytes of `infos`, in this order from `at` on, do not follow each other."""
+    for _, _, begin, end in infos:
+        if begin != at:
+            return at
+        at = end
+    return None
 
 
 def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
@@ -241,11 +268,17 @@ def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Te
         live: ``id()`` of a `TensorInfo` to the tensor that takes its bytes. For the others there
             will be new host tensors.
     """
-    made = dict(live)
-    for info in header.tensors.values():
-        if id(info) not in made:
-            made[id(info)] = torch.empty(info.shape, dtype=info.dtype, device="cpu")
-    return {name: made[id(info)] for name, info in header.tensors.items()}
+    found: dict[str, torch.Tensor] = {}
+    made: dict[int, torch.Tensor] = {}
+    for name, info in header.tensors.items():
+        key = id(info)
+        tensor = live.get(key)
+        if tensor is None:
+            tensor = made.get(key)
+        if tensor is None:
+            tensor = made[key] = torch.empty(info.shape, dtype=info.dtype, device="cpu")
+        found[name] = tensor
+    return found
 
 
 @uncollected()
@@ -257,6 +290,10 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
         found: A contiguous tensor of the stored shape and dtype for each name, on any device; tied
             names have the same.
     """
-    at = {info.begin: name for name, info in header.tensors.items() if info.end > info.begin}
-    scratch = torch.empty(header.length, dtype=torch.uint8, device="cpu")
-    return [scratch, *(found[at[begin]] for begin in sorted(at))]
+    row = [torch.empty(header.length, dtype=torch.uint8, device="cpu")]
+    at = header.length
+    for name, (_, _, begin, end) in header.tensors.items():
+        if begin == at < end:
+            row.append(found[name])
+            at = end
+    return row

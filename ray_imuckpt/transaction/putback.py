@@ -92,14 +92,19 @@ def _put_back_tensors(
     keep_options: bool,
 ) -> None:
     """What has large tensors, and at the very end the random generators."""
-    tensors, extra = loaded.fill_model(
-        together(ranks, lambda: model.memory(loaded.model_places[0]))
-    )
-    state = None
-    if optimizer is not None:
-        state = loaded.fill_optimizer(
-            together(ranks, lambda: optimizer.memory(loaded.optimizer_places or {}))
-        )
+
+    def memory() -> dict[int, torch.Tensor]:
+        live = model.memory(loaded.model_places[0])
+        if optimizer is not None:
+            live |= optimizer.memory(loaded.optimizer_places or {})
+        return live
+
+    live = together(ranks, memory)
+    if optimizer is None:
+        tensors, extra = loaded.fill_model(live)
+        state = None
+    else:
+        tensors, extra, state = loaded.fill_both(live)
 
     def apply() -> None:
         model.load(tensors, extra, loaded.model_versions)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -23,6 +24,9 @@ from ray_imuckpt.storage import Storage
 _WINDOW = 64 * 1024 * 1024
 _PARTLY = f"""{USE_ANOTHER} The objects that were being restored may hold a part of this epoch: \
 restore another one into them, or build them anew."""
+
+Files = Sequence[tuple[FileEntry, Sequence[torch.Tensor]]]
+"""Files, each with the tensors that its bytes go to, in a row."""
 
 
 class Reader:
@@ -40,7 +44,6 @@ class Reader:
         self._directory = directory
         self._manifest = manifest
         self._ranks = ranks
-        self._heads: dict[str, torch.Tensor] = {}
 
     def url(self, entry: FileEntry) -> str:
         """Where a file is."""
@@ -48,59 +51,58 @@ class Reader:
 
     def whole(self, entry: FileEntry) -> bytes:
         """All bytes of a small file."""
+        self._check_size(entry)
         return self._prefix(entry, entry.size).numpy().tobytes()
 
     def header(self, entry: FileEntry) -> tensors.Header:
-        """The header of a file of tensors; the chunks it lies in are kept for `fill`."""
+        """The header of a file of tensors."""
         url = self.url(entry)
-        head = self._prefix(entry, entry.chunk_size)
-        base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
-        if base > len(head):
-            head = self._prefix(entry, -(-base // entry.chunk_size) * entry.chunk_size)
-        self._heads[entry.name] = head
-        return tensors.parse_header(bytes(head[:base].numpy()), entry.size, url)
+        self._check_size(entry)
+        if entry.header is not None:
+            head = self._prefix(entry.header, entry.header_size)
+        else:  # of an older release: it is checked with the chunks that it lies in
+            head = self._prefix(entry, entry.chunk_size)
+            base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
+            if base > len(head):
+                head = self._prefix(entry, -(-base // entry.chunk_size) * entry.chunk_size)
+        return tensors.parse_header(head.numpy().data, entry.size, url)
 
-    def fill(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
-        """Read a file into memory.
+    def fill(self, files: Files) -> None:
+        """Read files into memory.
 
         Args:
-            entry: The file.
-            targets: Contiguous tensors, on any device, whose memory has room for all its bytes in
-                a row.
+            files: Each file, and contiguous tensors, on any device, whose memory has room for all
+                its bytes in a row.
 
         Raises:
-            CorruptCheckpointError: It names the file and the bytes. What `targets` hold is then
+            CorruptCheckpointError: It names the file and the bytes. What the tensors hold is then
                 not to be used.
         """
-        head = self._heads.pop(entry.name, torch.empty(0, dtype=torch.uint8, device="cpu"))
-        if self._ranks.world_size == 1 and all(target.is_cpu for target in targets):
-            self._straight(entry, head, targets)
-        else:
-            self._by_window(entry, head, targets)
+        straight = []
+        for entry, targets in files:
+            if self._ranks.world_size == 1 and all(target.is_cpu for target in targets):
+                straight.append((entry, targets))
+            else:
+                self._by_window(entry, targets)
+        self._straight(straight)
 
-    def _straight(
-        self, entry: FileEntry, head: torch.Tensor, targets: Sequence[torch.Tensor]
-    ) -> None:
+    def _straight(self, files: Files) -> None:
+        """All files at once, so that the threads come together only at the very end."""
+        work: list[Callable[[], None]] = []
         with parallel.uncollected():
-            row = chunks.Chunks(map(tensors.byte_view, targets), entry.chunk_size)
-            first = -(-len(head) // entry.chunk_size)
-            at, source = 0, head.numpy().data
-            for piece in (piece for index in range(first) for piece in row.pieces(index)):
-                piece[:] = source[at : at + len(piece)]
-                at += len(piece)
-        check = self._checker(entry)
-        parallel.each(lambda i: check(first + i, row.pieces(first + i)), len(row) - first)
+            for entry, targets in files:
+                row = chunks.Chunks(map(tensors.lent, targets), entry.chunk_size)
+                check = self._checker(entry)
+                work += [partial(_fill_chunk, check, index, row) for index in range(len(row))]
+        parallel.each(lambda number: work[number](), len(work))
 
-    def _by_window(
-        self, entry: FileEntry, head: torch.Tensor, targets: Sequence[torch.Tensor]
-    ) -> None:
+    def _by_window(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
         targets = [tensors.flat(target) for target in targets if target.nbytes]
         ends = list(accumulate(target.nbytes for target in targets))
-        _scatter(head, 0, targets, ends)
         size = max(1, _WINDOW // entry.chunk_size) * entry.chunk_size
         devices = {target.device for target in targets}
-        windows = snapshot.Windows(min(size, entry.size - len(head)), devices)
-        for at in range(len(head), entry.size, size):
+        windows = snapshot.Windows(min(size, entry.size), devices)
+        for at in range(0, entry.size, size):
             window = windows.next()[: entry.size - at]
             self._read(entry, at, window)
             _scatter(window, at, targets, ends)
@@ -112,14 +114,15 @@ class Reader:
     ) -> Callable[[int, list[memoryview]], None]:
         return _checker(self._storage, self._directory, self._manifest.epoch, entry, hint)
 
-    def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
-        """The first `size` bytes, a multiple of the chunks' size, or all there are."""
-
-        def check() -> None:  # before there is memory for it
+    def _check_size(self, entry: FileEntry) -> None:
+        def check() -> None:
             if self._ranks.rank == 0:
                 _check_size(self._storage, self._directory, self._manifest.epoch, entry)
 
         together(self._ranks, check)
+
+    def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
+        """The first `size` bytes, a multiple of the chunks' size, or all there are."""
         buffer = torch.empty(min(size, entry.size), dtype=torch.uint8, device="cpu")
         self._read(entry, 0, buffer)
         return buffer
@@ -136,6 +139,12 @@ class Reader:
 
         together(self._ranks, read)
         self._ranks.broadcast_into(buffer)
+
+
+def _fill_chunk(
+    check: Callable[[int, list[memoryview]], None], index: int, row: chunks.Chunks
+) -> None:
+    check(index, row.pieces(index))
 
 
 def _scatter(

@@ -2,16 +2,16 @@
 
 `LoadedCheckpoint` serves both ways: looked into part by part, in fresh memory; or restored, when
 first everything but the tensors of model and optimizer is read (`LoadedCheckpoint.prepare`), and
-then these are read into the memory of the live ones (`fill_model`, `fill_optimizer`).
+then these are read into the memory of the live ones (`fill_model`, `fill_both`).
 """
 
 from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -27,27 +27,11 @@ Live = Mapping[int, torch.Tensor]
 """``id()`` of a `tensors.TensorInfo` to the live tensor whose memory takes the bytes."""
 
 
-class TensorFile:
-    """A file of tensors: first its header is read, then, when wanted, its tensors.
+class TensorFile(NamedTuple):
+    """A file of tensors, if there is one, of which the header was read."""
 
-    Attributes:
-        places: Name to the dtype, the shape and where the bytes are; tied names share one.
-        metadata: The header's.
-    """
-
-    def __init__(self, reader: Reader, entry: FileEntry | None) -> None:
-        self._reader = reader
-        self._entry = entry
-        self._header = tensors.Header({}, {}) if entry is None else reader.header(entry)
-        self.metadata = self._header.metadata
-        self.places = self._header.tensors
-
-    def fill(self, live: Live) -> dict[str, torch.Tensor]:
-        """Read the tensors into `live`, or into new host tensors where it has none."""
-        found = tensors.room(self._header, live)
-        if self._entry is not None:
-            self._reader.fill(self._entry, tensors.row(self._header, found))
-        return found
+    entry: FileEntry | None
+    header: tensors.Header
 
 
 class LoadedCheckpoint:
@@ -93,7 +77,7 @@ class LoadedCheckpoint:
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
         """``class``, ``param_groups``, ``state`` keyed by parameter name; ``None`` if not saved."""
-        return self.fill_optimizer({})
+        return self._decoded_optimizer(*self._fill((self._optimizer_file,), {}))
 
     @property
     def log(self) -> Any:
@@ -135,25 +119,28 @@ class LoadedCheckpoint:
     @cached_property
     def model_places(self) -> tuple[dict[str, tensors.TensorInfo], dict[str, Any]]:
         """What `fill_model` will return, a `TensorInfo` for each tensor."""
-        return self._decoded_model(*(file.places for file in self._model_files))
+        return self._decoded_model(*(file.header.tensors for file in self._model_files))
 
     def fill_model(self, live: Live) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """The model's tensors, in the memory of `live` where it has one, and its extra state."""
-        return self._decoded_model(*(file.fill(live) for file in self._model_files))
+        return self._decoded_model(*self._fill(self._model_files, live))
 
     @cached_property
     def optimizer_places(self) -> dict[str, Any] | None:
         """What `fill_optimizer` will return, a `TensorInfo` for each tensor."""
-        return self._decoded_optimizer(self._optimizer_file.places)
+        return self._decoded_optimizer(self._optimizer_file.header.tensors)
 
-    def fill_optimizer(self, live: Live) -> dict[str, Any] | None:
-        """The optimizer's state, its tensors in the memory of `live` where it has one."""
-        return self._decoded_optimizer(self._optimizer_file.fill(live))
+    def fill_both(
+        self, live: Live
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any] | None]:
+        """As `fill_model`, and the optimizer's state: read together, which is faster."""
+        *model, optimizer = self._fill((*self._model_files, self._optimizer_file), live)
+        return *self._decoded_model(*model), self._decoded_optimizer(optimizer)
 
     @property
     def model_versions(self) -> dict[str, int] | None:
         """The versions of the model's modules, as `ModelState.versions`; ``None`` if not saved."""
-        return codec.decode_versions(self._model_files[0].metadata)
+        return codec.decode_versions(self._model_files[0].header.metadata)
 
     # ------------------------------------------------------------------ below
 
@@ -166,12 +153,22 @@ class LoadedCheckpoint:
         return self._file(codec.OPTIMIZER)
 
     def _file(self, part: str) -> TensorFile:
-        return TensorFile(self._reader, self.manifest.file(part, "safetensors"))
+        entry = self.manifest.file(part, "safetensors")
+        return TensorFile(
+            entry, tensors.Header({}, {}) if entry is None else self._reader.header(entry)
+        )
+
+    def _fill(self, files: Sequence[TensorFile], live: Live) -> list[dict[str, torch.Tensor]]:
+        """The tensors of `files` by name, in the memory of `live` or new ones on the host."""
+        found = [tensors.room(file.header, live) for file in files]
+        pairs = zip(files, found, strict=True)
+        self._reader.fill([(f.entry, tensors.row(f.header, t)) for f, t in pairs if f.entry])
+        return found
 
     def _decoded_model(
         self, found: Mapping[str, T], frozen: Mapping[str, T]
     ) -> tuple[dict[str, T], dict[str, Any]]:
-        mine, extra = codec.decode_model(found, self._model_files[0].metadata)
+        mine, extra = codec.decode_model(found, self._model_files[0].header.metadata)
         return {**mine, **frozen}, extra
 
     def _decoded_optimizer(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -187,7 +184,8 @@ class LoadedCheckpoint:
         if entry is None:
             raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
         text = self._reader.whole(entry)
-        return codec.decode_state(text, self._file(codec.STATE).fill({}), self.url)
+        (found,) = self._fill((self._file(codec.STATE),), {})
+        return codec.decode_state(text, found, self.url)
 
     def __repr__(self) -> str:
         """The epoch and where it is."""

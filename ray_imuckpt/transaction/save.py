@@ -106,7 +106,8 @@ def _write(
         reused = tuple(sums)
     if part.part == codec.MODEL_FROZEN:
         _SOUND.add(layout.join(storage.url, path))
-    return FileEntry(part.part, name, part.chunks.size, part.chunks.chunk_size, reused)
+    header = (len(part.header), chunks.checksum([part.header])) if part.header else ()
+    return FileEntry(part.part, name, part.chunks.size, part.chunks.chunk_size, reused, *header)
 
 
 def _reuse(
