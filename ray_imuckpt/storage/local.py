@@ -90,13 +90,13 @@ class LocalStorage:
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
     ) -> None:
         """See `Storage.read_into`."""
-        descriptor = os.open(self._path(name), os.O_RDONLY)
+        path = self._path(name)
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             for run in _runs(views):
-                _preadv_all(descriptor, run, offset, self._path(name))
+                offset += _preadv_all(descriptor, run, offset, path)
                 for view in run:
                     seen(view)
-                    offset += len(view)
         finally:
             os.close(descriptor)
 
@@ -227,10 +227,13 @@ def _runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield run
 
 
-def _preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str) -> None:
-    missing = sum(map(len, views))
+def _preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str) -> int:
+    """Fill the views with the file's bytes from `offset` on; how many that were."""
+    size = missing = sum(map(len, views))
     while missing:
         count = os.preadv(descriptor, views, offset)
+        if count == missing:
+            break
         if count == 0:
             raise EOFError(f"{path} ends at byte {offset}")
         missing -= count
@@ -239,6 +242,7 @@ def _preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str
             count -= len(views[0])
             views = views[1:]
         views = [views[0][count:], *views[1:]]
+    return size
 
 
 def _sync_directory(path: str) -> None:

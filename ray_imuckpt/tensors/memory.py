@@ -86,8 +86,9 @@ def is_plain(value: Any) -> bool:
 
 def takes(live: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     """Whether the bytes of such a tensor may be put straight into the memory of `live`."""
+    kind = type(live)
     return (
-        is_plain(live)
+        (kind is torch.Tensor or kind is nn.Parameter)  # not is_plain(): a call for each tensor
         and live.dtype is dtype
         and live.shape == shape
         and live.layout is torch.strided
@@ -105,6 +106,6 @@ def disjoint(live: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         end = 0
         for begin, key in sorted(mine):
             if begin >= end:
-                kept[key] = live[key]
-                end = begin + live[key].nbytes
+                kept[key] = tensor = live[key]
+                end = begin + tensor.nbytes
     return kept

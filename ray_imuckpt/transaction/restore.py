@@ -127,7 +127,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def optimizer_places(self) -> dict[str, Any] | None:
-        """What `fill_optimizer` will return, a `TensorInfo` for each tensor."""
+        """As `optimizer`, a `TensorInfo` for each tensor."""
         return self._decoded_optimizer(self._optimizer_file.header.tensors)
 
     def fill_both(

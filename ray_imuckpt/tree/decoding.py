@@ -18,6 +18,7 @@ from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tree.encoding import JSON, TAG
 
 Tensors = Mapping[str, Any]
+_ITSELF = {str, int, float, bool, type(None)}
 
 
 @uncollected()
@@ -48,15 +49,18 @@ def decode(data: JSON, tensors: Tensors) -> Any:
 
 
 def _decode(data: JSON, tensors: Tensors) -> Any:
-    if type(data) is list:
-        return [_decode(item, tensors) for item in data]
-    if type(data) is not dict:
+    kind = type(data)
+    if kind is dict:
+        tag = data.get(TAG)
+        if tag is None:
+            return {key: _decode(item, tensors) for key, item in data.items()}
+        if tag == "tensor":
+            return tensors[data["v"]]
+    elif kind is list:
+        # No call for what stands for itself: names by the thousand, the state of a generator.
+        return [i if type(i) in _ITSELF else _decode(i, tensors) for i in data]
+    else:
         return data
-    tag = data.get(TAG)
-    if tag is None:
-        return {key: _decode(item, tensors) for key, item in data.items()}
-    if tag == "tensor":
-        return tensors[data["v"]]
     if type(tag) is str and tag in _CONTAINERS:
         return _CONTAINERS[tag](data, tensors)
     if type(tag) is str and tag in _SIMPLE:
@@ -72,7 +76,7 @@ def _pairs(data: JSON, tensors: Tensors) -> list[tuple[Any, Any]]:
 
 
 def _listed(data: JSON, tensors: Tensors) -> list[Any]:
-    return [_decode(item, tensors) for item in data["v"]]
+    return [i if type(i) in _ITSELF else _decode(i, tensors) for i in data["v"]]
 
 
 def _dtype(text: str, kinds: str) -> np.dtype[Any]:
