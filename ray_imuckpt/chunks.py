@@ -44,9 +44,13 @@ class Chunks(Sequence[list[memoryview]]):
         views: One-dimensional byte views, or anything with a length whose slices are such views;
             they are read when a chunk is asked for, not before.
         chunk_size: Bytes of a chunk.
+        owner: What owns the memory, where the views themselves do not hold it; held with the row.
     """
 
-    def __init__(self, views: Iterable[Any], chunk_size: int = CHUNK_SIZE) -> None:
+    def __init__(
+        self, views: Iterable[Any], chunk_size: int = CHUNK_SIZE, owner: object = None
+    ) -> None:
+        self._owner = owner
         self._views = [
             memoryview(view) if type(view) is bytes else view for view in views if len(view)
         ]

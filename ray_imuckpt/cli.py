@@ -145,8 +145,8 @@ def _export(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     model = checkpointer.read(options.epoch).model
     with open(options.file, "xb") as file:
         try:
-            views = tensors.encode({n: t.contiguous() for n, t in model.items()})
-            file.writelines(view[:] for view in views)
+            contiguous = {name: tensor.contiguous() for name, tensor in model.items()}
+            file.writelines(view[:] for view in tensors.encode(contiguous))
         except BaseException:
             os.unlink(options.file)  # half a file would pass for a whole one
             raise

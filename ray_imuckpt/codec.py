@@ -31,7 +31,14 @@ _TREE = "imuckpt.tree"
 
 @dataclass(frozen=True)
 class Part:
-    """One file to be written: what it holds, its suffix, its bytes, and the header among them."""
+    """One file to be written.
+
+    Attributes:
+        part: What it holds.
+        suffix: The end of its name.
+        chunks: Its bytes.
+        header: Those of them that come before the first tensor.
+    """
 
     part: str
     suffix: str
@@ -79,7 +86,8 @@ def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
     found: dict[str, torch.Tensor] = {}
     data = tree.encode(dict(state), found, f"ranks.{rank}")
     text = tree.dumps(data).decode("ascii")
-    views = tensors.encode(snapshot.in_place(found), metadata={_TREE: text})
+    found = snapshot.in_place(found)
+    views = tensors.encode(found, metadata={_TREE: text})
     return b"".join(view[:] for view in views)
 
 
@@ -150,7 +158,8 @@ def layout(plan: Plan) -> list[Part]:
     parts = []
     for file in plan.files:
         views = tensors.encode(file.tensors, file.aliases, file.metadata)
-        parts.append(Part(file.part, "safetensors", Chunks(views), views[0][:]))
+        row = Chunks(views, owner=file.tensors)
+        parts.append(Part(file.part, "safetensors", row, views[0][:]))
     return [*parts, Part(STATE, "json", Chunks([tree.dumps(plan.trees)]))]
 
 

@@ -21,6 +21,7 @@ from ray_imuckpt.manifest import Manifest
 
 logger = logging.getLogger("ray_imuckpt")
 
+_HEAD_START = 0.002  # seconds that the caller has to return before the thread wants the GIL
 _TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
 
 
@@ -51,6 +52,10 @@ class Writer:
             if not result.set_running_or_notify_cancel():
                 return
             try:
+                if background:
+                    # What the caller has left to do takes 1 ms, and 30 when it has to share the
+                    # interpreter with a thread that encodes a header of 10,000 tensors.
+                    time.sleep(_HEAD_START)
                 manifest = save()
             except BaseException as error:  # noqa: BLE001 - kept for whoever asks
                 _forget_locals(error)

@@ -110,7 +110,8 @@ STRIDED = {
 @pytest.mark.parametrize("name", STRIDED)
 def test_any_slice_of_a_strided_tensor_is_that_of_its_contiguous_bytes(name: str) -> None:
     tensor = STRIDED[name]
-    whole = bytes(byte_view(tensor.contiguous())[:])
+    contiguous = tensor.contiguous()
+    whole = bytes(byte_view(contiguous)[:])
     fetched = memory.FetchedBytes(tensor)
     assert len(fetched) == len(whole)
     for begin in range(0, len(whole), 3):

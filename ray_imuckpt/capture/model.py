@@ -12,10 +12,17 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ray_imuckpt.capture.sharding import is_sharded, like, whole
-from ray_imuckpt.capture.ties import elements, first_of_tied
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors import TensorInfo, check_storable, disjoint, is_plain, takes
+from ray_imuckpt.tensors import (
+    TensorInfo,
+    are_tied,
+    check_storable,
+    disjoint,
+    first_of_tied,
+    is_plain,
+    takes,
+)
 
 # Segments that torch.compile and activation checkpointing put into names.
 _WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module"}
@@ -66,7 +73,7 @@ def take_model(model: nn.Module) -> ModelState:
     extra: dict[str, Any] = {}
     frozen: set[str] = set()
     state = module.state_dict(keep_vars=True)
-    first = first_of_tied(_tensors(state))
+    first = first_of_tied(_tensors(state), _apart)
     for key, value in state.items():
         name = names(key)
         if key not in first:
@@ -104,7 +111,7 @@ class LiveModel:
         self._name_of = names = _names(self._module)
         self._state = self._module.state_dict(keep_vars=True)
         self._names = {key: names(key) for key in self._state}
-        self._first = first_of_tied(_tensors(self._state))
+        self._first = first_of_tied(_tensors(self._state), _apart)
 
     @uncollected()
     def check(
@@ -217,13 +224,17 @@ class LiveModel:
                 state[key] = extra[name]
             elif (saved := by_first.get(self._first.get(key))) is not None:
                 # What was read into a live tensor is there: torch skips a copy to itself.
-                there = saved is value or elements(saved) == elements(value)
+                there = are_tied(saved, value, _apart)
                 state[key] = value if there else like(saved, value)
         self._module.load_state_dict(state, strict=False)
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and not _is_extra(k)}
+
+
+def _apart(tensor: torch.Tensor) -> bool:
+    return is_sharded(tensor) or nn.parameter.is_lazy(tensor)
 
 
 def _is_extra(name: str) -> bool:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ray_imuckpt import tree
+from ray_imuckpt.capture.loading import load_exactly
 from ray_imuckpt.capture.model import LiveModel, take_model
-from ray_imuckpt.capture.optimizer import check_plain, class_name, load_exactly
+from ray_imuckpt.capture.optimizer import check_plain, class_name
 from ray_imuckpt.capture.random_state import (
     apply_generator,
     check_generator,

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_imuckpt.capture.loading import load_exactly
 from ray_imuckpt.capture.model import parameter_names
 from ray_imuckpt.capture.sharding import (
     consolidated,
     is_sharded,
     is_zero_redundancy,
-    like,
     whole,
 )
 from ray_imuckpt.errors import StateMismatchError
@@ -216,68 +216,6 @@ def _check_shapes(
         )
 
 
-@uncollected()
-def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> None:
-    """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
-
-    torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
-    parameter would come back rounded. What was saved is what continues. A collective for sharded
-    parameters.
-    """
-    parameters: dict[Any, torch.Tensor] = {}
-    groups = []
-    for here, group in zip(optimizer.param_groups, plain["param_groups"], strict=False):
-        parameters.update(zip(group["params"], here["params"], strict=False))
-        groups.append({key: _to_device_of(value, here.get(key)) for key, value in group.items()})
-    groups += plain["param_groups"][len(groups) :]  # too many: torch says so
-    takes_as_is = _takes_as_is(optimizer)
-    state: dict[Any, Any] = {}
-    to_be_cast: dict[Any, Any] = {}
-    for number, values in plain["state"].items():
-        parameter = parameters.get(number)
-        live = None if parameter is None else optimizer.state.get(parameter)
-        if takes_as_is and _is_live(values, live):
-            state[parameter] = values
-        else:
-            state[number] = _like(values, parameter)
-            to_be_cast[number] = values
-    optimizer.load_state_dict({**plain, "state": state, "param_groups": groups})
-    for number, values in to_be_cast.items():
-        if not isinstance(values, Mapping) or number not in parameters:
-            continue
-        live = optimizer.state.get(parameters[number]) or {}  # None where another rank holds it
-        for key, value in values.items():
-            now = live.get(key)
-            if not isinstance(now, torch.Tensor) or not isinstance(value, torch.Tensor):
-                continue
-            if now.dtype != value.dtype:
-                live[key] = like(value, now).to(now.device)
-
-
-def _takes_as_is(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether state under a parameter itself, not its number, is simply kept, by torch's own code.
-
-    "State that is not assigned to params is copied as is", says ``Optimizer.load_state_dict``.
-    Hooks and methods of others expect numbers. Should torch name its hooks otherwise, they are
-    expected: then each tensor costs a microsecond more.
-    """
-    own = type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict
-    return own and not getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", True)
-
-
-_PLAIN_VALUES = {bool, int, float, str, type(None)}
-
-
-def _is_live(values: Any, live: Any) -> bool:
-    """Whether all tensors of a parameter's state were read into the live ones."""
-    if type(values) is not dict or not live:
-        return False
-    for key, value in values.items():
-        if value is not live.get(key) and type(value) not in _PLAIN_VALUES:
-            return False
-    return True
-
-
 def _live_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
     known = parameter_names(model)
     return [
@@ -310,25 +248,10 @@ def _may_be_new(parameter: torch.Tensor) -> bool:
     return parameter.dim() > 0 and not is_sharded(parameter)
 
 
+_NEVER_SHARDED = {torch.Tensor, bool, int, float, str, type(None)}
+
+
 def _whole(values: Any) -> Any:
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or _NEVER_SHARDED.issuperset(map(type, values.values())):
         return values
     return {k: whole(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-
-
-def _like(values: Any, parameter: torch.Tensor | None) -> Any:
-    """State of the shape of a sharded parameter is sharded as the parameter is."""
-    if parameter is None or not is_sharded(parameter) or not isinstance(values, Mapping):
-        return dict(values) if isinstance(values, Mapping) else values
-    return {
-        key: like(value, parameter)
-        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
-        else value
-        for key, value in values.items()
-    }
-
-
-def _to_device_of(value: Any, live: Any) -> Any:
-    if isinstance(value, torch.Tensor) and isinstance(live, torch.Tensor):
-        return value.to(live.device)
-    return value

@@ -18,6 +18,7 @@ import torch
 from ray_imuckpt import parallel
 from ray_imuckpt.snapshot import copies
 from ray_imuckpt.snapshot.copies import Pairs
+from ray_imuckpt.tensors import first_of_tied
 
 _ALIGNMENT = 64
 
@@ -119,7 +120,7 @@ class HostBuffers:
     def copy(
         self,
         tensors: Mapping[str, torch.Tensor],
-        may_wait: Callable[[torch.Tensor], bool] = lambda _: False,
+        may_wait: Callable[[torch.Tensor], bool] | None = None,
     ) -> Copy:
         """A copy of each tensor, contiguous, on the host.
 
@@ -129,34 +130,19 @@ class HostBuffers:
 
         Args:
             tensors: What to copy.
-            may_wait: Whether the copy of a tensor may be left for `Copy.finish`. What the others
-                hold is copied when this returns.
+            may_wait: Whether the copy of a tensor may be left for `Copy.finish`; none if left out.
+                What the others hold is copied when this returns.
         """
-        numbers: dict[Key, int] = {}
-        number_of: dict[str, int] = {}
-        sources: list[torch.Tensor] = []
-        names: list[str] = []
-        for name, tensor in tensors.items():
-            plain = copies.plain(tensor)
-            key: Key = (plain.data_ptr(), plain.shape, plain.stride(), plain.dtype, plain.device)
-            number = numbers.setdefault(key if plain.numel() else (name,), len(sources))
-            number_of[name] = number
-            if number == len(sources):
-                sources.append(plain)
-                names.append(name)
-        targets = self._targets(sources)
-        now: Pairs = []
-        later: Pairs = []
-        late: list[str] = []
-        for name, target, source in zip(names, targets, sources, strict=True):
-            if may_wait(source):
-                late.append(name)
-                later.append((target, source))
-            else:
-                now.append((target, source))
-        copy = Copy({name: targets[number] for name, number in number_of.items()}, later, late)
+        plain = {name: copies.plain(tensor) for name, tensor in tensors.items()}
+        first = first_of_tied(plain)
+        sources = {name: plain[name] for name, its_first in first.items() if its_first is name}
+        targets = dict(zip(sources, self._targets(list(sources.values())), strict=True))
+        late = [] if may_wait is None else [n for n, source in sources.items() if may_wait(source)]
+        later = [(targets[name], sources.pop(name)) for name in late]
+        now = [(targets[name], source) for name, source in sources.items()]
+        copy = Copy({name: targets[its_first] for name, its_first in first.items()}, later, late)
         events = copies.copy_from_cuda([pair for pair in now if pair[1].is_cuda])
-        copies.copy_on_host([pair for pair in now if not pair[1].is_cuda])
+        copies.copy_on_host([pair for pair in now if not pair[1].is_cuda] if events else now)
         for event in events:
             event.synchronize()
         return copy

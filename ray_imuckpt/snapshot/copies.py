@@ -68,15 +68,19 @@ def _copy_group(pairs: Pairs) -> None:
 def _groups(pairs: Pairs) -> list[Pairs]:
     """The pairs in runs of about `_SEGMENT` bytes, so that small tensors share one call."""
     groups: list[Pairs] = []
+    group: Pairs = []
     room = 0
     for pair in pairs:
-        for piece in (pair,) if pair[1].nbytes <= _SEGMENT else _cut(*pair):
-            size = piece[1].nbytes
-            if room < size or not groups or len(groups[-1]) == _TOGETHER:
-                groups.append([])
-                room = _SEGMENT
-            groups[-1].append(piece)
-            room -= size
+        size = pair[1].nbytes
+        if size > _SEGMENT:
+            groups += [[piece] for piece in _cut(*pair)]
+            continue
+        if room < size or len(group) == _TOGETHER or not group:
+            group = []
+            groups.append(group)
+            room = _SEGMENT
+        group.append(pair)
+        room -= size
     return groups
 
 

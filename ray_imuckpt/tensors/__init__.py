@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from ray_imuckpt.tensors.dtypes import check_storable, is_storable
 from ray_imuckpt.tensors.format import (
     Header,
     TensorInfo,
     check_names,
-    check_storable,
     encode,
     header_length,
     parse_header,
@@ -14,21 +14,24 @@ from ray_imuckpt.tensors.format import (
     row,
     tensor_at,
 )
-from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, lent, takes
+from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, takes
+from ray_imuckpt.tensors.ties import are_tied, first_of_tied
 
 __all__ = [
     "Bytes",
     "Header",
     "TensorInfo",
+    "are_tied",
     "byte_view",
     "check_names",
     "check_storable",
     "disjoint",
     "encode",
+    "first_of_tied",
     "flat",
     "header_length",
     "is_plain",
-    "lent",
+    "is_storable",
     "parse_header",
     "room",
     "row",

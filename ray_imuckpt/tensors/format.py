@@ -25,35 +25,13 @@ import torch
 
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
+from ray_imuckpt.tensors.dtypes import DTYPES, NAMES, VIEWS
 from ray_imuckpt.tensors.memory import Bytes, byte_view, flat
 
 ALIGNMENT = 64
 MAX_HEADER = 100_000_000  # the limit of the safetensors format
 
-_NAMES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "C64",
-}
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _NO_SUCH_DIMENSION = 2**31  # beside a dimension of 0; what else has bytes cannot be too large
-_ONE_BYTE_VIEWS = ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
-_VIEWS: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in _ONE_BYTE_VIEWS if hasattr(torch, name)
-} | {"complex128": torch.complex128}
 
 
 class TensorInfo(NamedTuple):
@@ -63,28 +41,6 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-def check_storable(tensor: torch.Tensor, path: str) -> None:
-    """Raise `UnsupportedStateError` unless the tensor is dense and its dtype can be stored."""
-    dtype = tensor.dtype
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise UnsupportedStateError(
-            f"{path} is a {'quantized' if tensor.is_quantized else tensor.layout} tensor on "
-            f"{tensor.device}, which cannot be stored.",
-            hint="Convert it to a dense tensor with data (to_dense(), dequantize(), to_empty()).",
-        )
-    if tensor.numel() and not tensor.data_ptr():
-        raise UnsupportedStateError(
-            f"{path} has no memory of its own: a {type(tensor).__name__} that wraps other tensors, "
-            "or one whose storage was freed.",
-            hint="Save the tensors that it wraps, or dequantize it; gather what FSDP1 has freed.",
-        )
-    if dtype not in _NAMES and dtype not in _VIEWS.values():
-        raise UnsupportedStateError(
-            f"{path} has dtype {dtype}, which cannot be stored.",
-            hint="Convert it to a standard dtype before the save.",
-        )
 
 
 def check_names(names: Container[str]) -> None:
@@ -105,9 +61,9 @@ def encode(
     """The bytes of a safetensors file as views: the header, then the tensors' own memory.
 
     Args:
-        tensors: Name to tensor. Their memory is not copied: it must stay as it is until the views
-            have been used. What is not in host memory, or not contiguous there, is fetched piece
-            by piece then.
+        tensors: Name to tensor. Their memory is not copied: hold them, and leave them as they are,
+            until the views have been used. What is not in host memory, or not contiguous there, is
+            fetched piece by piece then.
         aliases: Further name to the name in `tensors` whose bytes it shares.
         metadata: Further text for the header's ``__metadata__``.
 
@@ -116,32 +72,30 @@ def encode(
     """
     check_names(tensors)
     views: dict[str, str] = {}
-    layout: dict[str, Any] = {}
+    entries: list[str] = []
     data: list[Bytes] = []
+    kinds: dict[tuple[torch.dtype, torch.Size], str] = {}
     offset = 0
-    for name in sorted(tensors, key=lambda n: -tensors[n].element_size()):
-        tensor = tensors[name]
-        shape = list(tensor.shape)
-        stored = _NAMES.get(tensor.dtype)
-        if stored is None:
-            views[name] = str(tensor.dtype).removeprefix("torch.")
-            stored = "U8"
-            if tensor.dtype is torch.complex128:
-                stored, shape = "F64", [*shape, 2]
-        layout[name] = {
-            "dtype": stored,
-            "shape": shape,
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
+    for name, tensor in sorted(tensors.items(), key=_falling_element_size):
+        dtype = tensor.dtype
+        if dtype not in NAMES:
+            views[name] = str(dtype).removeprefix("torch.")
+        key = dtype, tensor.shape
+        kind = kinds.get(key)  # thousands of tensors have the same few
+        if kind is None:
+            kind = kinds[key] = _kind_as_json(*key)
+        end = offset + tensor.nbytes
+        entries.append(f'{_json(name)}:{{{kind},"data_offsets":[{offset},{end}]}}')
+        offset = end
         data.append(byte_view(tensor))
     notes = dict(metadata or {})
     if aliases:
         notes["imuckpt.aliases"] = json.dumps(dict(aliases))
     if views:
         notes["imuckpt.dtypes"] = json.dumps(views)
-    head = {"__metadata__": notes, **layout} if notes else layout
-    text = json.dumps(head, separators=(",", ":")).encode("utf-8")
+    if notes:
+        entries.insert(0, f'"__metadata__":{_json(notes)}')
+    text = f"{{{','.join(entries)}}}".encode("ascii")
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     if len(text) > MAX_HEADER:
         raise UnsupportedStateError(
@@ -150,6 +104,20 @@ def encode(
             hint="Join small tensors, or shorten their names.",
         )
     return [memoryview(len(text).to_bytes(8, "little") + text), *data]
+
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _falling_element_size(named: tuple[str, torch.Tensor]) -> int:
+    return -named[1].itemsize
+
+
+def _kind_as_json(dtype: torch.dtype, shape: torch.Size) -> str:
+    stored, dimensions = NAMES.get(dtype, "U8"), [*shape]
+    if dtype is torch.complex128:
+        stored, dimensions = "F64", [*shape, 2]
+    return f'"dtype":"{stored}","shape":{_json(dimensions)}'
 
 
 @dataclass(frozen=True)
@@ -227,7 +195,7 @@ def _infos(
         if type(begin) is not int or begin < 0 or end - begin != size:
             raise ValueError(f"{name}: bytes {begin} to {end} for shape {shape} of {dtype}")
         if name in dtypes:
-            dtype = _VIEWS[dtypes[name]]
+            dtype = VIEWS[dtypes[name]]
             if dtype is torch.complex128:
                 shape = shape[:-1]
         infos[name] = TensorInfo(dtype, shape, base + begin, base + begin + size)
@@ -240,7 +208,7 @@ def _kind(stored: str, shape: tuple[Any, ...]) -> tuple[torch.dtype, tuple[int, 
     count = math.prod(shape)
     if count <= 0 and (min(shape) < 0 or max(shape) >= _NO_SUCH_DIMENSION):
         raise ValueError(f"shape {shape}")
-    return _DTYPES[stored], shape, count * _DTYPES[stored].itemsize
+    return DTYPES[stored], shape, count * DTYPES[stored].itemsize
 
 
 def _first_hole(infos: Iterable[TensorInfo], at: int) -> int | None:

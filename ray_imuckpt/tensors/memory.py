@@ -15,24 +15,16 @@ from torch import nn
 _ALL = memoryview((ctypes.c_ubyte * sys.maxsize).from_address(0)).cast("B")
 
 
-def lent(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous host tensor, only for as long as the caller holds the tensor.
-
-    As with any pointer: afterwards they may be anything. Where views outlive the call that made
-    them, `byte_view` gives such that hold the tensor.
-    """
-    begin = tensor.data_ptr()
-    return _ALL[begin : begin + tensor.nbytes]
-
-
 def byte_view(tensor: torch.Tensor) -> Bytes:
-    """A tensor's bytes: its own memory where that is contiguous and the host's."""
+    """A tensor's bytes: its own memory where that is contiguous and the host's.
+
+    Only for as long as the caller holds the tensor, as with any pointer: the view does not. A row
+    of such views (`ray_imuckpt.chunks.Chunks`) is told their owner.
+    """
     if not (tensor.is_cpu and tensor.is_contiguous()):
         return FetchedBytes(tensor)
-    if tensor.dtype in _OF_NUMPY and tensor.numel():
-        host = tensor.detach() if tensor.requires_grad else tensor
-        return host.numpy().data.cast("B")  # half the time of the general way
-    return flat(tensor).numpy().data
+    begin = tensor.data_ptr()
+    return _ALL[begin : begin + tensor.nbytes]
 
 
 class FetchedBytes:
@@ -66,7 +58,6 @@ class FetchedBytes:
 
 
 Bytes = memoryview | FetchedBytes
-_OF_NUMPY = {torch.float32, torch.float64, torch.float16, torch.int64, torch.int32, torch.uint8}
 
 
 def flat(tensor: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,8 @@ class Reader:
         work: list[Callable[[], None]] = []
         with parallel.uncollected():
             for entry, targets in files:
-                row = chunks.Chunks(map(tensors.lent, targets), entry.chunk_size)
+                views = map(tensors.byte_view, targets)
+                row = chunks.Chunks(views, entry.chunk_size, owner=targets)
                 check = self._checker(entry)
                 work += [partial(_fill_chunk, check, index, row) for index in range(len(row))]
         parallel.each(lambda number: work[number](), len(work))

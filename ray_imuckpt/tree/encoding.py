@@ -18,7 +18,7 @@ import torch
 
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors import check_storable
+from ray_imuckpt.tensors import check_storable, is_storable
 
 JSON = Any
 Tensors = dict[str, torch.Tensor]
@@ -26,6 +26,7 @@ Tensors = dict[str, torch.Tensor]
 TAG = "$"
 _QUOTES = "'\""
 _BETWEEN = re.compile(f"[{_QUOTES}]?\\]\\[[{_QUOTES}]?")  # two keys of a path
+_STRINGS = {str}
 _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
@@ -79,10 +80,15 @@ class _Encoder:
         if isinstance(value, Enum):
             return self.encode(value.value, path)
         if isinstance(value, torch.Tensor):
-            return {TAG: "tensor", "v": self._put(value, path)}
+            return self.tensor(value, path)
         if isinstance(value, np.generic):
             return self._scalar(value, path)
         raise self._refused(value, path)
+
+    def tensor(self, value: torch.Tensor, path: str) -> JSON:
+        """A reference to a tensor."""
+        check_storable(value, self._root + path)
+        return {TAG: "tensor", "v": self._put(value, self._name(path))}
 
     def items(self, value: Any, path: str) -> list[JSON]:
         """The encoded elements of a container."""
@@ -104,10 +110,18 @@ class _Encoder:
 
     def mapping(self, value: Mapping[Any, Any], path: str) -> JSON:
         """A dict: a JSON object where its keys allow it."""
-        if TAG in value or any(type(key) is not str for key in value):
+        if TAG in value or not _STRINGS.issuperset(map(type, value)):
             return {TAG: "dict", "v": self.pairs(value, path)}
         self._enter(value, path)
-        encoded = {key: self.encode(item, f"{path}[{key!r}]") for key, item in value.items()}
+        encoded = {}
+        prefix = ""
+        for key, item in value.items():
+            if type(item) is torch.Tensor and key.isidentifier() and is_storable(item):
+                # Half of the time, for tensors by the thousand: only errors need the path.
+                prefix = prefix or self._name(path)
+                encoded[key] = {TAG: "tensor", "v": self._put(item, f"{prefix}.{key}")}
+            else:
+                encoded[key] = self.encode(item, f"{path}[{key!r}]")
         self._open.discard(id(value))
         return encoded
 
@@ -162,7 +176,7 @@ class _Encoder:
             stored = flat.reshape(value.shape)
         else:
             stored = torch.from_numpy(raw)
-        name = self._put(stored, path)
+        name = self._put(stored, self._name(path))
         return {TAG: "array", "dtype": value.dtype.str, "shape": list(value.shape), "v": name}
 
     def _scalar(self, value: np.generic, path: str) -> JSON:
@@ -171,11 +185,15 @@ class _Encoder:
         text = base64.b64encode(value.tobytes()).decode("ascii")
         return {TAG: "scalar", "dtype": value.dtype.str, "v": text}
 
-    def _put(self, value: torch.Tensor, path: str) -> str:
-        check_storable(value, self._root + path)
-        name = (
-            f"{self._root}.{_BETWEEN.sub('.', path[1:-1].strip(_QUOTES))}" if path else self._root
-        )
+    def _name(self, path: str) -> str:
+        """What a tensor at `path` is called, if that is its own."""
+        if not path:
+            return self._root
+        inner = path[1:-1].strip(_QUOTES).replace("']['", ".")  # nearly always that is all
+        return f"{self._root}.{_BETWEEN.sub('.', inner) if '][' in inner else inner}"
+
+    def _put(self, value: torch.Tensor, name: str) -> str:
+        """Keep a tensor under `name`, or one like it; under which."""
         unique, number = name, 1
         while unique in self._tensors or unique == "__metadata__":
             number += 1
@@ -242,6 +260,7 @@ def _b64(value: bytes | bytearray) -> str:
 
 _CONTAINERS: dict[type, Callable[[_Encoder, Any, str], JSON]] = {
     dict: _Encoder.mapping,
+    torch.Tensor: _Encoder.tensor,
     list: _Encoder.items,
     tuple: _tagged("tuple"),
     set: _unordered("set"),

@@ -1,0 +1,64 @@
+"""Which tensors can be stored, and what safetensors calls their dtypes."""
+
+from __future__ import annotations
+
+import torch
+
+from ray_imuckpt.errors import UnsupportedStateError
+
+NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+}
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+_ONE_BYTE_VIEWS = ("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2")
+VIEWS: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in _ONE_BYTE_VIEWS if hasattr(torch, name)
+} | {"complex128": torch.complex128}
+_STORABLE = {*NAMES, *VIEWS.values()}
+
+
+def is_storable(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is dense, has memory, and its dtype can be stored."""
+    return (
+        tensor.layout is torch.strided
+        and tensor.dtype in _STORABLE  # no quantized one
+        and not tensor.is_meta
+        and (tensor.data_ptr() != 0 or not tensor.numel())
+    )
+
+
+def check_storable(tensor: torch.Tensor, path: str) -> None:
+    """Raise `UnsupportedStateError` unless `is_storable`."""
+    if is_storable(tensor):
+        return
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise UnsupportedStateError(
+            f"{path} is a {'quantized' if tensor.is_quantized else tensor.layout} tensor on "
+            f"{tensor.device}, which cannot be stored.",
+            hint="Convert it to a dense tensor with data (to_dense(), dequantize(), to_empty()).",
+        )
+    if tensor.dtype in _STORABLE:
+        raise UnsupportedStateError(
+            f"{path} has no memory of its own: a {type(tensor).__name__} that wraps other tensors, "
+            "or one whose storage was freed.",
+            hint="Save the tensors that it wraps, or dequantize it; gather what FSDP1 has freed.",
+        )
+    raise UnsupportedStateError(
+        f"{path} has dtype {tensor.dtype}, which cannot be stored.",
+        hint="Convert it to a standard dtype before the save.",
+    )
