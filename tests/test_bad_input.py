@@ -367,6 +367,12 @@ DAMAGE = {
     "a file named twice": lambda m, raw: sealed(m, files=[m["files"][0]] * 2),
     "a negative size": lambda m, raw: sealed(m, files=[dict(m["files"][0], size=-1)]),
     "too few checksums": lambda m, raw: sealed(m, files=[dict(m["files"][0], checksums=[])]),
+    "a header larger than its file": lambda m, raw: sealed(
+        m, files=[dict(m["files"][0], header_size=10**15)]
+    ),
+    "a header of another type": lambda m, raw: sealed(
+        m, files=[dict(m["files"][0], header_size="8")]
+    ),
 }
 
 

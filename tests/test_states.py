@@ -164,8 +164,9 @@ def test_low_precision_parameters_keep_the_precision_of_their_optimizer_state(
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     fresh = nn.Linear(4, 4).to(torch.bfloat16)
     restored = torch.optim.AdamW(fresh.parameters(), lr=5.0)
-    checkpointer.start(fresh, restored)
-    assert same_bytes(restored.state_dict(), expected)
+    for _ in range(2):  # into memory of its own, and in place
+        checkpointer.start(fresh, restored)
+        assert same_bytes(restored.state_dict(), expected)
 
 
 def test_an_optimizer_that_has_not_stepped_is_stored_as_it_is(tmp_path: Path) -> None:

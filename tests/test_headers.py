@@ -1,0 +1,157 @@
+"""Headers that are checked by themselves, and the short ways of a restore in place."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+from torch import nn
+
+from conftest import adamw, same_bytes, small_model
+from ray_imuckpt import Checkpointer, CorruptCheckpointError
+from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.manifest import seal
+from ray_imuckpt.tensors import byte_view, first_of_tied
+
+
+def test_the_manifest_holds_the_checksum_of_each_header(tmp_path: Path) -> None:
+    model = small_model()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model, optimizer=adamw(model))
+    files = json.loads((tmp_path / "checkpoint=1" / "manifest.json").read_bytes())["files"]
+    for entry in files:
+        head = (tmp_path / "checkpoint=1" / entry["name"]).read_bytes()[: entry["header_size"]]
+        if entry["name"].endswith(".json"):
+            assert (head, entry["header_checksum"]) == (b"", "")
+        else:
+            assert len(head) == 8 + int.from_bytes(head[:8], "little")
+            assert entry["header_checksum"] == xxhash.xxh3_128(head).hexdigest()
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of an older release"])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_an_altered_header_is_found_before_anything_is_changed(
+    tmp_path: Path, part: str, noted: bool
+) -> None:
+    """As good a header as the true one, but for the name of a tensor."""
+    saved = small_model()
+    optimizer = adamw(saved)
+    saved(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved, optimizer=optimizer)
+    directory = tmp_path / "checkpoint=1"
+    if not noted:
+        forget_headers(directory / "manifest.json")
+    (path,) = directory.glob(f"{part}-*.safetensors")
+    path.write_bytes(path.read_bytes().replace(b"weight", b"wEight", 1))
+    model = small_model(seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CorruptCheckpointError, match=rf"{path.name}.*|bytes 0 to \d+ were altered"):
+        Checkpointer(tmp_path).start(model, adamw(model), continue_from=1)
+    assert same_bytes(dict(model.state_dict()), before)
+
+
+def forget_headers(path: Path) -> None:
+    """As a release before headers were noted wrote it."""
+    manifest: dict[str, Any] = json.loads(path.read_bytes())
+    del manifest["checksum"]
+    for entry in manifest["files"]:
+        del entry["header_size"], entry["header_checksum"]
+    path.write_bytes(seal(manifest))
+
+
+def test_a_checkpoint_whose_headers_were_not_noted_is_restored(tmp_path: Path) -> None:
+    """A header of more than one chunk among them."""
+    saved = nn.ParameterList(nn.Parameter(torch.randn(n % 3)) for n in range(300))
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
+    path = tmp_path / "checkpoint=1" / "manifest.json"
+    forget_headers(path)
+    manifest = json.loads(path.read_bytes())
+    del manifest["checksum"]
+    for entry in manifest["files"]:
+        data = (path.parent / entry["name"]).read_bytes()
+        entry["chunk_size"] = 1000
+        runs = [data[at : at + 1000] for at in range(0, len(data), 1000)]
+        entry["checksums"] = [xxhash.xxh3_128(run).hexdigest() for run in runs]
+    path.write_bytes(seal(manifest))
+    model = nn.ParameterList(nn.Parameter(torch.zeros(n % 3)) for n in range(300))
+    Checkpointer(tmp_path).start(model)
+    assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
+
+
+def test_a_row_holds_the_owner_of_its_bytes() -> None:
+    tensor = torch.arange(100_000)
+    row = Chunks([byte_view(tensor)], owner=[tensor])
+    expected = tensor.numpy().tobytes()
+    del tensor
+    gc.collect()
+    others = [torch.zeros(100_000, dtype=torch.int64) for _ in range(4)]
+    assert b"".join(row[0]) == expected
+    assert len(others) == 4
+
+
+def test_ties_among_tensors_that_begin_at_one_address() -> None:
+    whole = torch.arange(4.0)
+    named = {
+        "whole": whole,
+        "first": whole[:2],
+        "again": whole.view(4),
+        "as integers": whole.view(torch.int32),
+        "first again": whole[:2],
+        "empty": whole[:0],
+        "also empty": whole[:0],
+    }
+    assert first_of_tied(named) == {
+        "whole": "whole",
+        "first": "first",
+        "again": "whole",
+        "as integers": "as integers",
+        "first again": "first",
+        "empty": "empty",
+        "also empty": "also empty",
+    }
+
+
+def test_load_hooks_of_an_optimizer_see_numbers_and_may_change_the_state(tmp_path: Path) -> None:
+    """Without hooks, what was read in place is handed to torch under the parameters themselves."""
+    model = small_model()
+    optimizer = adamw(model)
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    expected = optimizer.state_dict()["state"]
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model, optimizer=optimizer)
+    seen: list[set[Any]] = []
+
+    def double(_: Any, state: dict[str, Any]) -> dict[str, Any]:
+        seen.append(set(state["state"]))
+        changed = {n: {**v, "exp_avg": v["exp_avg"] * 2} for n, v in state["state"].items()}
+        return {**state, "state": changed}
+
+    before = {number: values["exp_avg"].clone() for number, values in expected.items()}
+    handle = optimizer.register_load_state_dict_pre_hook(double)
+    Checkpointer(tmp_path).start(model, optimizer)
+    handle.remove()
+    assert seen == [set(expected)]
+    for number, values in optimizer.state_dict()["state"].items():
+        assert torch.equal(values["exp_avg"], before[number] * 2)
+
+
+def test_an_optimizer_with_a_method_of_its_own_gets_numbers(tmp_path: Path) -> None:
+    class Own(torch.optim.SGD):
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            assert all(type(number) is int for number in state_dict["state"])
+            super().load_state_dict(state_dict)
+
+    model = small_model()
+    optimizer = Own(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(2, 4)).sum().backward()
+    optimizer.step()
+    expected = [v["momentum_buffer"].clone() for v in optimizer.state.values()]
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model, optimizer=optimizer)
+    Checkpointer(tmp_path).start(model, optimizer)
+    restored = [values["momentum_buffer"] for values in optimizer.state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(restored, expected, strict=True))
