@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ray_imuckpt.capture.sharding import is_sharded
+from ray_imuckpt.tensors import is_plain
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -77,13 +78,12 @@ def _memory(tensor: torch.Tensor) -> _Memory:
 
 def _changed_by(optimizer: Any) -> set[_Memory]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    by_parameter = getattr(
-        optimizer, "state", {}
-    )  # what only looks like an optimizer may have none
+    by_parameter = getattr(optimizer, "state", {})  # what only looks like one may have none
     states = [values for values in by_parameter.values() if isinstance(values, dict)]
     tensors = parameters + [value for values in states for value in values.values()]
     return {
         _memory(tensor)
         for tensor in tensors
-        if isinstance(tensor, torch.Tensor) and not is_sharded(tensor) and tensor.numel()
+        if (is_plain(tensor) or (isinstance(tensor, torch.Tensor) and not is_sharded(tensor)))
+        and tensor.numel()
     }
