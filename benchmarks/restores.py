@@ -11,7 +11,7 @@ from benchmarks import limits, peers
 from benchmarks.measure import alone, medians, table
 from ray_imuckpt import Checkpointer
 
-READ = "raw readinto mapped memory (limit)"
+READ = "raw readinto the live tensors (limit)"
 HASHED = "the same, hashed on the way"
 
 
@@ -25,9 +25,10 @@ def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repea
         for save in peers.savers(root, model, optimizer).values():
             save()
         loaders = peers.loaders(root, model, optimizer)
+        state = limits.by_name(model, optimizer)
         rows = {
-            READ: alone(limits.reader(directory)),
-            HASHED: alone(limits.reader(directory, hashed=True)),
+            READ: alone(limits.reader(directory, state)),
+            HASHED: alone(limits.reader(directory, state, hashed=True)),
             "ray_imuckpt": alone(lambda: checkpointer.start(model, optimizer)),
         }
         rows |= {name: alone(call) for name, call in loaders.items()}
@@ -39,8 +40,8 @@ def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repea
             fresh.state.clear()
 
         rows = {
-            READ: alone(limits.reader(directory)),
-            "the same, moments into fresh memory": alone(limits.fresh_reader(directory)),
+            READ: alone(limits.reader(directory, state)),
+            "the same, moments into fresh memory": alone(limits.fresh_reader(directory, model)),
             "ray_imuckpt": (lambda: checkpointer.start(model, fresh), forget),
         }
         rows |= {
@@ -50,8 +51,8 @@ def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repea
         }
         table("full restore into an optimizer that has not stepped", medians(rows, repeats), READ)
     rows = {
-        READ: alone(limits.reader(directory, "model")),
-        HASHED: alone(limits.reader(directory, "model", hashed=True)),
+        READ: alone(limits.reader(directory, limits.by_name(model))),
+        HASHED: alone(limits.reader(directory, limits.by_name(model), hashed=True)),
         "ray_imuckpt.load": alone(lambda: checkpointer.load(model, 1)),
     }
     table("model only", medians(rows, repeats), READ)

@@ -93,7 +93,7 @@ class Reader:
             for entry, targets in files:
                 views = map(tensors.byte_view, targets)
                 row = chunks.Chunks(views, entry.chunk_size, owner=targets)
-                check = self._checker(entry)
+                check = self._checker(entry, _PARTLY)
                 work += [partial(_fill_chunk, check, index, row) for index in range(len(row))]
         parallel.each(lambda number: work[number](), len(work))
 
@@ -105,14 +105,12 @@ class Reader:
         windows = snapshot.Windows(min(size, entry.size), devices)
         for at in range(0, entry.size, size):
             window = windows.next()[: entry.size - at]
-            self._read(entry, at, window)
+            self._read(entry, at, window, _PARTLY)
             _scatter(window, at, targets, ends)
             windows.used()
         windows.finish()
 
-    def _checker(
-        self, entry: FileEntry, hint: str = _PARTLY
-    ) -> Callable[[int, list[memoryview]], None]:
+    def _checker(self, entry: FileEntry, hint: str) -> Callable[[int, list[memoryview]], None]:
         return _checker(self._storage, self._directory, self._manifest.epoch, entry, hint)
 
     def _check_size(self, entry: FileEntry) -> None:
@@ -125,15 +123,15 @@ class Reader:
     def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
         """The first `size` bytes, a multiple of the chunks' size, or all there are."""
         buffer = torch.empty(min(size, entry.size), dtype=torch.uint8, device="cpu")
-        self._read(entry, 0, buffer)
+        self._read(entry, 0, buffer, USE_ANOTHER)
         return buffer
 
-    def _read(self, entry: FileEntry, begin: int, buffer: torch.Tensor) -> None:
+    def _read(self, entry: FileEntry, begin: int, buffer: torch.Tensor, hint: str) -> None:
         """Fill `buffer` on every rank with the chunks from byte `begin` on."""
 
         def read() -> None:
             if self._ranks.rank == 0:
-                check = self._checker(entry, _PARTLY if begin else USE_ANOTHER)
+                check = self._checker(entry, hint)
                 row = chunks.Chunks([buffer.numpy().data], entry.chunk_size)
                 first = begin // entry.chunk_size
                 parallel.each(lambda i: check(first + i, row.pieces(i)), len(row))
