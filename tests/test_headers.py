@@ -155,3 +155,33 @@ def test_an_optimizer_with_a_method_of_its_own_gets_numbers(tmp_path: Path) -> N
     Checkpointer(tmp_path).start(model, optimizer)
     restored = [values["momentum_buffer"] for values in optimizer.state.values()]
     assert all(torch.equal(a, b) for a, b in zip(restored, expected, strict=True))
+
+
+def test_the_step_of_a_fused_optimizer_is_left_to_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it may have to be moved there."""
+    model = nn.Linear(3, 2)
+    fused, plain = (torch.optim.AdamW(model.parameters(), fused=fused) for fused in (True, False))
+    cast: list[Any] = []
+    real = torch.optim.Optimizer._process_value_according_to_param_policy
+
+    def spy(*args: Any) -> Any:
+        cast.append(args[-1])
+        return real(*args)
+
+    monkeypatch.setattr(
+        torch.optim.Optimizer, "_process_value_according_to_param_policy", staticmethod(spy)
+    )
+    for optimizer, expected in ((fused, {"step", "exp_avg", "exp_avg_sq"}), (plain, set())):
+        model(torch.ones(3)).sum().backward()
+        optimizer.step()
+        before = {id(t): t.clone() for s in optimizer.state.values() for t in s.values()}
+        directory = tmp_path / str(len(expected))
+        Checkpointer(directory, blocking=True).checkpoint(1, model=model, optimizer=optimizer)
+        cast.clear()
+        Checkpointer(directory).start(model, optimizer)
+        assert set(cast) == expected
+        assert all(
+            torch.equal(t, before[id(t)]) for s in optimizer.state.values() for t in s.values()
+        )

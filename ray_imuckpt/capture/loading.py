@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> 
         parameters.update(zip(group["params"], here["params"], strict=False))
         groups.append({key: _to_device_of(value, here.get(key)) for key, value in group.items()})
     groups += plain["param_groups"][len(groups) :]  # too many: torch says so
-    takes_as_is = _takes_as_is(optimizer)
+    takes_as_is = _takes_as_is(optimizer, groups)
     state: dict[Any, Any] = {}
     to_be_cast: dict[Any, Any] = {}
     for number, values in plain["state"].items():
@@ -49,15 +49,19 @@ def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> 
                 live[key] = like(value, now).to(now.device)
 
 
-def _takes_as_is(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether state under a parameter itself, not its number, is simply kept, by torch's own code.
+def _takes_as_is(optimizer: torch.optim.Optimizer, groups: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether state under a parameter itself, not its number, may simply be kept, as it will be.
 
     "State that is not assigned to params is copied as is", says ``Optimizer.load_state_dict``.
     Hooks and methods of others expect numbers. Should torch name its hooks otherwise, they are
-    expected: then each tensor costs a microsecond more.
+    expected: then each tensor costs a microsecond more. What `groups`, the saved options, ask to be
+    fused or captured has its step moved to the device.
     """
-    own = type(optimizer).load_state_dict is torch.optim.Optimizer.load_state_dict
-    return own and not getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", True)
+    if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
+        return False
+    if getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", True):
+        return False
+    return not any(group.get("fused") or group.get("capturable") for group in groups)
 
 
 _VALUES = {bool, int, float, str, type(None)}
