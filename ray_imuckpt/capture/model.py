@@ -21,6 +21,7 @@ from ray_imuckpt.tensors import (
     disjoint,
     first_of_tied,
     is_plain,
+    is_storable,
     takes,
 )
 
@@ -89,8 +90,9 @@ def take_model(model: nn.Module) -> ModelState:
             )
         if not value.requires_grad and isinstance(value, nn.Parameter):
             frozen.add(name)
-        tensors[name] = whole(value)
-        check_storable(tensors[name], f"model[{name!r}]")
+        tensors[name] = tensor = whole(value)
+        if not is_storable(tensor):  # asked first: the path is for the error alone
+            check_storable(tensor, f"model[{name!r}]")
     versions = {  # of a wrapper and what is in it the inner one comes last, and counts
         names.of_module(path): notes.get("version") for path, notes in _metadata(state).items()
     }

@@ -134,13 +134,16 @@ class HostBuffers:
                 What the others hold is copied when this returns.
         """
         plain = {name: copies.plain(tensor) for name, tensor in tensors.items()}
-        first = first_of_tied(plain)
-        sources = {name: plain[name] for name, its_first in first.items() if its_first is name}
+        sources, first = plain, {}
+        if len({source.data_ptr() for source in plain.values()}) < len(plain):
+            first = first_of_tied(plain)
+            sources = {name: plain[name] for name, its_first in first.items() if its_first is name}
         targets = dict(zip(sources, self._targets(list(sources.values())), strict=True))
+        host = {name: targets[its_first] for name, its_first in first.items()} or dict(targets)
         late = [] if may_wait is None else [n for n, source in sources.items() if may_wait(source)]
         later = [(targets[name], sources.pop(name)) for name in late]
         now = [(targets[name], source) for name, source in sources.items()]
-        copy = Copy({name: targets[its_first] for name, its_first in first.items()}, later, late)
+        copy = Copy(host, later, late)
         events = copies.copy_from_cuda([pair for pair in now if pair[1].is_cuda])
         copies.copy_on_host([pair for pair in now if not pair[1].is_cuda] if events else now)
         for event in events:

@@ -119,7 +119,12 @@ class _Encoder:
             if type(item) is torch.Tensor and key.isidentifier() and is_storable(item):
                 # Half of the time, for tensors by the thousand: only errors need the path.
                 prefix = prefix or self._name(path)
-                encoded[key] = {TAG: "tensor", "v": self._put(item, f"{prefix}.{key}")}
+                name = f"{prefix}.{key}"
+                if name in self._tensors or item.requires_grad:
+                    name = self._put(item, name)
+                else:
+                    self._tensors[name] = item
+                encoded[key] = {TAG: "tensor", "v": name}
             else:
                 encoded[key] = self.encode(item, f"{path}[{key!r}]")
         self._open.discard(id(value))
