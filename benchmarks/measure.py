@@ -27,6 +27,8 @@ def build(
     return model, optimizer
 
 
+_CALM = 0.3  # seconds
+
 Rows = Mapping[str, tuple[Callable[[], object], Callable[[], object]]]
 """Name to what is timed, and what has to follow untimed."""
 
@@ -45,12 +47,14 @@ class Figure(NamedTuple):
 def medians(rows: Rows, repeats: int) -> dict[str, Figure]:
     """The seconds of each row; all rows in turn, so that a slow moment meets them all.
 
-    Before each, what was written is brought to the disk: no row pays for the one before it.
+    Before each, what was written is brought to the disk, and the host of a virtual machine, which
+    is not done when ``sync`` returns, gets a moment: no row pays for the one before it.
     """
     times: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(repeats + 1):
         for name, (call, after) in rows.items():
             os.sync()
+            time.sleep(_CALM)
             began = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - began)
