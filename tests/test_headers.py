@@ -16,7 +16,7 @@ from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CorruptCheckpointError
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.manifest import seal
-from ray_imuckpt.tensors import byte_view, first_of_tied
+from ray_imuckpt.tensors import byte_view, first_of_tied, parse_header, row
 
 
 def test_the_manifest_holds_the_checksum_of_each_header(tmp_path: Path) -> None:
@@ -83,14 +83,52 @@ def test_a_checkpoint_whose_headers_were_not_noted_is_restored(tmp_path: Path) -
     assert same_bytes(dict(model.state_dict()), dict(saved.state_dict()))
 
 
+def header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ("[1e999]", "[0,4]"),
+        ("[[1]]", "[0,4]"),
+        ("[-1]", "[0,-4]"),
+        ("[null]", "[0,4]"),
+        ("[1]", "[0,8]"),
+        ("[1]", "[0.0,4.0]"),
+        ("[1]", "[false,4]"),
+        ("[1]", "[4,8]"),
+        ("[1]", "[0]"),
+        ("[1]", '["0",4]'),
+        ("[0,4294967296]", "[0,0]"),
+    ],
+)
+def test_a_header_that_no_writer_writes(shape: str, offsets: str) -> None:
+    head = header(f'{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}')
+    with pytest.raises(CorruptCheckpointError, match="header is damaged"):
+        parse_header(head, len(head) + 4, "here")
+
+
+def test_a_header_whose_names_are_not_in_the_order_of_the_bytes() -> None:
+    """As other writers of safetensors may leave it."""
+    head = header(
+        '{"b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]},'
+        '"a":{"dtype":"I32","shape":[],"data_offsets":[0,4]}}'
+    )
+    read = parse_header(head, len(head) + 12, "here")
+    assert list(read.tensors) == ["a", "b"]
+    found = {"a": torch.tensor(0), "b": torch.zeros(2)}
+    assert row(read, found)[1:] == [found["a"], found["b"]]
+
+
 def test_a_row_holds_the_owner_of_its_bytes() -> None:
     tensor = torch.arange(100_000)
-    row = Chunks([byte_view(tensor)], owner=[tensor])
+    chunks = Chunks([byte_view(tensor)], owner=[tensor])
     expected = tensor.numpy().tobytes()
     del tensor
     gc.collect()
     others = [torch.zeros(100_000, dtype=torch.int64) for _ in range(4)]
-    assert b"".join(row[0]) == expected
+    assert b"".join(chunks[0]) == expected
     assert len(others) == 4
 
 

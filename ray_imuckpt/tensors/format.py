@@ -164,16 +164,24 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
         aliases = json.loads(metadata.pop("imuckpt.aliases", "{}"))
         dtypes = json.loads(metadata.pop("imuckpt.dtypes", "{}"))
         infos = _infos(fields, base, dtypes)
-        if _first_hole(infos.values(), base) is not None:  # our own files are in order
-            infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:]))
         hole = _first_hole(infos.values(), base)
+        if hole is not None:  # of another writer, or damaged: our own are in order
+            infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:]))
+            hole = _first_hole(infos.values(), base)
         if hole is not None:
             raise ValueError(f"hole or overlap at byte {hole}")
         end = next(reversed(infos.values())).end if infos else base
         if end != file_size:
             raise ValueError(f"data end at byte {end} of {file_size}")
         infos |= {name: infos[target] for name, target in aliases.items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise CorruptCheckpointError(
             f"A safetensors header is damaged: {error!r}.", url=url
         ) from error
