@@ -96,9 +96,10 @@ def by_name(
 ) -> dict[str, torch.Tensor]:
     """The tensors of the state by the names under which a checkpoint holds them."""
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters() if optimizer else ():
-        state = optimizer.state[parameter] if optimizer else {}
-        found |= {f"optimizer.state.{name}.{key}": value for key, value in state.items()}
+    if optimizer is not None:
+        for name, parameter in model.named_parameters():
+            state = optimizer.state[parameter]
+            found |= {f"optimizer.state.{name}.{key}": value for key, value in state.items()}
     return found
 
 

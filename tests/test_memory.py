@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import same_bytes
+from conftest import Wrapper, same_bytes
 from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.snapshot import HostBuffers, copies
 from ray_imuckpt.storage import local
@@ -64,22 +64,6 @@ def test_something_like_an_optimizer_without_state_may_be_passed_by_keyword(tmp_
     checkpointer.checkpoint(1, model=nn.Linear(1, 1), groups=Groups())
     checkpointer.wait()
     assert checkpointer.read(1).other["groups"] == {"a": 1}
-
-
-class Wrapper(torch.Tensor):
-    """A tensor without memory of its own, as quantized weights are."""
-
-    @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Wrapper:
-        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-        made.inner = inner
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten.detach.default:
-            return Wrapper(args[0].inner)
-        raise NotImplementedError(function)
 
 
 def test_tensors_without_memory_are_refused_by_name_not_taken_for_one_another(

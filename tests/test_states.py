@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import adamw, same_bytes, small_model
+from conftest import Wrapper, adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.tensors import first_of_tied
 
@@ -319,19 +319,6 @@ def test_memory_seen_in_two_ways_is_not_tied(tmp_path: Path) -> None:
 
 
 def test_wrapper_subclasses_without_an_address_are_not_taken_for_tied() -> None:
-    class Wrapper(torch.Tensor):
-        @staticmethod
-        def __new__(cls, inner: torch.Tensor) -> Any:
-            made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-            made.inner = inner
-            return made
-
-        @classmethod
-        def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            if func is torch.ops.aten.detach.default:
-                return Wrapper(args[0].inner)
-            raise NotImplementedError(func)
-
     one, other = Wrapper(torch.ones(2)), Wrapper(torch.zeros(2))
     assert one.data_ptr() == other.data_ptr() == 0
     tied = first_of_tied({"a": one, "b": other, "c": one})

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from ray_imuckpt.capture.sharding import is_sharded
-from ray_imuckpt.tensors import is_plain
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -84,6 +83,5 @@ def _changed_by(optimizer: Any) -> set[_Memory]:
     return {
         _memory(tensor)
         for tensor in tensors
-        if (is_plain(tensor) or (isinstance(tensor, torch.Tensor) and not is_sharded(tensor)))
-        and tensor.numel()
+        if isinstance(tensor, torch.Tensor) and not is_sharded(tensor) and tensor.numel()
     }

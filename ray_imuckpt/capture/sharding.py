@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ray_imuckpt.tensors import is_plain
+
 
 def _loaded(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, ())
@@ -18,6 +20,8 @@ def _loaded(module: str, name: str) -> Any:
 
 def is_sharded(tensor: Any) -> bool:
     """Whether this rank holds only a part of the tensor (FSDP2, tensor parallelism)."""
+    if is_plain(tensor):  # most are, and the look for the class costs more
+        return False
     return isinstance(tensor, _loaded("torch.distributed.tensor", "DTensor"))
 
 

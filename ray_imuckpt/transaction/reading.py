@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -88,14 +87,19 @@ class Reader:
 
     def _straight(self, files: Files) -> None:
         """All files at once, so that the threads come together only at the very end."""
-        work: list[Callable[[], None]] = []
+        work: list[tuple[Callable[[int, list[memoryview]], None], int, chunks.Chunks]] = []
         with parallel.uncollected():
             for entry, targets in files:
                 views = map(tensors.byte_view, targets)
                 row = chunks.Chunks(views, entry.chunk_size, owner=targets)
                 check = self._checker(entry, _PARTLY)
-                work += [partial(_fill_chunk, check, index, row) for index in range(len(row))]
-        parallel.each(lambda number: work[number](), len(work))
+                work += [(check, index, row) for index in range(len(row))]
+
+        def read(number: int) -> None:
+            check, index, row = work[number]
+            check(index, row.pieces(index))
+
+        parallel.each(read, len(work))
 
     def _by_window(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
         targets = [tensors.flat(target) for target in targets if target.nbytes]
@@ -138,12 +142,6 @@ class Reader:
 
         together(self._ranks, read)
         self._ranks.broadcast_into(buffer)
-
-
-def _fill_chunk(
-    check: Callable[[int, list[memoryview]], None], index: int, row: chunks.Chunks
-) -> None:
-    check(index, row.pieces(index))
 
 
 def _scatter(
