@@ -48,7 +48,7 @@ bench: $(INSTALLED)
 
 # Not collected by `make test`: their names do not begin with test_.
 soak: $(INSTALLED)
-	@$(BIN)/python -m pytest tests/soak.py $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -s tests/soak/*.py $(PYTEST_ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

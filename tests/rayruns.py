@@ -1,4 +1,4 @@
-"""A Ray Train run in a driver of its own, to be killed; test_ray_driver.py and soak.py start it.
+"""A Ray Train run in a driver of its own, to be killed; test_ray_driver.py and soak/ start it.
 
 python rayruns.py DIRECTORY LAST_EPOCH      trains on two workers, and tells what has become of it
 

@@ -45,7 +45,7 @@ def epochs_trained(printed: str) -> list[int]:
 
 
 def test_every_example_is_run_below() -> None:
-    """And kill_and_resume.py by `make demo`; soak.py looks at what it prints."""
+    """And kill_and_resume.py by `make demo`; soak/ray_kills.py looks at what it prints."""
     runnable = {path.name for path in EXAMPLES.glob("*.py") if "argparse" in path.read_text()}
     tested = {
         "imu_attitude.py",
