@@ -16,6 +16,7 @@ from ray_imuckpt.capture.model import ModelState
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.parallel import uncollected
+from ray_imuckpt.tensors import Strides
 
 T = TypeVar("T")
 
@@ -87,18 +88,19 @@ def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
     data = tree.encode(dict(state), found, f"ranks.{rank}")
     text = tree.dumps(data).decode("ascii")
     found = snapshot.in_place(found)
-    views = tensors.encode(found, metadata={_TREE: text})
+    views = tensors.encode(found, metadata={_TREE: text}, strides=tensors.strides_of(found))
     return b"".join(view[:] for view in views)
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of tensors that is still to be laid out."""
+    """A file of tensors that is still to be laid out; `strides` are those of the live tensors."""
 
     part: str
     tensors: Mapping[str, torch.Tensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    strides: Mapping[str, Strides] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def plan(state: TrainingState) -> Plan:
     files = list(_model_files(state.model))
     for part, found in ((OPTIMIZER, optimizer_tensors), (STATE, state_tensors)):
         if found:
-            files.append(TensorFile(part, found))
+            files.append(TensorFile(part, found, strides=tensors.strides_of(found)))
     for file in files:
         tensors.check_names(file.tensors)
     return Plan(tuple(files), trees)
@@ -157,7 +159,7 @@ def layout(plan: Plan) -> list[Part]:
     """The files of a checkpoint. No tensor is copied (see `ray_imuckpt.tensors.encode`)."""
     parts = []
     for file in plan.files:
-        views = tensors.encode(file.tensors, file.aliases, file.metadata)
+        views = tensors.encode(file.tensors, file.aliases, file.metadata, file.strides)
         row = Chunks(views, owner=file.tensors)
         parts.append(Part(file.part, "safetensors", row, views[0][:]))
     return [*parts, Part(STATE, "json", Chunks([tree.dumps(plan.trees)]))]
@@ -172,7 +174,7 @@ def _model_files(model: ModelState) -> Iterable[TensorFile]:
             data = tree.encode(dict(model.extra), mine, _EXTRA)
             metadata[_EXTRA] = tree.dumps(data).decode("ascii")
         if mine or not frozen:
-            yield TensorFile(part, mine, aliases, metadata)
+            yield TensorFile(part, mine, aliases, metadata, tensors.strides_of(mine))
 
 
 def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:

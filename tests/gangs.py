@@ -18,6 +18,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 import gangerrors
+import ganglayouts
 from conftest import adamw, same_bytes, small_model
 from gangcommon import Position, same_everywhere
 from ray_imuckpt import (
@@ -203,7 +204,8 @@ def main() -> None:
     for name in sys.argv[2:]:
         directory = Path(sys.argv[1], name)
         try:
-            story = globals().get(name) or getattr(gangerrors, name)
+            rooms = (sys.modules[__name__], gangerrors, ganglayouts)
+            story = next(vars(room)[name] for room in rooms if name in vars(room))
             story(directory / "run", rank)
         except BaseException:
             text = traceback.format_exc()

@@ -33,6 +33,7 @@ STORIES = [
         "ddp_resumes_bit_identically",
         "collectives_move_bytes_of_any_size",
         "fallback_is_taken_by_all",
+        "every_rank_keeps_layouts",
         "what_differs_between_ranks_is_told_once",
         "one_rank_is_told_to_go",
     ],

@@ -7,17 +7,25 @@ from typing import Any
 
 import torch
 
+from ray_imuckpt.capture.layouts import SavedLayouts, beside
 from ray_imuckpt.capture.sharding import is_sharded, like
 from ray_imuckpt.parallel import uncollected
 
 
 @uncollected()
-def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> None:
+def load_exactly(
+    optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], layouts: SavedLayouts
+) -> None:
     """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
 
     torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
     parameter would come back rounded. What was saved is what continues. A collective for sharded
     parameters.
+
+    Args:
+        optimizer: The optimizer.
+        plain: As its ``state_dict``.
+        layouts: How the parameters lay in memory when they were saved.
     """
     parameters: dict[Any, torch.Tensor] = {}
     groups = []
@@ -34,8 +42,8 @@ def load_exactly(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any]) -> 
         if takes_as_is and _is_live(values, live):
             state[parameter] = values
         else:
-            state[number] = _like(values, parameter)
-            to_be_cast[number] = values
+            to_be_cast[number] = laid_out = _beside(values, parameter, layouts)
+            state[number] = _like(laid_out, parameter)
     optimizer.load_state_dict({**plain, "state": state, "param_groups": groups})
     for number, values in to_be_cast.items():
         if not isinstance(values, Mapping) or number not in parameters:
@@ -75,6 +83,16 @@ def _is_live(values: Any, live: Any) -> bool:
         if value is not live.get(key) and type(value) not in _VALUES:
             return False
     return True
+
+
+def _beside(values: Any, parameter: torch.Tensor | None, layouts: SavedLayouts) -> Any:
+    """A parameter's state, laid out in memory as it must be for the parameter."""
+    if parameter is None or not isinstance(values, Mapping):
+        return values
+    return {
+        key: beside(value, parameter, layouts) if isinstance(value, torch.Tensor) else value
+        for key, value in values.items()
+    }
 
 
 def _like(values: Any, parameter: torch.Tensor | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -246,9 +246,14 @@ def _is_extra(name: str) -> bool:
 
 def parameter_names(model: nn.Module) -> dict[int, str]:
     """``id(parameter)`` to its name in the bare module, tied ones under their first name."""
+    return {id(parameter): name for name, parameter in parameters_by_name(model)}
+
+
+def parameters_by_name(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    """Each parameter under its name in the bare module, tied ones under their first name."""
     module = bare(model)
     names = _names(module)
-    return {id(parameter): names(key) for key, parameter in module.named_parameters()}
+    return ((names(key), parameter) for key, parameter in module.named_parameters())
 
 
 class _names:  # noqa: N801 - used as a function

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import tree
+from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.loading import load_exactly
 from ray_imuckpt.capture.model import LiveModel, take_model
 from ray_imuckpt.capture.optimizer import check_plain, class_name
@@ -96,14 +97,20 @@ def check_object(target: Any, state: Any, name: str) -> None:
     LiveModel(target).check(*_split(state), strict=True)
 
 
-def apply_object(target: Any, state: Any) -> None:
-    """Put `state` back into `target`, in place."""
+def apply_object(target: Any, state: Any, layouts: SavedLayouts) -> None:
+    """Put `state` back into `target`, in place.
+
+    Args:
+        target: The live object.
+        state: What `take_object` gave.
+        layouts: How parameters lay in memory when they were saved.
+    """
     if is_generator(target):
         apply_generator(target, state)
     elif isinstance(target, nn.Module):
         LiveModel(target).load(*_split(state))
     elif isinstance(target, torch.optim.Optimizer):
-        load_exactly(target, state)
+        load_exactly(target, state, layouts)
     else:
         target.load_state_dict(state)
 
@@ -134,7 +141,7 @@ def keep(value: Any) -> Callable[[], None] | None:
 
     def put_back_state() -> None:
         try:
-            apply_object(value, state)
+            apply_object(value, state, SavedLayouts())
         except Exception:
             if not _same(take_object(value), state):  # what refuses everything has not changed
                 raise

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.loading import load_exactly
 from ray_imuckpt.capture.model import parameter_names
 from ray_imuckpt.capture.sharding import (
@@ -119,20 +120,25 @@ class LiveOptimizer:
             for key, place in values.items() if isinstance(values, Mapping) else ():
                 if not isinstance(place, TensorInfo):
                     continue
-                dtype, shape, _, _ = place
+                dtype, shape, _, _, strides = place
                 now = live.get(key)
                 if now is not None and takes(now, dtype, shape):
-                    found[id(place)] = now
-                elif parameter.is_cuda and parameter.shape == shape and _may_be_new(parameter):
+                    # Else a layout has changed, and which one is right is for `load` to tell.
+                    if strides is None and (parameter.is_contiguous() or parameter.shape != shape):
+                        found[id(place)] = now
+                elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
                     found[id(place)] = torch.empty(shape, dtype=dtype, device=parameter.device)
         return disjoint(found)
 
     @uncollected()
-    def load(self, saved: OptimizerState, *, keep_options: bool = False) -> None:
+    def load(
+        self, saved: OptimizerState, layouts: SavedLayouts, *, keep_options: bool = False
+    ) -> None:
         """Load what `check` has accepted. A collective for sharded parameters.
 
         Args:
             saved: What `take_optimizer` gave.
+            layouts: How the parameters lay in memory when they were saved.
             keep_options: Whether the live groups keep their own options (learning rate, betas, …).
         """
         numbers = {name: number for number, name in enumerate(chain(*self._names))}
@@ -150,7 +156,8 @@ class LiveOptimizer:
         ]
         state = {numbers.get(name, name): values for name, values in saved["state"].items()}
         rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
-        load_exactly(self._optimizer, {"state": state, "param_groups": groups, **rest})
+        plain = {"state": state, "param_groups": groups, **rest}
+        load_exactly(self._optimizer, plain, layouts)
 
 
 def check_plain(optimizer: torch.optim.Optimizer, plain: Any, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ray_imuckpt.tensors.dtypes import check_storable, is_storable
+from ray_imuckpt.tensors.filling import lay_out, room, row, tensor_at
 from ray_imuckpt.tensors.format import (
     Header,
     TensorInfo,
@@ -10,16 +11,15 @@ from ray_imuckpt.tensors.format import (
     encode,
     header_length,
     parse_header,
-    room,
-    row,
-    tensor_at,
 )
 from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, takes
+from ray_imuckpt.tensors.strides import Strides, in_same_order, strides_of
 from ray_imuckpt.tensors.ties import are_tied, first_of_tied
 
 __all__ = [
     "Bytes",
     "Header",
+    "Strides",
     "TensorInfo",
     "are_tied",
     "byte_view",
@@ -30,11 +30,14 @@ __all__ = [
     "first_of_tied",
     "flat",
     "header_length",
+    "in_same_order",
     "is_plain",
     "is_storable",
+    "lay_out",
     "parse_header",
     "room",
     "row",
+    "strides_of",
     "takes",
     "tensor_at",
 ]

@@ -11,6 +11,8 @@ follow without holes. Beyond what the format asks for:
 - ``__metadata__["imuckpt.dtypes"]`` (JSON) names the torch dtype of tensors whose dtype the format
   lacks; their bytes are stored as a view: complex128 as F64 with a last dimension of 2, one-byte
   types as U8.
+- ``__metadata__["imuckpt.strides"]`` (JSON) holds the strides of dense tensors that are not
+  contiguous. Their bytes are stored in the order of their indices all the same.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import torch
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors.dtypes import DTYPES, NAMES, VIEWS
-from ray_imuckpt.tensors.memory import Bytes, byte_view, flat
+from ray_imuckpt.tensors.memory import Bytes, byte_view
+from ray_imuckpt.tensors.strides import Strides, checked_strides
 
 ALIGNMENT = 64
 MAX_HEADER = 100_000_000  # the limit of the safetensors format
@@ -35,12 +38,16 @@ _NO_SUCH_DIMENSION = 2**31  # beside a dimension of 0; what else has bytes canno
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies: its dtype, its shape, and its bytes [begin, end) of the file."""
+    """Where a tensor lies: its dtype, its shape, and its bytes [begin, end) of the file.
+
+    `strides` are those that it had in memory, ``None`` for a contiguous one.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     end: int
+    strides: Strides | None = None
 
 
 def check_names(names: Container[str]) -> None:
@@ -57,6 +64,7 @@ def encode(
     tensors: Mapping[str, torch.Tensor],
     aliases: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    strides: Mapping[str, Strides] | None = None,
 ) -> list[Bytes]:
     """The bytes of a safetensors file as views: the header, then the tensors' own memory.
 
@@ -66,6 +74,7 @@ def encode(
             fetched piece by piece then.
         aliases: Further name to the name in `tensors` whose bytes it shares.
         metadata: Further text for the header's ``__metadata__``.
+        strides: Name to the strides that the tensor is to have again, where it is not contiguous.
 
     Raises:
         UnsupportedStateError: A name that the format reserves, or too many tensors for a header.
@@ -93,6 +102,8 @@ def encode(
         notes["imuckpt.aliases"] = json.dumps(dict(aliases))
     if views:
         notes["imuckpt.dtypes"] = json.dumps(views)
+    if strides:
+        notes["imuckpt.strides"] = _json(dict(strides))
     if notes:
         entries.insert(0, f'"__metadata__":{_json(notes)}')
     text = f"{{{','.join(entries)}}}".encode("ascii")
@@ -129,11 +140,13 @@ class Header:
             have the same objects.
         metadata: The file's ``__metadata__`` without the keys of this module.
         length: Bytes before the first tensor.
+        strided: The names of those that were not contiguous in memory.
     """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     length: int = 0
+    strided: tuple[str, ...] = ()
 
 
 def header_length(prefix: bytes | memoryview, file_size: int, url: str) -> int:
@@ -163,10 +176,13 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
         metadata = dict(fields.pop("__metadata__", {}))
         aliases = json.loads(metadata.pop("imuckpt.aliases", "{}"))
         dtypes = json.loads(metadata.pop("imuckpt.dtypes", "{}"))
+        strides = json.loads(metadata.pop("imuckpt.strides", "{}"))
         infos = _infos(fields, base, dtypes)
+        for name, values in strides.items():
+            infos[name] = infos[name]._replace(strides=checked_strides(values, infos[name].shape))
         hole = _first_hole(infos.values(), base)
         if hole is not None:  # of another writer, or damaged: our own are in order
-            infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:]))
+            infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:4]))
             hole = _first_hole(infos.values(), base)
         if hole is not None:
             raise ValueError(f"hole or overlap at byte {hole}")
@@ -174,6 +190,7 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
         if end != file_size:
             raise ValueError(f"data end at byte {end} of {file_size}")
         infos |= {name: infos[target] for name, target in aliases.items()}
+        strided = (*strides, *(name for name, target in aliases.items() if target in strides))
     except (
         KeyError,
         TypeError,
@@ -185,7 +202,7 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
         raise CorruptCheckpointError(
             f"A safetensors header is damaged: {error!r}.", url=url
         ) from error
-    return Header(infos, metadata, base)
+    return Header(infos, metadata, base, strided)
 
 
 def _infos(
@@ -221,55 +238,8 @@ def _kind(stored: str, shape: tuple[Any, ...]) -> tuple[torch.dtype, tuple[int, 
 
 def _first_hole(infos: Iterable[TensorInfo], at: int) -> int | None:
     """Where the bytes of `infos`, in this order from `at` on, do not follow each other."""
-    for _, _, begin, end in infos:
+    for _, _, begin, end, _ in infos:
         if begin != at:
             return at
         at = end
     return None
-
-
-def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
-    """The tensor that `info` describes, as a copy out of a file's bytes."""
-    tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
-    flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
-    return tensor
-
-
-@uncollected()
-def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A tensor for each stored one, nothing in it yet; tied names share one.
-
-    Args:
-        header: The file's.
-        live: ``id()`` of a `TensorInfo` to the tensor that takes its bytes. For the others there
-            will be new host tensors.
-    """
-    found: dict[str, torch.Tensor] = {}
-    made: dict[int, torch.Tensor] = {}
-    for name, info in header.tensors.items():
-        key = id(info)
-        tensor = live.get(key)
-        if tensor is None:
-            tensor = made.get(key)
-        if tensor is None:
-            tensor = made[key] = torch.empty(info.shape, dtype=info.dtype, device="cpu")
-        found[name] = tensor
-    return found
-
-
-@uncollected()
-def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Memory for all bytes of a file in their order: a scratch for the header, then the tensors'.
-
-    Args:
-        header: The file's.
-        found: A contiguous tensor of the stored shape and dtype for each name, on any device; tied
-            names have the same.
-    """
-    row = [torch.empty(header.length, dtype=torch.uint8, device="cpu")]
-    at = header.length
-    for name, (_, _, begin, end) in header.tensors.items():
-        if begin == at < end:
-            row.append(found[name])
-            at = end
-    return row

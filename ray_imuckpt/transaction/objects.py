@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.objects import (
     apply_object,
     check_class,
@@ -81,11 +82,15 @@ class Objects:
         loaded: The checkpoint.
         targets: The live objects.
         ranks: The gang.
+        layouts: How parameters lay in memory when they were saved.
     """
 
-    def __init__(self, loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
+    def __init__(
+        self, loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, layouts: SavedLayouts
+    ) -> None:
         self._ranks = ranks
         self._loaded = loaded
+        self._layouts = layouts
         found = {
             name: (target, loaded.other[name])
             for name, target in sorted(targets.objects.items())  # the same order on every rank
@@ -116,7 +121,7 @@ class Objects:
         def apply(step: Mapping[str, tuple[Any, Any]]) -> None:
             for name, (target, state) in step.items():
                 self._begun.append(name)
-                apply_object(target, state)
+                apply_object(target, state, self._layouts)
 
         together(self._ranks, look)
         for step in self._steps:

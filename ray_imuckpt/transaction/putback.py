@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
+from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.model import LiveModel
 from ray_imuckpt.capture.optimizer import LiveOptimizer
 from ray_imuckpt.capture.random_state import (
@@ -69,17 +71,42 @@ def put_back(
         return live
 
     model, optimizer = together(ranks, check)
-    objects = Objects(loaded, targets, ranks)
+    layouts = _saved_layouts(loaded, targets, ranks)
+    objects = Objects(loaded, targets, ranks, layouts)
     try:
         # Objects first, which can only be tried: the model is not changed when one refuses.
         objects.put_back()
         if targets.device is not None:
             together(ranks, targets.move)
             model = together(ranks, lambda: LiveModel(targets.model))
-        _put_back_tensors(loaded, targets, ranks, model, optimizer, keep_options=keep_options)
+        _put_back_tensors(
+            loaded, targets, ranks, model, optimizer, layouts, keep_options=keep_options
+        )
     except Exception as error:
         objects.undo(error)
         raise
+
+
+def _tell_of_layouts(changed: set[str], ranks: Ranks) -> None:
+    if not changed:
+        return
+    warn(
+        ranks,
+        "%s and %d more parameters lie otherwise in memory than when they were saved "
+        "(channels_last, transposed), and the optimizer's state was laid out as they are now. "
+        "Convert the model before start(), as it was when it was saved: else the run is not "
+        "the same to the last bit, and converting it later leaves the state behind.",
+        min(changed),
+        len(changed) - 1,
+    )
+
+
+def _saved_layouts(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> SavedLayouts:
+    saved = saved_per_rank(loaded, ranks)
+    others = [(t, loaded.other[n]) for n, t in targets.objects.items() if n in loaded.objects]
+    others += [(t, saved[n]) for n, t in targets.per_rank.items() if n in saved]
+    modules = [(target, state) for target, state in others if isinstance(target, nn.Module)]
+    return SavedLayouts([(targets.model, loaded.model_places[0]), *modules])
 
 
 def _put_back_tensors(
@@ -88,6 +115,7 @@ def _put_back_tensors(
     ranks: Ranks,
     model: LiveModel,
     optimizer: LiveOptimizer | None,
+    layouts: SavedLayouts,
     *,
     keep_options: bool,
 ) -> None:
@@ -109,10 +137,11 @@ def _put_back_tensors(
     def apply() -> None:
         model.load(tensors, extra, loaded.model_versions)
         if optimizer is not None and state is not None:
-            optimizer.load(state, keep_options=keep_options)
+            optimizer.load(state, layouts, keep_options=keep_options)
         _apply_random(loaded, targets, ranks)
 
     together(ranks, lambda: _or_say_partly(apply, loaded, ranks))
+    _tell_of_layouts(layouts.changed, ranks)
 
 
 def _or_say_partly(apply: Callable[[], None], loaded: LoadedCheckpoint, ranks: Ranks) -> None:

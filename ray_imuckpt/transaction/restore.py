@@ -62,7 +62,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def _model(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return self.fill_model({})
+        return self._decoded_model(*self._fill_as_saved(self._model_files))
 
     @property
     def model(self) -> dict[str, torch.Tensor]:
@@ -77,7 +77,7 @@ class LoadedCheckpoint:
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
         """``class``, ``param_groups``, ``state`` keyed by parameter name; ``None`` if not saved."""
-        return self._decoded_optimizer(*self._fill((self._optimizer_file,), {}))
+        return self._decoded_optimizer(*self._fill_as_saved((self._optimizer_file,)))
 
     @property
     def log(self) -> Any:
@@ -122,8 +122,11 @@ class LoadedCheckpoint:
         return self._decoded_model(*(file.header.tensors for file in self._model_files))
 
     def fill_model(self, live: Live) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The model's tensors, in the memory of `live` where it has one, and its extra state."""
-        return self._decoded_model(*self._fill(self._model_files, live))
+        """The model's tensors, in the memory of `live` where it has one, and its extra state.
+
+        The tensors are contiguous: they are to be loaded into others, whose layout stays.
+        """
+        return self._decoded_live(*self._fill(self._model_files, live))
 
     @cached_property
     def optimizer_places(self) -> dict[str, Any] | None:
@@ -135,7 +138,8 @@ class LoadedCheckpoint:
     ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any] | None]:
         """As `fill_model`, and the optimizer's state: read together, which is faster."""
         *model, optimizer = self._fill((*self._model_files, self._optimizer_file), live)
-        return *self._decoded_model(*model), self._decoded_optimizer(optimizer)
+        tensors.lay_out(self._optimizer_file.header, optimizer)
+        return *self._decoded_live(*model), self._decoded_optimizer(optimizer)
 
     @property
     def model_versions(self) -> dict[str, int] | None:
@@ -165,6 +169,17 @@ class LoadedCheckpoint:
         self._reader.fill([(f.entry, tensors.row(f.header, t)) for f, t in pairs if f.entry])
         return found
 
+    def _fill_as_saved(self, files: Sequence[TensorFile]) -> list[dict[str, torch.Tensor]]:
+        """The tensors of `files` by name, new ones, laid out in memory as they were."""
+        found = self._fill(files, {})
+        return [tensors.lay_out(f.header, t) for f, t in zip(files, found, strict=True)]
+
+    def _decoded_live(
+        self, found: dict[str, torch.Tensor], frozen: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors.lay_out(self._model_files[0].header, found, but=self.model_places[0])
+        return self._decoded_model(found, frozen)
+
     def _decoded_model(
         self, found: Mapping[str, T], frozen: Mapping[str, T]
     ) -> tuple[dict[str, T], dict[str, Any]]:
@@ -184,7 +199,7 @@ class LoadedCheckpoint:
         if entry is None:
             raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
         text = self._reader.whole(entry)
-        (found,) = self._fill((self._file(codec.STATE),), {})
+        (found,) = self._fill_as_saved((self._file(codec.STATE),))
         return codec.decode_state(text, found, self.url)
 
     def __repr__(self) -> str:

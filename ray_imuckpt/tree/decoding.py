@@ -94,7 +94,8 @@ def _array(data: JSON, tensors: Tensors) -> Any:
     raw = stored.reshape(-1)
     raw = torch.view_as_real(raw).reshape(-1) if raw.is_complex() else raw
     buffer = bytearray(raw.contiguous().view(torch.uint8).numpy().tobytes())
-    return np.frombuffer(buffer, dtype=dtype).reshape(data["shape"])
+    array = np.frombuffer(buffer, dtype=dtype).reshape(data["shape"])
+    return np.asfortranarray(array) if data.get("order") == "F" else array
 
 
 def _strings(data: JSON, tensors: Tensors) -> Any:

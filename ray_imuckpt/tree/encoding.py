@@ -182,7 +182,10 @@ class _Encoder:
         else:
             stored = torch.from_numpy(raw)
         name = self._put(stored, self._name(path))
-        return {TAG: "array", "dtype": value.dtype.str, "shape": list(value.shape), "v": name}
+        data: JSON = {TAG: "array", "dtype": value.dtype.str, "shape": list(value.shape), "v": name}
+        if value.flags.f_contiguous and not value.flags.c_contiguous:
+            data["order"] = "F"
+        return data
 
     def _scalar(self, value: np.generic, path: str) -> JSON:
         if value.dtype.kind not in "biufcmMUS":
