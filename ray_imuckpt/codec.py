@@ -125,7 +125,7 @@ class Plan:
         )
 
 
-@uncollected()
+@uncollected
 def plan(state: TrainingState) -> Plan:
     """What is to be stored; tensors are the live ones.
 
@@ -154,7 +154,7 @@ def plan(state: TrainingState) -> Plan:
     return Plan(tuple(files), trees)
 
 
-@uncollected()
+@uncollected
 def layout(plan: Plan) -> list[Part]:
     """The files of a checkpoint. No tensor is copied (see `ray_imuckpt.tensors.encode`)."""
     parts = []

@@ -7,11 +7,16 @@ is when the last save of a script is often still being written.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 THREADS = max(1, min(4, os.cpu_count() or 1))
 
@@ -40,66 +45,89 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
         threading.Thread(target=run, name="imuckpt-io") for _ in range(min(threads, count) - 1)
     ]
     try:
-        with contextlib.suppress(RuntimeError):  # "can't start new thread"
-            for helper in helpers:
-                helper.start()
-        run()
-    except BaseException as error:  # noqa: BLE001 - an interrupt between two lines
+        try:
+            _start(helpers)
+            run()
+        except BaseException as error:  # noqa: BLE001 - an interrupt between two lines
+            errors.append(error)
+        _join(helpers, errors)
+    except BaseException as error:  # noqa: BLE001 - one between two lines of the above
         errors.append(error)
-    for helper in helpers:
-        # One whose start was interrupted is not alive yet: it will see the error, and do nothing.
-        while helper.is_alive():
-            try:
-                helper.join()
-            except BaseException as error:  # noqa: BLE001 - the second Ctrl-C
-                errors.append(error)
+        _join(helpers, errors)
     if errors:
         raise errors[0]
 
 
-class _Uncollected:
-    """How many blocks, on whichever threads, want the collector to rest."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._blocks = 0
-        self._was_on = False
-
-    def enter(self) -> None:
-        with self._lock:
-            if not self._blocks:
-                self._was_on = gc.isenabled()
-                gc.disable()
-            self._blocks += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._blocks = max(0, self._blocks - 1)
-            if not self._blocks and self._was_on:
-                gc.enable()
-
-    def forget_parent(self) -> None:
-        """In a process that was just forked: the threads that wanted it to rest are not here."""
-        self._lock = threading.Lock()
-        if self._blocks and self._was_on:
-            gc.enable()
-        self._blocks = 0
+def _start(threads: Sequence[threading.Thread]) -> None:
+    """Start as many of them as are to be had."""
+    with contextlib.suppress(RuntimeError):  # "can't start new thread"
+        for thread in threads:
+            thread.start()
 
 
-_UNCOLLECTED = _Uncollected()
-os.register_at_fork(after_in_child=_UNCOLLECTED.forget_parent)
+def _join(threads: Sequence[threading.Thread], errors: list[BaseException]) -> None:
+    """Wait for the end of all threads, however often that is interrupted; `errors` gets why."""
+    while True:
+        try:
+            for thread in threads:
+                # One whose start was interrupted is not alive yet: it sees the error, and ends.
+                if thread.is_alive():
+                    thread.join()
+        except BaseException as error:  # noqa: BLE001 - the second Ctrl-C
+            errors.append(error)
+        else:
+            return
 
 
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from running while many small objects are made.
+class AtEnd(functools.partial[Any]):
+    """Calls a function of C when nothing refers to it any more, which no interrupt can prevent.
+
+    A ``finally`` can: Ctrl-C arrives between any two calls of Python code, also just before the
+    ``try`` and within the ``finally``. So what must be undone stands in one expression::
+
+        return (AtEnd(undo), do(), work())[-1]
+
+    Python holds the half of a row that is there already while it makes the rest, and drops it when
+    an error or an interrupt comes out of that. A local variable would live on in the traceback.
+    """
+
+    __slots__ = ()
+    __del__ = functools.partial.__call__
+
+
+_RARELY = 1_000_003  # a number that nobody else takes: new objects between two looks for garbage
+
+
+def uncollected(function: Callable[P, T]) -> Callable[P, T]:
+    """Make the garbage collector run rarely while many small objects are made: a decorator.
 
     Going through a state of thousands of tensors makes so many objects that Python looks for
     garbage again and again, among all objects of the process: that took half of the time. For
     functions that walk a state in memory, never around a wait for storage.
+
+    The collector's switch (``gc.disable``) is the user's alone, and so is an own, higher threshold.
     """
-    _UNCOLLECTED.enter()
-    try:
-        yield
-    finally:
-        _UNCOLLECTED.leave()
+
+    @functools.wraps(function)
+    def calmly(*arguments: P.args, **keywords: P.kwargs) -> T:
+        first, *others = gc.get_threshold()
+        if not 0 < first < _RARELY:  # 0: it never runs. Else it is calm, for a caller or a thread
+            return function(*arguments, **keywords)
+        return (
+            AtEnd(gc.set_threshold, first, *others),
+            gc.set_threshold(_RARELY, *others),  # type: ignore[func-returns-value]
+            function(*arguments, **keywords),
+        )[-1]
+
+    return calmly
+
+
+def _forget_parent() -> None:
+    """In a process that was just forked: the threads that wanted it to run rarely are not here."""
+    if gc.get_threshold()[0] == _RARELY:
+        for left in gc.get_objects():
+            if type(left) is AtEnd and left.func is gc.set_threshold:
+                left()
+
+
+os.register_at_fork(after_in_child=_forget_parent)

@@ -145,3 +145,14 @@ def trained(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / "run"
 
     return make
+
+
+def in_a_child(call: Callable[[], bool]) -> bool:
+    """What it says in a process that is forked now."""
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(0 if call() else 1)
+        finally:
+            os._exit(2)
+    return os.waitpid(child, 0)[1] == 0

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import adamw, python_path, same_bytes, small_model
-from ray_imuckpt import Checkpointer, ImuckptError, SaveFailedError, parallel, writer
+from conftest import adamw, in_a_child, python_path, same_bytes, small_model
+from ray_imuckpt import Checkpointer, ImuckptError, SaveFailedError, writer
 from ray_imuckpt.snapshot import copies
 from ray_imuckpt.storage.local import LocalStorage
 
@@ -143,49 +139,6 @@ def test_two_threads_may_wait_for_one_save(tmp_path: Path, monkeypatch: pytest.M
     assert pending.done()
 
 
-def test_an_interrupted_loop_of_work_has_ended_when_it_raises() -> None:
-    """Who called may close the file that the helpers write to."""
-    helping = threading.Event()
-    done: list[int] = []
-
-    def work(index: int) -> None:
-        if threading.current_thread() is threading.main_thread():
-            assert helping.wait(10)
-            signal.raise_signal(signal.SIGINT)
-            return
-        helping.set()
-        time.sleep(0.2)
-        done.append(index)
-
-    with pytest.raises(KeyboardInterrupt):
-        parallel.each(work, 50, threads=3)
-    ended = list(done)
-    assert len(ended) < 10
-    time.sleep(0.4)
-    assert done == ended
-
-
-def test_fewer_threads_than_wanted_do_all_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-    done: list[int] = []
-    parallel.each(done.append, 5, threads=4)
-    assert done == [0, 1, 2, 3, 4]
-
-
-def in_a_child(call: Callable[[], bool]) -> bool:
-    """What it says in a process that is forked now."""
-    child = os.fork()
-    if not child:
-        try:
-            os._exit(0 if call() else 1)
-        finally:
-            os._exit(2)
-    return os.waitpid(child, 0)[1] == 0
-
-
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_process_that_is_forked_during_a_save_is_told_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,14 +163,8 @@ def test_a_process_that_is_forked_during_a_save_is_told_and_goes_on(
         optimizer.step()
         return True
 
-    def collects() -> bool:
-        return gc.isenabled()
-
     assert in_a_child(waits)
     assert in_a_child(steps)
-    with parallel.uncollected():
-        assert in_a_child(collects)
-    assert gc.isenabled()
     slow.open.set()
     pending.wait()
     assert checkpointer.list_existing_checkpoint_indices() == [1]

@@ -12,7 +12,7 @@ from ray_imuckpt.capture.sharding import is_sharded, like
 from ray_imuckpt.parallel import uncollected
 
 
-@uncollected()
+@uncollected
 def load_exactly(
     optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], layouts: SavedLayouts
 ) -> None:

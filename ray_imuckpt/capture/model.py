@@ -60,7 +60,7 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
-@uncollected()
+@uncollected
 def take_model(model: nn.Module) -> ModelState:
     """The state of `model`. A collective when parameters are sharded: every rank gets all of it.
 
@@ -107,7 +107,7 @@ class LiveModel:
         model: The model, wrapped or bare; only `load` changes it.
     """
 
-    @uncollected()
+    @uncollected
     def __init__(self, model: nn.Module) -> None:
         self._module = bare(model)
         self._name_of = names = _names(self._module)
@@ -115,7 +115,7 @@ class LiveModel:
         self._names = {key: names(key) for key in self._state}
         self._first = first_of_tied(_tensors(self._state), _apart)
 
-    @uncollected()
+    @uncollected
     def check(
         self,
         tensors: Mapping[str, torch.Tensor | TensorInfo],
@@ -175,7 +175,7 @@ class LiveModel:
                 + ("." if wrong else ", or pass strict=False to load what fits."),
             )
 
-    @uncollected()
+    @uncollected
     def memory(self, places: Mapping[str, TensorInfo]) -> dict[int, torch.Tensor]:
         """Where saved tensors can be read to: ``id()`` of the place to the live tensor."""
         found: dict[int, torch.Tensor] = {}
@@ -189,7 +189,7 @@ class LiveModel:
                 taken.add(first)
         return disjoint(found)
 
-    @uncollected()
+    @uncollected
     def load(
         self,
         tensors: Mapping[str, torch.Tensor],

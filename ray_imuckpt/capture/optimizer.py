@@ -31,7 +31,7 @@ OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
 
 
-@uncollected()
+@uncollected
 def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState | None:
     """The state of `optimizer` on the ranks that have all of it, ``None`` on the others.
 
@@ -58,7 +58,7 @@ class LiveOptimizer:
         model: Whose parameters it optimizes.
     """
 
-    @uncollected()
+    @uncollected
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         self._optimizer = optimizer
         self._names = _live_names(optimizer, model)
@@ -103,7 +103,7 @@ class LiveOptimizer:
             "The optimizer",
         )
 
-    @uncollected()
+    @uncollected
     def memory(self, places: OptimizerState) -> dict[int, torch.Tensor]:
         """Where saved tensors can be read to: ``id()`` of the place to the tensor.
 
@@ -130,7 +130,7 @@ class LiveOptimizer:
                     found[id(place)] = torch.empty(shape, dtype=dtype, device=parameter.device)
         return disjoint(found)
 
-    @uncollected()
+    @uncollected
     def load(
         self, saved: OptimizerState, layouts: SavedLayouts, *, keep_options: bool = False
     ) -> None:

@@ -116,7 +116,7 @@ class HostBuffers:
         self._arenas: dict[bool, torch.Tensor] = {}
         self._laid_out: tuple[list[Key], list[torch.Tensor]] = [], []
 
-    @parallel.uncollected()
+    @parallel.uncollected
     def copy(
         self,
         tensors: Mapping[str, torch.Tensor],

@@ -19,7 +19,7 @@ def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
     return tensor if info.strides is None else laid_out(tensor, info.strides)
 
 
-@uncollected()
+@uncollected
 def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A tensor for each stored one, nothing in it yet; tied names share one.
 
@@ -65,7 +65,7 @@ def lay_out(
     return found
 
 
-@uncollected()
+@uncollected
 def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """Memory for all bytes of a file in their order: a scratch for the header, then the tensors'.
 

@@ -59,7 +59,7 @@ def check_names(names: Container[str]) -> None:
         )
 
 
-@uncollected()
+@uncollected
 def encode(
     tensors: Mapping[str, torch.Tensor],
     aliases: Mapping[str, str] | None = None,
@@ -157,7 +157,7 @@ def header_length(prefix: bytes | memoryview, file_size: int, url: str) -> int:
     return length + 8
 
 
-@uncollected()
+@uncollected
 def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
     """Read and check a header.
 

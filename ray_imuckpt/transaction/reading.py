@@ -87,19 +87,26 @@ class Reader:
 
     def _straight(self, files: Files) -> None:
         """All files at once, so that the threads come together only at the very end."""
-        work: list[tuple[Callable[[int, list[memoryview]], None], int, chunks.Chunks]] = []
-        with parallel.uncollected():
-            for entry, targets in files:
-                views = map(tensors.byte_view, targets)
-                row = chunks.Chunks(views, entry.chunk_size, owner=targets)
-                check = self._checker(entry, _PARTLY)
-                work += [(check, index, row) for index in range(len(row))]
+        work = self._chunks_of(files)
 
         def read(number: int) -> None:
             check, index, row = work[number]
             check(index, row.pieces(index))
 
         parallel.each(read, len(work))
+
+    @parallel.uncollected
+    def _chunks_of(
+        self, files: Files
+    ) -> list[tuple[Callable[[int, list[memoryview]], None], int, chunks.Chunks]]:
+        """Each chunk of the files: what reads and checks it, its index, and the row it is in."""
+        work = []
+        for entry, targets in files:
+            views = map(tensors.byte_view, targets)
+            row = chunks.Chunks(views, entry.chunk_size, owner=targets)
+            check = self._checker(entry, _PARTLY)
+            work += [(check, index, row) for index in range(len(row))]
+        return work
 
     def _by_window(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
         targets = [tensors.flat(target) for target in targets if target.nbytes]

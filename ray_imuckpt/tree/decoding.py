@@ -21,7 +21,7 @@ Tensors = Mapping[str, Any]
 _ITSELF = {str, int, float, bool, type(None)}
 
 
-@uncollected()
+@uncollected
 def decode(data: JSON, tensors: Tensors) -> Any:
     """The value that `encode` was given; tensors are those in `tensors`, arrays are copies.
 

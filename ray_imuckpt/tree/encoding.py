@@ -30,7 +30,7 @@ _STRINGS = {str}
 _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
-@uncollected()
+@uncollected
 def encode(value: Any, tensors: Tensors, path: str) -> JSON:
     """`value` as JSON types.
 
