@@ -21,6 +21,7 @@ from ray_imuckpt import (
     sessions,
     tree,
 )
+from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.capture.objects import require_stateful
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.ranks import together
@@ -100,6 +101,7 @@ class Checkpointer(CheckpointDirectory):
     def _forget_process(self) -> None:
         self._session: Session | None = None
         self._saver = Saver()
+        self.left_out = LeftOut()
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the choices, nothing of this process."""
@@ -150,7 +152,7 @@ class Checkpointer(CheckpointDirectory):
                 with a warning, to the last one before it, and to scratch when there is none.
             per_rank: Objects with ``state_dict`` whose state differs by rank (samplers, loaders).
             device: Where to move `model` once all fits, before its state is loaded.
-            strict: Whether missing or unexpected names, and renamed classes, are an error.
+            strict: Whether names that do not match (see `load`) and renamed classes are an error.
             **other: Objects with ``load_state_dict`` are restored; any other value is a default,
                 which ``other`` holds under that name when nothing was saved.
 
@@ -211,6 +213,7 @@ class Checkpointer(CheckpointDirectory):
         else:
             loaded, run.foreign = found
             run.parent, run.resumed_from = loaded.manifest, loaded.epoch
+            self.left_out = loaded.left_out
             session.resumed(storage, loaded.manifest)
         self._saver.run = run
         return loaded

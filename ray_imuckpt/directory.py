@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import arguments, layout, sessions, source
+from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.sessions import Session
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
@@ -27,6 +28,11 @@ class CheckpointDirectory:
     Args:
         dir: See `ray_imuckpt.Checkpointer`.
         storage_options: See `ray_imuckpt.Checkpointer`.
+
+    Attributes:
+        left_out: What the last ``start`` or `load` with ``strict=False`` did not restore:
+            ``missing`` names, which the checkpoint lacks, and ``unexpected`` ones, which only it
+            has.
     """
 
     def __init__(
@@ -38,6 +44,7 @@ class CheckpointDirectory:
         self.dir = None if dir is None else absolute(dir)
         self._storage_options = dict(storage_options or {})
         self._place: Storage | None = None
+        self.left_out = LeftOut()
 
     @classmethod
     def of_result(cls, result: Any, metric: str | None = None, mode: str | None = None) -> Self:
@@ -76,7 +83,9 @@ class CheckpointDirectory:
             model: Changed in place.
             checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``None`` for the last.
             device: Where to move `model` before its state is loaded.
-            strict: Whether names that are missing or unexpected are an error.
+            strict: Whether names that are missing or unexpected are an error. Otherwise they are
+                told in the log and in `left_out`; that nothing fits is an error all the same.
+                Modules that rename or resize what they load do so either way.
 
         Returns:
             `model`.
@@ -86,9 +95,10 @@ class CheckpointDirectory:
                 `ray_imuckpt.errors`; the model is unchanged.
             CorruptCheckpointError: As for `start`.
         """
-        return source.load_into(
-            arguments.model(model), self.read(checkpoint), device, strict=strict
-        )
+        loaded = self.read(checkpoint)
+        source.load_into(arguments.model(model), loaded, device, strict=strict)
+        self.left_out = loaded.left_out
+        return model
 
     def read(self, checkpoint: Any = None) -> LoadedCheckpoint:
         """A checkpoint to look into; each part is read when it is asked for.

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from ray_imuckpt import layout
-from ray_imuckpt.capture.model import LiveModel
+from ray_imuckpt.capture.live import LiveModel
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CheckpointNotFoundError
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction import restore
+from ray_imuckpt.transaction.putback import tell_left_out
 from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
 from ray_imuckpt.writer import finish_all
 
@@ -85,8 +86,9 @@ def load_into(
     """Put the weights of `loaded` into `model`."""
     tensors, extra = loaded.model_places
     live = LiveModel(model)
-    live.check(tensors, extra, strict=strict)
+    loaded.left_out = live.check(tensors, extra, loaded.model_versions, strict=strict)
     if device is not None:
         live = LiveModel(model.to(device))
     live.load(*loaded.fill_model(live.memory(tensors)), loaded.model_versions)
+    tell_left_out(loaded)
     return model

@@ -12,8 +12,9 @@ from torch import nn
 
 from ray_imuckpt import tree
 from ray_imuckpt.capture.layouts import SavedLayouts
+from ray_imuckpt.capture.live import LeftOut, LiveModel
 from ray_imuckpt.capture.loading import load_exactly
-from ray_imuckpt.capture.model import LiveModel, take_model
+from ray_imuckpt.capture.model import take_model
 from ray_imuckpt.capture.optimizer import check_plain, class_name
 from ray_imuckpt.capture.random_state import (
     apply_generator,
@@ -81,20 +82,33 @@ def check_class(target: Any, saved: str | None, name: str) -> None:
         )
 
 
-def check_object(target: Any, state: Any, name: str) -> None:
-    """Raise `StateMismatchError` if `state` does not fit, as far as that can be told beforehand."""
+def check_object(target: Any, state: Any, name: str, *, strict: bool) -> LeftOut:
+    """Raise `StateMismatchError` if `state` does not fit, as far as that can be told beforehand.
+
+    Args:
+        target: The live object.
+        state: What `take_object` gave.
+        name: For the error.
+        strict: Whether a model's missing and unexpected names are an error.
+
+    Returns:
+        What of a model's names is left out.
+    """
     if is_generator(target):
         check_generator(target, state, name)
     if isinstance(target, torch.optim.Optimizer):
         check_plain(target, state, name)
     if not isinstance(target, nn.Module):
-        return
+        return LeftOut()
     if not isinstance(state, Mapping):
         raise StateMismatchError(
             f"{name!r} is a model here, and was saved as a {type(state).__name__}.",
             hint="Pass what was passed when it was saved.",
         )
-    LiveModel(target).check(*_split(state), strict=True)
+    missing, unexpected = LiveModel(target).check(*_split(state), strict=strict)
+    return LeftOut(
+        tuple(f"{name}.{key}" for key in missing), tuple(f"{name}.{key}" for key in unexpected)
+    )
 
 
 def apply_object(target: Any, state: Any, layouts: SavedLayouts) -> None:

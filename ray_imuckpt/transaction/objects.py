@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.capture.layouts import SavedLayouts
+from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.capture.objects import (
     apply_object,
     check_class,
@@ -48,23 +49,29 @@ class Targets:
 
 def check_objects(
     loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool
-) -> None:
-    """Raise `StateMismatchError` unless what was saved fits all objects, as far as can be told."""
+) -> LeftOut:
+    """Raise `StateMismatchError` unless what was saved fits all objects, as far as can be told.
+
+    Returns:
+        What is left as it is; nothing when `strict`.
+    """
     missing = [name for name in targets.objects if name not in loaded.objects]
+    partly: list[LeftOut] = []
     for name, target in targets.objects.items():
         if name in loaded.objects:
             if strict:
                 check_class(target, loaded.classes.get(name), name)
-            check_object(target, loaded.other[name], name)
+            partly.append(check_object(target, loaded.other[name], name, strict=strict))
     if ranks.rank < len(loaded.ranks):
         saved = saved_per_rank(loaded, ranks)
         classes = loaded.ranks[ranks.rank].get("classes", {})
         missing += [f"per_rank[{name!r}]" for name in targets.per_rank if name not in saved]
         for name, target in targets.per_rank.items():
             if name in saved:
+                shown = f"per_rank[{name!r}]"
                 if strict:
-                    check_class(target, classes.get(name), f"per_rank[{name!r}]")
-                check_object(target, saved[name], f"per_rank[{name!r}]")
+                    check_class(target, classes.get(name), shown)
+                partly.append(check_object(target, saved[name], shown, strict=strict))
     if missing and strict:
         raise StateMismatchError(
             "Objects passed to start() were not saved with this checkpoint.",
@@ -73,6 +80,10 @@ def check_objects(
             epoch=loaded.epoch,
             hint="Leave them out, or pass strict=False to leave them as they are.",
         )
+    return LeftOut(
+        (*missing, *(name for part in partly for name in part.missing)),
+        tuple(name for part in partly for name in part.unexpected),
+    )
 
 
 class Objects:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.capture.layouts import SavedLayouts
-from ray_imuckpt.capture.model import LiveModel
+from ray_imuckpt.capture.live import LeftOut, LiveModel
 from ray_imuckpt.capture.optimizer import LiveOptimizer
 from ray_imuckpt.capture.random_state import (
     apply_random,
@@ -46,31 +46,9 @@ def put_back(
         keep_options: Whether the optimizer keeps its own learning rate and other options.
     """
     loaded.prepare(optimizer=targets.optimizer is not None)
-
-    def check() -> tuple[LiveModel, LiveOptimizer | None]:
-        try:
-            live = _check(loaded, targets, ranks, strict=strict)
-        except StateMismatchError as error:
-            if touched:
-                error.message += (
-                    " And a newer checkpoint turned out to be damaged after a part of it had been "
-                    "restored: model and optimizer may hold that part, build them anew."
-                )
-            raise
-        held = _held(loaded, targets, ranks)
-        if touched - held:
-            raise StateMismatchError(
-                "A newer checkpoint turned out to be damaged after a part of it had been restored; "
-                "this one could not make good for all of that.",
-                missing=sorted(touched - held),
-                url=loaded.url,
-                epoch=loaded.epoch,
-                hint=f"Build the objects anew and start with continue_from={loaded.epoch}.",
-            )
-        touched.update(held)
-        return live
-
-    model, optimizer = together(ranks, check)
+    model, optimizer = together(
+        ranks, lambda: _check_all(loaded, targets, ranks, touched, strict=strict)
+    )
     layouts = _saved_layouts(loaded, targets, ranks)
     objects = Objects(loaded, targets, ranks, layouts)
     try:
@@ -85,6 +63,18 @@ def put_back(
     except Exception as error:
         objects.undo(error)
         raise
+    if ranks.rank == 0:
+        tell_left_out(loaded)
+
+
+def tell_left_out(loaded: LoadedCheckpoint) -> None:
+    """Warn of what ``strict=False`` has left out, by name."""
+    for names, what in (
+        (loaded.left_out.missing, "not in the checkpoint, and left as built"),
+        (loaded.left_out.unexpected, "in the checkpoint, and not used"),
+    ):
+        if names:
+            logger.warning("%s: %d name(s) %s: %s.", loaded.url, len(names), what, ", ".join(names))
 
 
 def _tell_of_layouts(changed: set[str], ranks: Ranks) -> None:
@@ -168,11 +158,43 @@ def _held(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> set[str]:
     return held | {f"per_rank[{name!r}]" for name in targets.per_rank if name in saved}
 
 
+def _check_all(
+    loaded: LoadedCheckpoint,
+    targets: Targets,
+    ranks: Ranks,
+    touched: set[str],
+    *,
+    strict: bool,
+) -> tuple[LiveModel, LiveOptimizer | None]:
+    """As `_check`, and whether it makes good for a damaged one before it; see `put_back`."""
+    try:
+        live = _check(loaded, targets, ranks, strict=strict)
+    except StateMismatchError as error:
+        if touched:
+            error.message += (
+                " And a newer checkpoint turned out to be damaged after a part of it had been "
+                "restored: model and optimizer may hold that part, build them anew."
+            )
+        raise
+    held = _held(loaded, targets, ranks)
+    if touched - held:
+        raise StateMismatchError(
+            "A newer checkpoint turned out to be damaged after a part of it had been restored; "
+            "this one could not make good for all of that.",
+            missing=sorted(touched - held),
+            url=loaded.url,
+            epoch=loaded.epoch,
+            hint=f"Build the objects anew and start with continue_from={loaded.epoch}.",
+        )
+    touched.update(held)
+    return live
+
+
 def _check(
     loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool
 ) -> tuple[LiveModel, LiveOptimizer | None]:
     model = LiveModel(targets.model)
-    model.check(*loaded.model_places, strict=strict)
+    left = model.check(*loaded.model_places, loaded.model_versions, strict=strict)
     optimizer = None
     if targets.optimizer is not None:
         if loaded.optimizer_places is None:
@@ -184,7 +206,8 @@ def _check(
             )
         optimizer = LiveOptimizer(targets.optimizer, targets.model)
         optimizer.check(loaded.optimizer_places)
-    check_objects(loaded, targets, ranks, strict=strict)
+    objects = check_objects(loaded, targets, ranks, strict=strict)
+    loaded.left_out = LeftOut(left.missing + objects.missing, left.unexpected + objects.unexpected)
     _check_random(loaded, ranks, strict=strict)
     return model, optimizer
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ray_imuckpt import codec, layout, tensors, tree
+from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks
@@ -41,12 +42,14 @@ class LoadedCheckpoint:
         manifest: Its commit record.
         place: Its own directory, if it was opened as such; else what holds it.
         url: Where it is.
+        left_out: What was not restored of it, or by it, when it was put into live objects.
     """
 
     def __init__(self, manifest: Manifest, place: Storage, url: str, reader: Reader) -> None:
         self.manifest = manifest
         self.place = place
         self.url = url
+        self.left_out = LeftOut()
         self._reader = reader
 
     @property
