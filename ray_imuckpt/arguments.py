@@ -17,6 +17,7 @@ LAST = "last"
 NONE = "none"
 _LAST = (LAST, "latest", "recent")
 _NONE = (NONE, "start", "restart", "nothing")
+_MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a reader takes 64
 
 
 def continue_from(value: Any) -> str | int:
@@ -74,7 +75,11 @@ def _name(key: Any) -> str:
     return key
 
 
-def _number(value: Any, path: str) -> Any:
+def _number(value: Any, path: str, depth: int = 0) -> Any:
+    if depth > _MAX_DEPTH:
+        raise ValueError(
+            f"{path.split('[', maxsplit=1)[0]} are nested more than {_MAX_DEPTH} levels deep."
+        )
     if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy":
         if math.prod(value.shape) != 1:
             raise TypeError(
@@ -82,9 +87,9 @@ def _number(value: Any, path: str) -> Any:
             )
         return value.item()
     if isinstance(value, dict):
-        return {key: _number(item, f"{path}[{key!r}]") for key, item in value.items()}
+        return {key: _number(item, f"{path}[{key!r}]", depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_number(item, path) for item in value]
+        return [_number(item, path, depth + 1) for item in value]
     return value
 
 

@@ -20,7 +20,10 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from ray_imuckpt import layout
 from ray_imuckpt.errors import (
@@ -28,7 +31,7 @@ from ray_imuckpt.errors import (
     CorruptCheckpointError,
     UnsupportedFormatError,
 )
-from ray_imuckpt.manifest import FORMAT, Manifest, seal, stated_maker, unseal
+from ray_imuckpt.manifest import FORMAT, Manifest, Text, seal, stated_maker, unseal
 from ray_imuckpt.storage import Storage
 
 logger = logging.getLogger("ray_imuckpt")
@@ -40,8 +43,15 @@ _HINT = "Name what to continue from (continue_from=<epoch>): the next save write
 class Abandoned:
     """Who made an abandoned checkpoint; ``None`` where its manifest could not be read."""
 
-    attempt_id: str | None
-    run_id: str | None
+    attempt_id: Text | None
+    run_id: Text | None
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What ``lineage.json`` says."""
+
+    abandoned: dict[Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,17})(?!\n)$")], Abandoned]
 
 
 class Catalog:
@@ -189,15 +199,16 @@ class Catalog:
         if data is None:
             return {}
         url = layout.join(self._storage.url, layout.LINEAGE)
-        record: Any = unseal(data, url, _HINT)
+        fields = unseal(data, url, _HINT)
         try:
-            return {int(epoch): Abandoned(**who) for epoch, who in record["abandoned"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            record = msgspec.convert(fields, _Record)
+        except msgspec.ValidationError as error:
             raise CorruptCheckpointError(
-                f"The record of abandoned branches is damaged: {error!r}.",
+                f"The record of abandoned branches is damaged: {error}.",
                 url=url,
                 hint=_HINT,
             ) from error
+        return {int(epoch): who for epoch, who in record.abandoned.items()}
 
     def _rebuilt(self, damage: CorruptCheckpointError) -> dict[int, Abandoned]:
         """What is not of the history of the checkpoint that was committed last.

@@ -2,26 +2,42 @@
 
 The rules that a reader applies, in this order (`Manifest.from_bytes`):
 
-1. The bytes are one JSON object. Otherwise: corrupt.
+1. The bytes are one JSON object, of numbers that are finite and keys that are there once, and it is
+   not larger than any that is written. Otherwise: corrupt.
 2. ``format`` is an integer; larger than `FORMAT` means a newer writer. Unsupported.
 3. ``checksum`` is the XXH3-128 of the canonical JSON (sorted keys, no spaces, ASCII) of the object
    without ``checksum``. Otherwise: corrupt.
-4. Every field is there with its type, and every file name is a plain data file name: no separator,
-   no ``..``, nothing outside the checkpoint's directory. Otherwise: corrupt.
+4. Every field is there with its type and in its bounds, at every level; further fields are passed
+   over. Every file name is a plain data file name: no separator, no ``..``, nothing outside the
+   checkpoint's directory. Otherwise: corrupt.
+
+`docs/manifest.schema.json` says the fourth rule to programs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
-from ray_imuckpt import chunks, layout
+import msgspec
+from msgspec import Meta
+
+from ray_imuckpt import chunks, layout, strictjson
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 
 FORMAT = 1
+MAX_RECORD = 64 * 1024 * 1024  # bytes; that of 10 TB in chunks of 8 MiB has 45 MB
+_MAX_OBJECTS = 200_000  # and lists: one a file, an ancestor, an abandoned epoch
+_MAX_VALUES = 2_000_000
+_SMALL = 1024 * 1024  # whatever it holds, it takes few times as much memory
+_MAX_DEPTH = 64  # of the metrics
 USE_ANOTHER = 'Use another epoch; start("last") falls back to the newest sound one by itself.'
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
+Checksum = Annotated[str, Meta(min_length=32, max_length=32)]
+Text = Annotated[str, Meta(max_length=1000)]
 
 
 @dataclass(frozen=True)
@@ -38,13 +54,13 @@ class FileEntry:
         header_checksum: XXH3-128 of these.
     """
 
-    part: str
-    name: str
-    size: int
-    chunk_size: int
-    checksums: tuple[str, ...]
-    header_size: int = 0
-    header_checksum: str = ""
+    part: Text
+    name: Text
+    size: Count
+    chunk_size: Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)]
+    checksums: tuple[Checksum, ...]
+    header_size: Count = 0
+    header_checksum: Annotated[str, Meta(max_length=32)] = ""
 
     @property
     def header(self) -> FileEntry | None:
@@ -59,17 +75,17 @@ class FileEntry:
 class Origin:
     """Which checkpoint another one was continued from."""
 
-    epoch: int
-    run_id: str
-    attempt_id: str
+    epoch: Count
+    run_id: Text
+    attempt_id: Text
 
 
 @dataclass(frozen=True)
 class Ancestor:
     """A run whose checkpoints up to and including `epoch` are part of a checkpoint's history."""
 
-    run_id: str
-    epoch: int
+    run_id: Text
+    epoch: Count
 
 
 @dataclass(frozen=True)
@@ -90,16 +106,16 @@ class Manifest:
         files: Every data file.
     """
 
-    epoch: int
-    run_id: str
-    attempt_id: str
+    epoch: Count
+    run_id: Text
+    attempt_id: Text
     parent: Origin | None
     ancestors: tuple[Ancestor, ...]
-    world_size: int
-    created: str
-    versions: Mapping[str, str]
+    world_size: Annotated[int, Meta(ge=1, le=2**31)]
+    created: Text
+    versions: Mapping[str, Text]
     metrics: Mapping[str, Any]
-    files: tuple[FileEntry, ...] = field(default=())
+    files: tuple[FileEntry, ...]
 
     @property
     def origin(self) -> Origin:
@@ -132,10 +148,13 @@ class Manifest:
         """
         fields = unseal(data, url, USE_ANOTHER)
         try:
-            manifest = _parse(fields)
-        except (KeyError, TypeError, ValueError) as error:
+            manifest = _checked(msgspec.convert(fields, Manifest))
+        except ValueError as error:  # msgspec's own among them
             raise CorruptCheckpointError(
-                f"The manifest has a wrong or missing field: {error!r}.", url=url, epoch=epoch
+                f"The manifest has a wrong or missing field: {error}.",
+                url=url,
+                epoch=epoch,
+                hint=USE_ANOTHER,
             ) from error
         if epoch is not None and manifest.epoch != epoch:
             raise CorruptCheckpointError(
@@ -170,12 +189,14 @@ def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
         CorruptCheckpointError: It is not what was written.
     """
     try:
-        record = json.loads(data)
+        record = _loads(data)
         if not isinstance(record, dict):
             raise TypeError("not a JSON object")
         version = record["format"]
-        if type(version) is not int:
-            raise TypeError("format is not an integer")
+        if type(version) is not int or version < 1:
+            raise TypeError("format is not a positive integer")
+        stated = record.pop("checksum", None)
+        found = _record_checksum(record) if version <= FORMAT else None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpointError(
             f"The record is empty, cut or not ours ({error}).",
@@ -188,8 +209,7 @@ def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
             url=url,
             hint="Upgrade ray_imuckpt on this machine.",
         )
-    stated = record.pop("checksum", None)
-    if stated != _record_checksum(record):
+    if stated != found:
         raise CorruptCheckpointError(
             "The record was altered: its checksum does not match.",
             url=url,
@@ -201,8 +221,8 @@ def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
 def stated_maker(data: bytes) -> tuple[str | None, str | None]:
     """The attempt and the run that a manifest of a newer format names, unchecked, if it does."""
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError):
+        record = _loads(data)
+    except ValueError:
         return None, None
     if not isinstance(record, dict):
         return None, None
@@ -210,53 +230,43 @@ def stated_maker(data: bytes) -> tuple[str | None, str | None]:
     return attempt if isinstance(attempt, str) else None, run if isinstance(run, str) else None
 
 
+def _loads(data: bytes) -> Any:
+    """The value of a record, if it is not larger than one of ours can be."""
+    if len(data) > _SMALL and (
+        len(data) > MAX_RECORD
+        or data.count(b"{") + data.count(b"[") > _MAX_OBJECTS
+        or data.count(b",") > _MAX_VALUES
+    ):
+        raise ValueError(f"it has {len(data)} bytes, and more values than any record")
+    return strictjson.loads(data)
+
+
 def _record_checksum(record: Mapping[str, Any]) -> str:
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return chunks.checksum([canonical.encode("ascii")])
 
 
-def _parse(fields: dict[str, Any]) -> Manifest:
-    parent = fields["parent"]
-    manifest = Manifest(
-        epoch=_typed(fields, "epoch", int),
-        run_id=_typed(fields, "run_id", str),
-        attempt_id=_typed(fields, "attempt_id", str),
-        parent=None if parent is None else Origin(**parent),
-        ancestors=tuple(Ancestor(**entry) for entry in _typed(fields, "ancestors", list)),
-        world_size=_typed(fields, "world_size", int),
-        created=_typed(fields, "created", str),
-        versions=_typed(fields, "versions", dict),
-        metrics=_typed(fields, "metrics", dict),
-        files=tuple(_parse_file(entry) for entry in _typed(fields, "files", list)),
-    )
-    names = [entry.name for entry in manifest.files]
-    if len(set(names)) != len(names):
-        raise ValueError("a file is named twice")
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest, if it follows the rules that no type says."""
+    kinds = set()
+    for entry in manifest.files:
+        if not layout.is_data_file_name(entry.name):
+            raise ValueError(f"{entry.name!r} is not the name of a data file of this directory")
+        if entry.header_size > entry.size:
+            raise ValueError(f"{entry.name}: impossible header")
+        sums = len(entry.checksums)
+        if sums != -(-entry.size // entry.chunk_size):
+            raise ValueError(f"{entry.name}: {sums} checksums for {entry.size} bytes")
+        kinds.add((entry.part, entry.name.rsplit(".", 1)[1]))
+    if not len(kinds) == len({entry.name for entry in manifest.files}) == len(manifest.files):
+        raise ValueError("a file is named twice, or a part has two of one kind")
+    if _is_deeper(manifest.metrics, _MAX_DEPTH):
+        raise ValueError("metrics are nested too deeply")
     return manifest
 
 
-def _parse_file(fields: dict[str, Any]) -> FileEntry:
-    entry = FileEntry(
-        part=_typed(fields, "part", str),
-        name=_typed(fields, "name", str),
-        size=_typed(fields, "size", int),
-        chunk_size=_typed(fields, "chunk_size", int),
-        checksums=tuple(_typed(fields, "checksums", list)),
-        **{name: fields[name] for name in ("header_size", "header_checksum") if name in fields},
-    )
-    if not layout.is_data_file_name(entry.name):
-        raise ValueError(f"{entry.name!r} is not the name of a data file of this directory")
-    if type(entry.header_size) is not int or not 0 <= entry.header_size <= entry.size:
-        raise ValueError(f"{entry.name}: impossible header")
-    if entry.size < 0 or entry.chunk_size <= 0:
-        raise ValueError(f"{entry.name}: impossible size")
-    if len(entry.checksums) != -(-entry.size // entry.chunk_size):
-        raise ValueError(f"{entry.name}: {len(entry.checksums)} checksums for {entry.size} bytes")
-    return entry
-
-
-def _typed(fields: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = fields[name]
-    if type(value) is not kind:
-        raise TypeError(f"{name} is {type(value).__name__}, not {kind.__name__}")
-    return value
+def _is_deeper(value: Any, depth: int) -> bool:
+    if not isinstance(value, (dict, list)):
+        return False
+    items = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in items)
