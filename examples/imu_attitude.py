@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from ray_imuckpt import Checkpointer, Exponential, PlateauDetector
+from ray_imuckpt import Checkpointer, PlateauDetector
+from ray_imuckpt.schedules import Exponential
 
 RATE = 25.0  # samples per second, Hz
 GRAVITY = 9.81  # m/s^2

@@ -16,7 +16,8 @@ from ray.train.torch import TorchTrainer, get_device, prepare_data_loader, prepa
 from torch.utils.data import DataLoader
 
 from digits import accuracy, digits, network
-from ray_imuckpt import Checkpointer, Exponential, PlateauDetector
+from ray_imuckpt import Checkpointer, PlateauDetector
+from ray_imuckpt.schedules import Exponential
 
 
 def train_loop(config: dict[str, Any]) -> None:

@@ -18,15 +18,8 @@ from ray_imuckpt.errors import (
     UnsupportedFormatError,
     UnsupportedStateError,
 )
-from ray_imuckpt.plateau import (
-    CosineAnnealing,
-    Exponential,
-    PlateauDetector,
-    Polynomial,
-    Sequence,
-    Step,
-)
 from ray_imuckpt.saver import PendingSave
+from ray_imuckpt.schedules import PlateauDetector
 from ray_imuckpt.source import load
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
 
@@ -34,18 +27,13 @@ __all__ = [
     "CheckpointNotFoundError",
     "Checkpointer",
     "CorruptCheckpointError",
-    "CosineAnnealing",
-    "Exponential",
     "ImuckptError",
     "LoadedCheckpoint",
     "PendingSave",
     "PlateauDetector",
-    "Polynomial",
     "SaveFailedError",
-    "Sequence",
     "Start",
     "StateMismatchError",
-    "Step",
     "UnsupportedFormatError",
     "UnsupportedStateError",
     "__version__",

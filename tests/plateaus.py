@@ -9,10 +9,8 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from ray_imuckpt import (
-    Exponential,
-    PlateauDetector,
-)
+from ray_imuckpt import PlateauDetector
+from ray_imuckpt.schedules import Exponential
 
 HALVING = Exponential(1.0, 0.5)
 SETTINGS = settings(derandomize=True, deadline=None, max_examples=300)

@@ -25,7 +25,8 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from conftest import adamw, small_model, start_ray
-from ray_imuckpt import Checkpointer, Exponential, PlateauDetector
+from ray_imuckpt import Checkpointer, PlateauDetector
+from ray_imuckpt.schedules import Exponential
 from sameruns import digest
 
 

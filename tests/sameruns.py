@@ -25,8 +25,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ray_imuckpt import Checkpointer, Exponential, PlateauDetector, snapshot
+from ray_imuckpt import Checkpointer, PlateauDetector, snapshot
 from ray_imuckpt.chunks import checksum
+from ray_imuckpt.schedules import Exponential
 from ray_imuckpt.storage import local
 
 WARNINGS: list[str] = []

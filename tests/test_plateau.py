@@ -13,12 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plateaus import HALVING, LOSSES, SETTINGS, Reference, at_state, rates, sgd
-from ray_imuckpt import (
-    Exponential,
-    PlateauDetector,
-    Polynomial,
-    Step,
-)
+from ray_imuckpt import PlateauDetector
+from ray_imuckpt.schedules import Exponential, Polynomial, Step
 
 # ---------------------------------------------------------------------------------- step
 

@@ -12,13 +12,7 @@ import pytest
 import torch
 
 from plateaus import HALVING, named_schedule
-from ray_imuckpt import (
-    CosineAnnealing,
-    Exponential,
-    Polynomial,
-    Sequence,
-    Step,
-)
+from ray_imuckpt.schedules import CosineAnnealing, Exponential, Polynomial, Sequence, Step
 
 
 @pytest.mark.parametrize(

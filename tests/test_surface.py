@@ -12,7 +12,8 @@ import torch
 
 import ray_imuckpt
 from conftest import adamw, same_bytes, small_model, train
-from ray_imuckpt import Checkpointer, CheckpointNotFoundError, Exponential, PlateauDetector
+from ray_imuckpt import Checkpointer, CheckpointNotFoundError, PlateauDetector
+from ray_imuckpt.schedules import Exponential
 
 
 def test_from_scratch_gives_back_what_was_given(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_imuckpt import Checkpointer, Exponential, PlateauDetector
+from ray_imuckpt import Checkpointer, PlateauDetector
+from ray_imuckpt.schedules import Exponential
 
 
 def main(directory: str) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import ray_imuckpt
-from ray_imuckpt import Checkpointer, Exponential, LoadedCheckpoint, PendingSave, PlateauDetector
+from ray_imuckpt import Checkpointer, LoadedCheckpoint, PendingSave, PlateauDetector
+from ray_imuckpt.schedules import Exponential
 
 
 def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

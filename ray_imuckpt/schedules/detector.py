@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 
 from ray_imuckpt.errors import StateMismatchError
-from ray_imuckpt.plateau import checks
-from ray_imuckpt.plateau.schedules import Schedule, describe
+from ray_imuckpt.schedules import checks
+from ray_imuckpt.schedules.curves import Schedule, describe
 
 logger = logging.getLogger("ray_imuckpt")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from ray_imuckpt.plateau import checks
+from ray_imuckpt.schedules import checks
 
 Schedule: TypeAlias = Callable[[int], float]
 

@@ -1,4 +1,8 @@
-"""When to lower the learning rate, and along which schedule. Touches torch only.
+"""Learning rates: ready schedules, and the detector that moves along one. Touches torch only.
+
+>>> from ray_imuckpt import PlateauDetector
+>>> from ray_imuckpt.schedules import Exponential
+>>> plateau = PlateauDetector(Exponential(1e-3, 0.7), patience=10)
 
 A schedule is any callable from a state, an int counted from 1, to a learning rate. It has no
 memory: the `PlateauDetector` knows the state it is at, so that is all there is to save.
@@ -6,8 +10,7 @@ memory: the `PlateauDetector` knows the state it is at, so that is all there is 
 
 from __future__ import annotations
 
-from ray_imuckpt.plateau.detector import PlateauDetector
-from ray_imuckpt.plateau.schedules import (
+from ray_imuckpt.schedules.curves import (
     CosineAnnealing,
     Exponential,
     Polynomial,
@@ -15,6 +18,7 @@ from ray_imuckpt.plateau.schedules import (
     Sequence,
     Step,
 )
+from ray_imuckpt.schedules.detector import PlateauDetector
 
 __all__ = [
     "CosineAnnealing",
