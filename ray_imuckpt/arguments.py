@@ -93,6 +93,26 @@ def _number(value: Any, path: str, depth: int = 0) -> Any:
     return value
 
 
+def keep_best(value: Any) -> tuple[str, str]:
+    """A metric, and whether less of it is better or more."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(
+            f"keep_best={value!r} is a {type(value).__name__}; a tuple is wanted: the name of a "
+            "metric, and 'min' or 'max'."
+        )
+    if len(value) != 2:
+        raise ValueError(
+            f"keep_best={value!r} has {len(value)} item(s); two are wanted: the name of a metric, "
+            "and 'min' or 'max'."
+        )
+    metric, mode = value
+    if not isinstance(metric, str):
+        raise TypeError(f"keep_best={value!r}: the name of a metric is a str.")
+    if mode not in ("min", "max"):
+        raise ValueError(f"keep_best={value!r}: the mode is 'min' or 'max'.")
+    return metric, mode
+
+
 def snapshot(value: Any) -> str:
     """``"eager"`` or ``"overlap"``."""
     if value not in ("eager", "overlap"):

@@ -23,7 +23,9 @@ class Rules:
     Attributes:
         keep_last: The latest so many.
         keep_every: The epochs that are a multiple of this.
-        keep_best: ``(metric, "min" or "max")``: the one best by that metric.
+        keep_best: ``(metric, "min" or "max")``: the one best by that metric. Checkpoints without
+            a number for it are passed over; where none has one, the other rules alone count, and
+            nothing is deleted if there are none.
     """
 
     keep_last: int | None = None
@@ -36,8 +38,8 @@ class Rules:
             value = getattr(self, name)
             if value is not None and arguments.epoch(value, name) == 0:
                 raise ValueError(f"{name}=0 keeps nothing; use 1 or more, or leave it out.")
-        if self.keep_best is not None and self.keep_best[1] not in ("min", "max"):
-            raise ValueError(f"keep_best={self.keep_best!r}: the mode is 'min' or 'max'.")
+        if self.keep_best is not None:
+            arguments.keep_best(self.keep_best)
         if self.keep_last is None and self.keep_every is None and self.keep_best is None:
             raise ValueError("prune() needs a rule: keep_last=, keep_every= or keep_best=.")
 
@@ -69,7 +71,10 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
     keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
     keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
     if rules.keep_best:
-        keep |= _best(catalog, epochs, *rules.keep_best)
+        best = _best(catalog, epochs, *rules.keep_best)
+        if not best and rules.keep_last is None and rules.keep_every is None:
+            return []
+        keep |= best
     doomed = [epoch for epoch in epochs if epoch not in keep]
     if not dry_run:
         for epoch in doomed:
@@ -104,5 +109,8 @@ def _best(catalog: Catalog, epochs: list[int], metric: str, mode: str) -> set[in
         if isinstance(value, (int, float)) and not math.isnan(value):
             scores[epoch] = value if mode == "max" else -value
     if not scores:
-        raise ValueError(f"keep_best: no checkpoint has a number for the metric {metric!r}.")
+        logger.warning(
+            "No checkpoint has a number for the metric %r yet: keep_best keeps none.", metric
+        )
+        return set()
     return {max(scores, key=lambda epoch: (scores[epoch], epoch))}
