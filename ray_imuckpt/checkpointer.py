@@ -21,8 +21,10 @@ from ray_imuckpt import (
     sessions,
     tree,
 )
+from ray_imuckpt.capture.fitting import check_early
 from ray_imuckpt.capture.live import LeftOut
-from ray_imuckpt.capture.objects import require_stateful
+from ray_imuckpt.capture.names import check_names
+from ray_imuckpt.capture.objects import check_given
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
@@ -171,9 +173,9 @@ class Checkpointer(CheckpointDirectory):
         ranks = session.ranks
 
         def request() -> tuple[str | int, Storage, Storage | None]:
-            arguments.model(model)
-            arguments.optimizer(optimizer)
-            require_stateful(per_rank or {})
+            check_given(model, optimizer, per_rank)
+            check_names(model)
+            check_early(optimizer)
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             choice = arguments.continue_from(chosen)
             if device is not None:
@@ -257,9 +259,7 @@ class Checkpointer(CheckpointDirectory):
         ranks = session.ranks
 
         def request() -> tuple[int, dict[str, Any] | None, Storage]:
-            arguments.model(model)
-            arguments.optimizer(optimizer)
-            require_stateful(per_rank or {})
+            check_given(model, optimizer, per_rank)
             numbers = arguments.metrics(metrics)
             tree.encode(numbers, {}, "metrics")
             return arguments.epoch(epoch), numbers, self._storage(session)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ray_imuckpt.capture.sharding import is_sharded
+from ray_imuckpt.capture.wrappers import bare_optimizer
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -33,7 +34,7 @@ class Fence:
         self._handles: list[Any] = []
         covered: set[_Memory] = set()
         open_to_others: set[_Memory] = set()
-        for optimizer in optimizers:
+        for optimizer in map(bare_optimizer, optimizers):
             if any(group.get("capturable") for group in optimizer.param_groups):
                 open_to_others |= _changed_by(optimizer)
                 continue

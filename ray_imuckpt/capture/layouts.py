@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from ray_imuckpt.capture.model import parameters_by_name
+from ray_imuckpt.capture.names import parameters_by_name
 from ray_imuckpt.tensors import Strides, TensorInfo, in_same_order, is_plain
 
 Places = Mapping[str, TensorInfo | torch.Tensor]

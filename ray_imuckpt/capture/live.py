@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ray_imuckpt.capture.model import Names, apart, bare, is_extra, metadata_of, tensors_in
+from ray_imuckpt.capture.model import apart, is_extra, metadata_of, tensors_in
+from ray_imuckpt.capture.names import Names
 from ray_imuckpt.capture.rehearsal import own_loading, rehearse, without_data
 from ray_imuckpt.capture.sharding import is_sharded, like
+from ray_imuckpt.capture.wrappers import bare
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors import TensorInfo, are_tied, disjoint, first_of_tied, is_plain, takes
@@ -244,7 +246,7 @@ class LiveModel:
 
 def _unfit(value: torch.Tensor) -> str | None:
     """Why torch's ``copy_`` into this tensor will be refused, if it will."""
-    if value.layout is not torch.strided:
+    if (not is_plain(value) and nn.parameter.is_lazy(value)) or value.layout is not torch.strided:
         return None
     if value.is_inference() and not torch.is_inference_mode_enabled():
         return "was made under torch.inference_mode()"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ray_imuckpt.capture.names import Names
 from ray_imuckpt.capture.sharding import is_sharded, whole
+from ray_imuckpt.capture.wrappers import bare
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors import (
@@ -20,9 +20,6 @@ from ray_imuckpt.tensors import (
     is_plain,
     is_storable,
 )
-
-# Segments that torch.compile and activation checkpointing put into names.
-_WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module"}
 
 
 @dataclass(frozen=True)
@@ -43,17 +40,6 @@ class ModelState:
     frozen: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The module inside DDP, DataParallel and ``torch.compile``, in any nesting."""
-    while True:
-        if isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 @uncollected
@@ -109,58 +95,6 @@ def apart(tensor: torch.Tensor) -> bool:
 def is_extra(name: str) -> bool:
     """Whether it is what ``get_extra_state`` gave, which may be a tensor of any shape."""
     return name.endswith("_extra_state") and name.rpartition(".")[2] == "_extra_state"
-
-
-def parameter_names(model: nn.Module) -> dict[int, str]:
-    """``id(parameter)`` to its name in the bare module, tied ones under their first name."""
-    return {id(parameter): name for name, parameter in parameters_by_name(model)}
-
-
-def parameters_by_name(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Each parameter under its name in the bare module, tied ones under their first name."""
-    module = bare(model)
-    names = Names(module)
-    return ((names(key), parameter) for key, parameter in module.named_parameters())
-
-
-class Names:
-    """Key of the module's state dict to the name without the wrappers' segments."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._prefixes = [
-            f"{path}.module."
-            for path, part in module.named_modules()
-            if path and isinstance(part, (DistributedDataParallel, DataParallel))
-        ]
-
-    def __call__(self, key: str) -> str:
-        """Return the name."""
-        for prefix in reversed(self._prefixes):  # the innermost first
-            if key.startswith(prefix):
-                key = prefix.removesuffix("module.") + key.removeprefix(prefix)
-        if "_orig_mod" in key or "_checkpoint_wrapped_module" in key:
-            return ".".join(part for part in key.split(".") if part not in _WRAPPER_SEGMENTS)
-        return key
-
-    def of_module(self, path: str) -> str:
-        """The same for the path of a module."""
-        return self(f"{path}.x" if path else "x").removesuffix("x").removesuffix(".")
-
-    def key(self, name: str) -> str:
-        """Return the key that a name which the module does not have would have in it."""
-        path, rest = name, ""
-        while path:
-            path, _, last = path.rpartition(".")
-            rest = f"{last}.{rest}" if rest else last
-            if self._paths.get(path):
-                return f"{self._paths[path]}.{rest}"
-        return name
-
-    @cached_property
-    def _paths(self) -> dict[str, str]:
-        """Name of each module to its path, which may hold wrappers' segments."""
-        return {self.of_module(path): path for path, _ in self._module.named_modules()}
 
 
 def metadata_of(state: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:

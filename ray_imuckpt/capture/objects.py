@@ -10,12 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from ray_imuckpt import tree
+from ray_imuckpt import arguments, tree
+from ray_imuckpt.capture.fitting import check_plain, has_layout, is_torchs
 from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.live import LeftOut, LiveModel
 from ray_imuckpt.capture.loading import load_exactly
 from ray_imuckpt.capture.model import take_model
-from ray_imuckpt.capture.optimizer import check_plain, class_name
+from ray_imuckpt.capture.optimizer import class_name
 from ray_imuckpt.capture.random_state import (
     apply_generator,
     check_generator,
@@ -23,6 +24,7 @@ from ray_imuckpt.capture.random_state import (
     take_generator,
 )
 from ray_imuckpt.capture.sharding import consolidated, is_zero_redundancy, whole
+from ray_imuckpt.capture.wrappers import bare_optimizer
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 
 
@@ -47,7 +49,7 @@ def take_object(value: Any) -> Any:
         state = take_model(value)
         tied = {name: state.tensors[target] for name, target in state.aliases.items()}
         return {**state.tensors, **tied, **_gathered(dict(state.extra))}
-    return _gathered(value.state_dict()) if consolidated(value) else None
+    return _gathered(bare_optimizer(value).state_dict()) if consolidated(value) else None
 
 
 def may_be_sharded(value: Any) -> bool:
@@ -96,8 +98,10 @@ def check_object(target: Any, state: Any, name: str, *, strict: bool) -> LeftOut
     """
     if is_generator(target):
         check_generator(target, state, name)
-    if isinstance(target, torch.optim.Optimizer):
+    if isinstance(target, torch.optim.Optimizer) and (is_torchs(target) or has_layout(state)):
         check_plain(target, state, name)
+    if isinstance(target, torch.amp.GradScaler):
+        _check_scaler(target, state, name)
     if not isinstance(target, nn.Module):
         return LeftOut()
     if not isinstance(state, Mapping):
@@ -108,6 +112,19 @@ def check_object(target: Any, state: Any, name: str, *, strict: bool) -> LeftOut
     missing, unexpected = LiveModel(target).check(*_split(state), strict=strict)
     return LeftOut(
         tuple(f"{name}.{key}" for key in missing), tuple(f"{name}.{key}" for key in unexpected)
+    )
+
+
+def _check_scaler(scaler: torch.amp.GradScaler, state: Any, name: str) -> None:
+    """Raise unless it scales now as it did: what is switched off has no state, and takes none."""
+    if scaler.is_enabled() == bool(state):
+        return
+    now, then = ("on", "off") if scaler.is_enabled() else ("off", "on")
+    raise StateMismatchError(
+        f"{name!r} is a GradScaler that is switched {now} here, and was switched {then} when it "
+        "was saved.",
+        hint="Build it with enabled= as it was, or leave it out of start() to begin with a new "
+        "scale.",
     )
 
 
@@ -123,8 +140,8 @@ def apply_object(target: Any, state: Any, layouts: SavedLayouts) -> None:
         apply_generator(target, state)
     elif isinstance(target, nn.Module):
         LiveModel(target).load(*_split(state))
-    elif isinstance(target, torch.optim.Optimizer):
-        load_exactly(target, state, layouts)
+    elif isinstance(target, torch.optim.Optimizer) and has_layout(state):
+        load_exactly(bare_optimizer(target), state, layouts)
     else:
         target.load_state_dict(state)
 
@@ -137,8 +154,8 @@ def keep(value: Any) -> Callable[[], None] | None:
     """
     if isinstance(value, nn.Module) or is_zero_redundancy(value):
         return None
-    if isinstance(value, torch.optim.Optimizer):
-        return _keep_optimizer(value)
+    if isinstance(value, torch.optim.Optimizer) and is_torchs(value):
+        return _keep_optimizer(bare_optimizer(value))
     if isinstance(value, torch.utils.data.DataLoader):
         # Its state_dict() may start worker processes; its load_state_dict() only sets attributes.
         attributes = dict(vars(value))
@@ -195,9 +212,11 @@ def is_stateful(value: Any) -> bool:
     return is_generator(value) or (isinstance(value, Stateful) and not isinstance(value, type))
 
 
-def require_stateful(per_rank: Mapping[str, Any]) -> None:
-    """Raise unless every ``per_rank`` object can be taken and put back."""
-    for name, value in per_rank.items():
+def check_given(model: Any, optimizer: Any, per_rank: Mapping[str, Any] | None) -> None:
+    """Raise unless these are a model, an optimizer, and objects that can be taken and put back."""
+    arguments.model(model)
+    arguments.optimizer(optimizer)
+    for name, value in (per_rank or {}).items():
         if not is_stateful(value):
             raise UnsupportedStateError(
                 f"per_rank[{name!r}] is a {type(value).__name__} without state_dict and "

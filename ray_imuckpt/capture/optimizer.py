@@ -7,25 +7,26 @@ module; a parameter that the model does not know is named ``param_groups[g][i]``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from torch import nn
 
+from ray_imuckpt.capture.fitting import check_layout, check_shapes
 from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.loading import load_exactly
-from ray_imuckpt.capture.model import parameter_names
+from ray_imuckpt.capture.names import parameter_names
 from ray_imuckpt.capture.sharding import (
     consolidated,
-    is_sharded,
     is_zero_redundancy,
     whole,
 )
+from ray_imuckpt.capture.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors import TensorInfo, disjoint, takes
+from ray_imuckpt.tensors import TensorInfo, disjoint, is_plain, takes
 
 OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
@@ -37,9 +38,11 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
 
     A collective for `ZeroRedundancyOptimizer` (consolidated to rank 0) and for sharded parameters.
     """
+    optimizer = bare_optimizer(optimizer)
     if not consolidated(optimizer):
         return None
     plain = optimizer.state_dict()
+    check_layout(optimizer, plain)
     names = _names_by_index(optimizer, plain, model)
     groups = [
         {**group, "params": [names[index] for index in group["params"]]}
@@ -60,7 +63,7 @@ class LiveOptimizer:
 
     @uncollected
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-        self._optimizer = optimizer
+        self._optimizer: torch.optim.Optimizer = bare_optimizer(optimizer)
         self._names = _live_names(optimizer, model)
 
     def check(self, saved: OptimizerState) -> None:
@@ -97,7 +100,7 @@ class LiveOptimizer:
                 )
         names = chain(*self._names)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        _check_shapes(
+        check_shapes(
             self._optimizer,
             [(n, p, saved["state"].get(n)) for n, p in zip(names, parameters, strict=True)],
             "The optimizer",
@@ -160,69 +163,6 @@ class LiveOptimizer:
         load_exactly(self._optimizer, plain, layouts)
 
 
-def check_plain(optimizer: torch.optim.Optimizer, plain: Any, name: str) -> None:
-    """Raise unless `plain`, an optimizer's own ``state_dict``, has its groups and their sizes.
-
-    Raises:
-        StateMismatchError: It says what differs.
-    """
-    if not isinstance(plain, Mapping) or "param_groups" not in plain:
-        raise StateMismatchError(
-            f"{name!r} is an optimizer here, and what was saved has no parameter groups.",
-            hint="Pass what was passed when it was saved.",
-        )
-    here = [len(group["params"]) for group in optimizer.param_groups]
-    saved = [len(group["params"]) for group in plain["param_groups"]]
-    if here != saved:
-        raise StateMismatchError(
-            f"The optimizer {name!r} had {len(saved)} parameter group(s) of {saved} parameters "
-            f"when it was saved, and has {len(here)} of {here} here.",
-            hint="Build the optimizer with the same groups.",
-        )
-    _check_shapes(
-        optimizer,
-        [
-            (f"{name}.param_groups[{g}][{i}]", parameter, plain["state"].get(index))
-            for g, (now, group) in enumerate(
-                zip(optimizer.param_groups, plain["param_groups"], strict=True)
-            )
-            for i, (parameter, index) in enumerate(zip(now["params"], group["params"], strict=True))
-        ],
-        f"The optimizer {name!r}",
-    )
-
-
-# What torch's own optimizers keep in the shape of the parameter, unless it is a scalar. A foreign
-# one may keep under these names what it likes.
-_OF_PARAMETERS_SHAPE = {
-    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "sum", "square_avg",
-    "grad_avg", "acc_delta", "prev", "step_size", "ax",
-}  # fmt: skip
-
-
-def _check_shapes(
-    optimizer: Any, states: Iterable[tuple[str, torch.Tensor, Any]], what: str
-) -> None:
-    """Raise unless the state of each parameter (its name, itself, what was saved) has its shape."""
-    inner = optimizer.optim if is_zero_redundancy(optimizer) else optimizer
-    if not type(inner).__module__.startswith("torch.optim."):
-        return
-    wrong = {}
-    for name, parameter, values in states:
-        shape = tuple(parameter.shape)
-        for key, value in values.items() if isinstance(values, Mapping) else ():
-            if key in _OF_PARAMETERS_SHAPE and isinstance(value, (TensorInfo, torch.Tensor)):
-                saved = tuple(value.shape)
-                if saved and saved != shape:
-                    wrong[f"{name}.{key}"] = list(saved), list(shape)
-    if wrong:
-        raise StateMismatchError(
-            f"{what} has parameters of another shape than when it was saved.",
-            wrong_shape=wrong,
-            hint="Build the parameters as they were when it was saved.",
-        )
-
-
 def _live_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
     known = parameter_names(model)
     return [
@@ -242,17 +182,17 @@ def _names_by_index(
     }
 
 
-def class_name(optimizer: Any) -> str:
-    """The class of an optimizer, or of anything else."""
-    if is_zero_redundancy(optimizer):
-        # What is inside, so that the run may be resumed without the sharding.
-        return type(optimizer.optim).__name__
-    return type(optimizer).__name__
+def class_name(value: Any) -> str:
+    """The class of an optimizer, or of anything else; of what is inside where it is wrapped."""
+    inner = bare_object(value)
+    if is_zero_redundancy(inner):  # the run may be resumed without the sharding
+        return type(inner.optim).__name__
+    return type(inner).__name__
 
 
 def _may_be_new(parameter: torch.Tensor) -> bool:
     """Whether its state may get new memory beside it: a scalar may have to stay on the host."""
-    return parameter.dim() > 0 and not is_sharded(parameter)
+    return is_plain(parameter) and parameter.dim() > 0
 
 
 _NEVER_SHARDED = {torch.Tensor, bool, int, float, str, type(None)}

@@ -1,28 +1,20 @@
-"""Tensors and optimizers whose state is spread over the ranks. Touches torch.distributed.
-
-Its classes are looked for among the modules that are loaded already: an object of such a class can
-only exist where its module is, and importing these modules would cost every user a second.
-"""
+"""Tensors and optimizers whose state is spread over the ranks. Touches torch.distributed."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 
+from ray_imuckpt.capture.wrappers import bare_optimizer, loaded
 from ray_imuckpt.tensors import is_plain
-
-
-def _loaded(module: str, name: str) -> Any:
-    return getattr(sys.modules.get(module), name, ())
 
 
 def is_sharded(tensor: Any) -> bool:
     """Whether this rank holds only a part of the tensor (FSDP2, tensor parallelism)."""
     if is_plain(tensor):  # most are, and the look for the class costs more
         return False
-    return isinstance(tensor, _loaded("torch.distributed.tensor", "DTensor"))
+    return isinstance(tensor, loaded("torch.distributed.tensor", "DTensor"))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,14 +38,14 @@ def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
 
 
 def is_zero_redundancy(optimizer: Any) -> bool:
-    """Whether the optimizer's state is spread over the ranks."""
-    name = "ZeroRedundancyOptimizer"
-    return isinstance(optimizer, _loaded("torch.distributed.optim.zero_redundancy_optimizer", name))
+    """Whether the state of the optimizer, itself or inside a wrapper, is spread over the ranks."""
+    kind = loaded("torch.distributed.optim.zero_redundancy_optimizer", "ZeroRedundancyOptimizer")
+    return isinstance(bare_optimizer(optimizer), kind)
 
 
 def consolidated(optimizer: Any) -> bool:
     """Whether this rank can give all of the optimizer's state; a collective where it is sharded."""
     if not is_zero_redundancy(optimizer):
         return True
-    optimizer.consolidate_state_dict(to=0)
+    bare_optimizer(optimizer).consolidate_state_dict(to=0)
     return bool(torch.distributed.get_rank() == 0)

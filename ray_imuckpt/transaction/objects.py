@@ -132,7 +132,7 @@ class Objects:
         def apply(step: Mapping[str, tuple[Any, Any]]) -> None:
             for name, (target, state) in step.items():
                 self._begun.append(name)
-                apply_object(target, state, self._layouts)
+                self._apply(name, target, state)
 
         together(self._ranks, look)
         for step in self._steps:
@@ -140,6 +140,21 @@ class Objects:
         for name, generator in self._new.items():
             self._begun.append(f"per_rank[{name!r}]")
             seed_generator(generator, self._loaded.ranks[0]["random"], self._ranks.rank, name)
+
+    def _apply(self, name: str, target: Any, state: Any) -> None:
+        """Put one object back; what it raises is an error that names it."""
+        try:
+            apply_object(target, state, self._layouts)
+        except ImuckptError:
+            raise
+        except Exception as error:
+            raise StateMismatchError(
+                f"{name!r}, a {type(target).__name__}, did not take the state that was saved: "
+                f"{type(error).__name__}: {error}",
+                url=self._loaded.url,
+                epoch=self._loaded.epoch,
+                hint="Build it as it was when it was saved, or leave it out of start().",
+            ) from error
 
     def undo(self, error: Exception) -> None:
         """Put them back as they were, on every rank; a collective.
