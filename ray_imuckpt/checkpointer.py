@@ -13,14 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ray_imuckpt import (
-    arguments,
-    codec,
-    preemption,
-    retention,
-    sessions,
-    tree,
-)
+from ray_imuckpt import arguments, codec, preemption, retention, sessions, tree
 from ray_imuckpt.capture.fitting import check_early
 from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.capture.names import check_names
@@ -34,6 +27,7 @@ from ray_imuckpt.transaction import gang, resume
 from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.turns import Turns, in_turn
 from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
@@ -103,6 +97,7 @@ class Checkpointer(CheckpointDirectory):
     def _forget_process(self) -> None:
         self._session: Session | None = None
         self._saver = Saver()
+        self._turns = Turns()
         self.left_out = LeftOut()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -132,6 +127,7 @@ class Checkpointer(CheckpointDirectory):
 
     # ------------------------------------------------------------------ training, on every rank
 
+    @in_turn
     def start(
         self,
         model: nn.Module,
@@ -220,6 +216,7 @@ class Checkpointer(CheckpointDirectory):
         self._saver.run = run
         return loaded
 
+    @in_turn
     def checkpoint(
         self,
         epoch: int,
@@ -301,9 +298,10 @@ class Checkpointer(CheckpointDirectory):
             background=background,
             later=optimizers if self.snapshot == "overlap" else None,
         )
-        session.report(metrics, storage, SavedEpoch(epoch, begun.written))
+        session.report(metrics, storage, SavedEpoch(epoch, begun.writing))
         return PendingSave(epoch, begun, self.wait, self.get)
 
+    @in_turn
     def preempted(self) -> bool:
         """Whether this run is about to be stopped: save with ``force=True`` while there is time.
 
@@ -318,6 +316,7 @@ class Checkpointer(CheckpointDirectory):
             return told
         return any(session.ranks.all_gather(b"1" if preemption.noted() else b""))
 
+    @in_turn
     def wait(self) -> None:
         """Return when all saves that were begun are durable. Every rank of a gang calls it.
 
@@ -373,4 +372,5 @@ class Checkpointer(CheckpointDirectory):
     def _enter(self) -> Session:
         if self._session is None or not self._session.active():
             self._session = sessions.detect()
+            self._turns.gang = self._session.ranks.world_size > 1
         return self._session

@@ -7,11 +7,10 @@ from the writing thread.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,12 +18,16 @@ import torch
 
 from ray_imuckpt import codec, snapshot
 from ray_imuckpt.capture.fence import Fence
-from ray_imuckpt.errors import ImuckptError, SaveFailedError
+from ray_imuckpt.errors import SaveFailedError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction.gang import Run, job
-from ray_imuckpt.writer import Writer
+from ray_imuckpt.writer import Writing
+
+logger = logging.getLogger("ray_imuckpt")
+
+_TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
 
 
 @dataclass(eq=False)
@@ -32,26 +35,37 @@ class Begun:
     """A save that was begun.
 
     Attributes:
-        written: Ends with the save, on the rank that writes; ``None`` on the others.
-        settled: Ends when every rank knows how the save ended.
+        writing: The save, on the rank that writes; ``None`` on the others.
+        settled: Whether every rank knows how the save ended.
+        error: How it failed, once that is settled.
         copy: What is written, on the rank that writes, until the save is settled.
     """
 
-    written: Future[Manifest] | None = None
-    settled: Future[None] = field(default_factory=Future)
+    writing: Writing | None = None
+    settled: bool = False
+    error: Exception | None = None
     copy: snapshot.Copy | None = None
 
     def give_up(self) -> bool:
         """Make sure that nothing is written; False where the writing has begun."""
-        if self.written is not None and not self.written.cancel():
-            return False
-        if self.copy is not None:
-            self.copy.abandon()
-        return True
+        return self.writing is None or self.writing.cancel()
+
+    def fence(self) -> None:
+        """Return when what is still to be copied may be changed."""
+        if self.copy is not None and self.writing is not None and not self.writing.never_began():
+            self.copy.fence()
+
+    def done(self) -> bool:
+        """Whether it has ended, as far as this rank knows."""
+        return self.settled or (self.writing is not None and self.writing.done())
+
+    def end(self, error: Exception | None = None) -> None:
+        """Every rank knows how it ended."""
+        self.settled, self.error, self.copy = True, error, None
 
 
 class Saver:
-    """Begins one save at a time.
+    """Begins one save at a time. Its calls are made in turn, one after the other.
 
     Attributes:
         run: What is known of the run; ``None`` before `Checkpointer.start`.
@@ -59,12 +73,9 @@ class Saver:
 
     def __init__(self) -> None:
         self.run: Run | None = None
-        self._writer = Writer()
         self._buffers = snapshot.HostBuffers()
         self._fence: Fence | None = None
         self._begun: Begun | None = None
-        self._lock = threading.RLock()
-        self._beginning = False
 
     def begin(
         self,
@@ -93,53 +104,34 @@ class Saver:
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
             SaveFailedError: It failed, and `background` is false.
-            ImuckptError: It was called while a save is being begun, by a signal handler.
         """
-        begun = Begun()
+        self._begun = begun = Begun()
 
         def write() -> None:
             if ranks.rank != 0 or self.run is None:
                 return
             plan = codec.plan(state)
-            self._writer.finish()  # also of one that an interrupt made forget: it reads the buffers
-            draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
             if background:
                 self._copy(begun, plan.tensors(), later)
             host = begun.copy.tensors if begun.copy else snapshot.in_place(plan.tensors())
+            draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
             save = job(storage, self.run, plan.holding(host), draft)
-            begun.written = Future()
             if begun.copy:
                 save = partial(_after, begun.copy, save, epoch)
-            self._writer.submit(save, begun.written, background=background)
+            begun.writing = Writing(save)
+            if self._fence is not None:
+                self._fence.hold(begun.fence)
+            begun.writing.start(background=background)
 
-        with self._exclusively():
-            self._begun = begun
-            try:
-                together(ranks, write)
-            except BaseException:
-                if begun.give_up():
-                    self._begun = None
-                raise
+        try:
+            together(ranks, write)
+        except BaseException:
+            if begun.give_up():
+                self._begun = None
+            raise
         if not background:
             self.settle(ranks)
         return begun
-
-    @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """One save is begun at a time, in the whole process."""
-        with self._lock:
-            if self._beginning:  # the same thread
-                raise ImuckptError(
-                    "A save was begun while another one is being begun: checkpoint() was called "
-                    "by a signal handler.",
-                    hint="Note the signal and save when the loop comes by, as "
-                    "checkpointer.preempted() does it.",
-                )
-            self._beginning = True
-            try:
-                yield
-            finally:
-                self._beginning = False
 
     def _copy(
         self, begun: Begun, tensors: Mapping[str, torch.Tensor], later: Sequence[Any] | None
@@ -150,9 +142,8 @@ class Saver:
         if later is None:
             begun.copy = self._buffers.copy(tensors)
             return
-        self._fence = fence = Fence(later)
-        begun.copy = self._buffers.copy(tensors, fence.covers)
-        fence.hold(begun.copy.fence)
+        self._fence = Fence(later)
+        begun.copy = self._buffers.copy(tensors, self._fence.covers)
 
     def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
         """Learn on every rank how the save that was begun has ended; raise its error on every rank.
@@ -161,26 +152,40 @@ class Saver:
             ranks: The gang; all ranks call this.
             wait: Whether to wait for the save if it has not ended.
         """
-        with self._lock:  # two threads may wait for one save
-            begun = self._begun
-            if begun is None:
-                return
-            try:
-                together(ranks, self._writer.settle if wait else self._writer.raise_failed)
-            except Exception as error:
-                self._forget(begun)
-                begun.settled.set_exception(error)
-                raise
-            if wait:
-                self._forget(begun)
-                begun.settled.set_result(None)
+        begun = self._begun
+        if begun is None:
+            return
 
-    def _forget(self, begun: Begun) -> None:
-        self._begun = begun.copy = None
+        def look() -> None:
+            if begun.writing is not None:
+                if wait:
+                    _wait_for(begun.writing)
+                if wait or begun.writing.done():
+                    begun.writing.result()
+
+        try:
+            together(ranks, look)
+        except Exception as error:
+            self._begun = None
+            begun.end(error)
+            raise
+        if wait:
+            self._begun = None
+            begun.end()
 
     def finish(self) -> None:
         """Wait for this process's save without asking the gang."""
-        self._writer.finish()
+        if self._begun is not None and self._begun.writing is not None:
+            self._begun.writing.wait()
+
+
+def _wait_for(writing: Writing) -> None:
+    began = time.monotonic()
+    if not writing.never_began():
+        writing.wait()
+    waited = time.monotonic() - began
+    if waited >= _TOLD_WAIT:
+        logger.warning("Waited %.1f s for the previous save to end.", waited)
 
 
 def _after(copy: snapshot.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
@@ -209,7 +214,7 @@ class PendingSave:
     Args:
         epoch: Of the checkpoint.
         begun: The save.
-        settle: Makes ``begun.settled`` end, on every rank.
+        settle: Settles `begun`, on every rank.
         handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
     """
 
@@ -227,14 +232,14 @@ class PendingSave:
         Raises:
             SaveFailedError: The save failed; nothing was committed.
         """
-        if not self._begun.settled.done():
+        if not self._begun.settled:
             self._settle()
-        self._begun.settled.result()
+        if self._begun.error is not None:
+            raise self._begun.error
 
     def done(self) -> bool:
         """Whether the save has ended, well or not, as far as this rank knows."""
-        written = self._begun.written
-        return self._begun.settled.done() or (written is not None and written.done())
+        return self._begun.done()
 
     @property
     def checkpoint(self) -> Any:

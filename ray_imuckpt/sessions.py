@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, current
 from ray_imuckpt.storage import Storage
+from ray_imuckpt.writer import Writing
 
 _PROVIDERS = (
     ("ray.tune", "ray_imuckpt.integrations.ray_tune"),
@@ -36,7 +36,7 @@ class SavedEpoch:
     """
 
     epoch: int
-    result: Future[Manifest] | None = None
+    result: Writing | None = None
 
     def wait(self) -> None:
         """Return when it is committed, as far as this rank has a part in it; raise if it failed."""

@@ -1,20 +1,21 @@
-"""Saves on a background thread, one at a time. Touches threads; calls no collective.
+"""Saves on background threads. Touches threads; calls no collective.
 
 The thread is not a daemon: a process that ends normally finishes its save, also when nobody waits.
 An error is kept and raised by the next call that asks; one that nobody asked for is told at exit.
+
+Nothing here waits on a condition (`Event`, `Future`): an interrupt may leave its lock taken for
+ever, and then the thread that writes could never say that it has ended. Waiting is joining it.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
 
 from ray_imuckpt.errors import SaveFailedError
 from ray_imuckpt.manifest import Manifest
@@ -22,100 +23,111 @@ from ray_imuckpt.manifest import Manifest
 logger = logging.getLogger("ray_imuckpt")
 
 _HEAD_START = 0.002  # seconds that the caller has to return before the thread wants the GIL
-_TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
+_RUN, _CANCELLED = "run", "cancelled"
 
 
-class Writer:
-    """Runs one save after the other on a thread of its own."""
+class Writing:
+    """One save that is written, on a thread of its own or on the caller's.
 
-    def __init__(self) -> None:
-        self._result: Future[Manifest] | None = None
-        self._thread: threading.Thread | None = None
-        self._told = True
+    Args:
+        save: The work; let go of once it has been done.
+    """
 
-    def submit(
-        self, save: Callable[[], Manifest], result: Future[Manifest], *, background: bool
-    ) -> None:
-        """Begin `save`; the one before must have been settled.
+    def __init__(self, save: Callable[[], Manifest]) -> None:
+        self._save: Callable[[], Manifest] | None = save
+        self._fate: dict[str, str] = {}  # setdefault() decides it once, in one step
+        self._thread = threading.Thread(target=self._run_in_background, name="imuckpt-save")
+        self._ended = False
+        self._manifest: Manifest | None = None
+        self._error: BaseException | None = None
+        self._process = os.getpid()
+
+    def start(self, *, background: bool) -> None:
+        """Begin.
 
         Args:
-            save: The work.
-            result: Ends with it, and keeps its error. While it is pending nothing was begun, and
-                nothing will be once it was cancelled, whatever has become of the thread.
             background: Whether on a thread; while the interpreter shuts down, none can be had.
 
         Raises:
-            RuntimeError: No thread is to be had; `result` is cancelled.
+            RuntimeError: No thread is to be had.
         """
-
-        def run() -> None:
-            if not result.set_running_or_notify_cancel():
-                return
-            try:
-                if background:
-                    # What the caller has left to do takes 1 ms, and 30 when it has to share the
-                    # interpreter with a thread that encodes a header of 10,000 tensors.
-                    time.sleep(_HEAD_START)
-                manifest = save()
-            except BaseException as error:  # noqa: BLE001 - kept for whoever asks
-                _forget_locals(error)
-                result.set_exception(error)
-            else:
-                result.set_result(manifest)
-                _ACTIVE.discard(self)
-
-        self._thread = threading.Thread(target=run, name="imuckpt-save")
-        self._result, self._told = result, False
         _ACTIVE.add(self)
-        if not background or _ENDING.is_set():
-            run()
-            return
-        try:
+        if background and not _ENDING.is_set():
             self._thread.start()
-        except BaseException:  # no thread to be had, or an interrupt in a moment nobody knows
-            result.cancel()
-            raise
+        else:
+            self._run()
 
-    def settle(self) -> None:
-        """Wait for the save in flight and raise its error, unless that was raised before."""
-        began = time.monotonic()
-        self.finish()
-        waited = time.monotonic() - began
-        if waited >= _TOLD_WAIT:
-            logger.warning("Waited %.1f s for the previous save to end.", waited)
-        self.raise_failed()
-
-    def raise_failed(self) -> None:
-        """Raise the error of a save that has ended, once; wait for nothing."""
-        if self._result is not None and self._result.done() and not self._told:
-            self._told = True
+    def cancel(self) -> bool:
+        """Make sure that it never begins; False where it has begun."""
+        cancelled = self._fate.setdefault("fate", _CANCELLED) == _CANCELLED
+        if cancelled:
+            self._save = None
             _ACTIVE.discard(self)
-            if not self._result.cancelled():
-                self._result.result()
+        return cancelled
 
-    def finish(self) -> None:
-        """Wait for the save in flight, however it ends."""
-        if self._result is not None and self._thread is not threading.current_thread():
-            with contextlib.suppress(CancelledError):
-                self._result.exception()
+    def never_began(self) -> bool:
+        """Whether it will never begin: it was cancelled, or the start of its thread interrupted."""
+        return self._fate.get("fate") == _CANCELLED or (
+            not self._thread.is_alive() and self.cancel()
+        )
 
-    def untold(self) -> BaseException | None:
-        """The error of a save that nobody has asked for."""
-        result = self._result
-        if result is None or not result.done() or self._told or result.cancelled():
-            return None
-        return result.exception()
+    def done(self) -> bool:
+        """Whether it has ended, well or not, or will never begin."""
+        return self._ended or self._fate.get("fate") == _CANCELLED
 
-    def forget_parent(self) -> None:
-        """In a process that was just forked: the thread of the save in flight is not here."""
-        self._result = Future()  # the parent's may be locked for ever
-        self._result.set_exception(
-            SaveFailedError(
+    def wait(self) -> None:
+        """Wait for its end. One that has not begun is not waited for, nor one on this thread."""
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def result(self) -> Manifest | None:
+        """Wait, then return what was committed; ``None`` where it never began.
+
+        Raises:
+            SaveFailedError: It failed; or this process was forked while it was in flight.
+        """
+        self.wait()
+        if self._process != os.getpid() and not self._ended:
+            raise SaveFailedError(
                 "This process was forked while a save was in flight; how it ended is known to the "
                 "process that began it alone.",
                 hint="Look at the storage (imuckpt ls), and leave checkpoints to that process.",
             )
-        )
+        _ACTIVE.discard(self)  # whoever asks is told
+        if self._error is not None:
+            raise self._error
+        return self._manifest
+
+    def untold(self) -> BaseException | None:
+        """The error, where nobody has asked for it."""
+        return self._error if self in _ACTIVE else None
+
+    def _run(self) -> None:
+        if self._save is None or self._fate.setdefault("fate", _RUN) != _RUN:
+            return
+        try:
+            self._manifest = self._save()
+        except Exception as error:  # noqa: BLE001 - kept for whoever asks
+            _forget_locals(error)
+            self._error = error
+        else:
+            _ACTIVE.discard(self)
+        finally:
+            self._save = None
+            self._ended = True
+
+    def _run_in_background(self) -> None:
+        # What the caller has left to do takes 1 ms, and 30 when it has to share the interpreter
+        # with a thread that encodes a header of 10,000 tensors.
+        time.sleep(_HEAD_START)
+        try:
+            self._run()
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in a user's file system
+            _forget_locals(error)
+            self._error = SaveFailedError(
+                f"The save was broken off: {type(error).__name__}: {error}.",
+                hint="Nothing may call sys.exit() on the thread that writes. Save again.",
+            )
 
 
 def _forget_locals(error: BaseException) -> None:
@@ -126,15 +138,15 @@ def _forget_locals(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-# The writers of this process that are writing, or failed and were not asked. A Checkpointer may be
-# gone before its save has ended.
-_ACTIVE: set[Writer] = set()
+# What is being written, or failed and was not asked for. A Checkpointer may be gone before its save
+# has ended.
+_ACTIVE: set[Writing] = set()
 
 
 def finish_all() -> None:
     """Wait for all saves in flight of this process, so that it reads its own writes."""
-    for writer in list(_ACTIVE):
-        writer.finish()
+    for writing in list(_ACTIVE):
+        writing.wait()
 
 
 _ENDING = threading.Event()  # the interpreter shuts down
@@ -145,13 +157,7 @@ def _end() -> None:
     finish_all()
 
 
-def _forget_parent() -> None:
-    for writer in _ACTIVE:
-        writer.forget_parent()
-    _ACTIVE.clear()
-
-
-os.register_at_fork(after_in_child=_forget_parent)
+os.register_at_fork(after_in_child=_ACTIVE.clear)  # the threads are not here
 
 # Private, with a public fallback: concurrent.futures closes its pools when the main thread ends,
 # before other threads are joined, and asynchronous file systems resolve names on such a pool. These
@@ -162,7 +168,7 @@ getattr(threading, "_register_atexit", atexit.register)(_end)
 
 @atexit.register
 def _tell() -> None:
-    for writer in list(_ACTIVE):
-        error = writer.untold()
+    for writing in list(_ACTIVE):
+        error = writing.untold()
         if error is not None:
             logger.error("The last save of this process failed: %s", error)

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from conftest import adamw, in_a_child, python_path, same_bytes, small_model
-from ray_imuckpt import Checkpointer, ImuckptError, SaveFailedError, writer
-from ray_imuckpt.snapshot import copies
+from ray_imuckpt import Checkpointer, SaveFailedError, saver, writer
 from ray_imuckpt.storage.local import LocalStorage
 
 
@@ -59,8 +58,12 @@ def interrupted_after(holder: Any, name: str, patch: pytest.MonkeyPatch) -> None
     patch.setattr(holder, name, wrapped)
 
 
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("kind", ["eager", "overlap"])
-@pytest.mark.parametrize("place", ["copy", "start", "submit"])
+@pytest.mark.parametrize("place", ["copy", "start", "started", "twice"])
 def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
 ) -> None:
@@ -73,8 +76,11 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
             interrupted_after(checkpointer._saver._buffers, "copy", patch)
         elif place == "start":
             interrupted_after(threading.Thread, "start", patch)
-        else:
-            interrupted_after(checkpointer._saver._writer, "submit", patch)
+        elif place == "started":
+            interrupted_after(writer.Writing, "start", patch)
+        else:  # before the thread is there, and again before the save is given up
+            patch.setattr(threading.Thread, "start", interrupt)
+            patch.setattr(saver.Begun, "give_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     model.weight.grad = torch.ones_like(model.weight)
@@ -92,51 +98,6 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
         for tensor in checkpointer.read(epoch).model.values():
             assert tensor.unique().tolist() == [float(epoch)]
     assert checkpointer.index_of_last_checkpoint() == 2
-
-
-def test_checkpoint_in_a_signal_handler_that_interrupts_another_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpointer = Checkpointer(tmp_path)
-    inner: list[Exception] = []
-    real = copies.copy_on_host
-
-    def copy(pairs: copies.Pairs) -> None:
-        if not inner:
-            try:
-                checkpointer.checkpoint(2, model=filled(2.0))
-            except ImuckptError as error:
-                inner.append(error)
-        real(pairs)
-
-    monkeypatch.setattr(copies, "copy_on_host", copy)
-    checkpointer.checkpoint(1, model=filled(1.0))
-    checkpointer.wait()
-    assert "preempted()" in str(inner[0])
-    assert checkpointer.list_existing_checkpoint_indices() == [1]
-    assert checkpointer.read(1).model["weight"].unique().tolist() == [1.0]
-
-
-def test_two_threads_may_wait_for_one_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = Slow(monkeypatch)
-    pending = Checkpointer(tmp_path).checkpoint(1, model=filled(1.0))
-    assert pending is not None
-    errors: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            pending.wait()
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    waiting = [threading.Thread(target=wait) for _ in range(4)]
-    for thread in waiting:
-        thread.start()
-    slow.open.set()
-    for thread in waiting:
-        thread.join(10)
-    assert errors == []
-    assert pending.done()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -228,10 +189,9 @@ def test_a_failed_save_keeps_nothing_of_the_state_alive() -> None:
         state = State()
         raise OSError(repr(state))
 
-    result: writer.Future[Any] = writer.Future()
-    work = writer.Writer()
-    work.submit(save, result, background=True)
-    work.finish()
+    writing = writer.Writing(save)
+    writing.start(background=True)
+    writing.wait()
     assert held == [1]
     with pytest.raises(OSError, match="State"):
-        work.settle()
+        writing.result()

@@ -44,14 +44,11 @@ class Copy:
             (name, source, source._version)  # noqa: SLF001 - private; tests/test_overlap.py would fail
             for name, (_, source) in zip(names, later, strict=True)
         ]
-        self._changed: str | None = None
-        self._fenced = False
-        self._given_up = False
-        self._finishing = False
-        self._copied_on_host = threading.Event()
-        if not self._host:
-            self._copied_on_host.set()
-        self._lock = threading.Lock()
+        self._before_step: list[str | None] = []  # what `fence` has seen changed, if it was called
+        # A lock, held until it is copied: an interrupt could leave that of an Event taken for ever.
+        self._copying_on_host = threading.Lock()
+        if self._host:
+            self._copying_on_host.acquire()
 
     def fence(self) -> None:
         """Return when the sources may be changed; call it on the thread that will change them.
@@ -61,11 +58,10 @@ class Copy:
         """
         if os.getpid() != self._process:
             return
-        with self._lock:
-            if not self._fenced:
-                self._fenced = True
-                self._look()
-        self._copied_on_host.wait()
+        if not self._before_step:
+            self._before_step.append(self._changed())
+        with self._copying_on_host:
+            pass
         for event in self._events:
             event.wait(torch.cuda.current_stream(event.device))
 
@@ -74,39 +70,30 @@ class Copy:
 
         Returns:
             The name of a tensor that was changed before it was copied for certain, if any.
-
-        Raises:
-            RuntimeError: It was abandoned before.
         """
-        with self._lock:
-            if self._given_up:
-                raise RuntimeError("the copy was abandoned")
-            self._finishing = True
-        try:
-            copies.copy_on_host(self._host)
-        finally:
-            self._copied_on_host.set()  # whatever happened: training must not wait for ever
-            self._host = []  # the live tensors are not needed any more
+        if self._host:
+            try:
+                copies.copy_on_host(self._host)
+            finally:
+                self._host = []  # the live tensors are not needed any more
+                self._copying_on_host.release()  # or training would wait for ever
         for event in self._events:
             event.synchronize()
-        with self._lock:
-            if not self._fenced:
-                self._fenced = True
-                self._look()
-            self._events, self._versions = [], []
-        return self._changed
+        changed = self._changed()
+        if self._before_step:  # by now a step may have changed them
+            changed = self._before_step[0]
+        self._events, self._versions = [], []
+        return changed
 
-    def abandon(self) -> None:
-        """Open the fence for ever: there will be no `finish`, unless it has begun."""
-        with self._lock:
-            if not self._finishing:
-                self._given_up = True
-                self._copied_on_host.set()
-
-    def _look(self) -> None:
-        for name, source, version in self._versions:
-            if source._version != version:  # noqa: SLF001 - see above
-                self._changed = name
+    def _changed(self) -> str | None:
+        return next(
+            (
+                name
+                for name, source, version in self._versions
+                if source._version != version  # noqa: SLF001 - see above
+            ),
+            None,
+        )
 
 
 class HostBuffers:
