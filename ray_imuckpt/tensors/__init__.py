@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from ray_imuckpt.tensors.dtypes import check_storable, is_storable
 from ray_imuckpt.tensors.filling import lay_out, room, row, tensor_at
-from ray_imuckpt.tensors.format import (
-    Header,
-    TensorInfo,
-    check_names,
-    encode,
-    header_length,
-    parse_header,
-)
+from ray_imuckpt.tensors.format import check_names, encode
+from ray_imuckpt.tensors.header import Header, TensorInfo, header_length, parse_header
 from ray_imuckpt.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, takes
 from ray_imuckpt.tensors.strides import Strides, in_same_order, strides_of
 from ray_imuckpt.tensors.ties import are_tied, first_of_tied

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 import torch
 
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors.format import Header, TensorInfo
+from ray_imuckpt.tensors.header import Header, TensorInfo
 from ray_imuckpt.tensors.memory import flat
 from ray_imuckpt.tensors.strides import laid_out
 

@@ -1,4 +1,4 @@
-"""Tensors as one safetensors file, and back. Bytes and views, no I/O.
+"""Tensors as one safetensors file; `header` is the way back. Bytes and views, no I/O.
 
 The layout is that of https://github.com/huggingface/safetensors#format, so any safetensors reader
 opens the file: 8 bytes (little endian) give the header's length, the header is JSON, the data
@@ -18,36 +18,18 @@ follow without holes. Beyond what the format asks for:
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Container, Mapping
 
 import torch
 
-from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedStateError
+from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
-from ray_imuckpt.tensors.dtypes import DTYPES, NAMES, VIEWS
+from ray_imuckpt.tensors.dtypes import NAMES
+from ray_imuckpt.tensors.header import MAX_HEADER
 from ray_imuckpt.tensors.memory import Bytes, byte_view
-from ray_imuckpt.tensors.strides import Strides, checked_strides
+from ray_imuckpt.tensors.strides import Strides
 
 ALIGNMENT = 64
-MAX_HEADER = 100_000_000  # the limit of the safetensors format
-
-_NO_SUCH_DIMENSION = 2**31  # beside a dimension of 0; what else has bytes cannot be too large
-
-
-class TensorInfo(NamedTuple):
-    """Where a tensor lies: its dtype, its shape, and its bytes [begin, end) of the file.
-
-    `strides` are those that it had in memory, ``None`` for a contiguous one.
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    strides: Strides | None = None
 
 
 def check_names(names: Container[str]) -> None:
@@ -129,117 +111,3 @@ def _kind_as_json(dtype: torch.dtype, shape: torch.Size) -> str:
     if dtype is torch.complex128:
         stored, dimensions = "F64", [*shape, 2]
     return f'"dtype":"{stored}","shape":{_json(dimensions)}'
-
-
-@dataclass(frozen=True)
-class Header:
-    """A parsed header.
-
-    Attributes:
-        tensors: Name to where it lies, in the order of the file; behind these the tied names, which
-            have the same objects.
-        metadata: The file's ``__metadata__`` without the keys of this module.
-        length: Bytes before the first tensor.
-        strided: The names of those that were not contiguous in memory.
-    """
-
-    tensors: Mapping[str, TensorInfo]
-    metadata: Mapping[str, str]
-    length: int = 0
-    strided: tuple[str, ...] = ()
-
-
-def header_length(prefix: bytes | memoryview, file_size: int, url: str) -> int:
-    """The offset at which the data begin, from a file's first 8 bytes."""
-    length = int.from_bytes(prefix[:8], "little") if len(prefix) >= 8 else -1
-    if not 2 <= length <= min(MAX_HEADER, file_size - 8):
-        raise CorruptCheckpointError("Not a safetensors file: impossible header length.", url=url)
-    return length + 8
-
-
-@uncollected
-def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
-    """Read and check a header.
-
-    Args:
-        head: At least the file's bytes up to where the data begin.
-        file_size: Bytes of the whole file.
-        url: Where it lies, for the error.
-
-    Raises:
-        CorruptCheckpointError: The header is not one that `encode` writes, or its tensors do not
-            fill the file exactly.
-    """
-    base = header_length(head, file_size, url)
-    try:
-        fields = json.loads(bytes(head[8:base]))
-        metadata = dict(fields.pop("__metadata__", {}))
-        aliases = json.loads(metadata.pop("imuckpt.aliases", "{}"))
-        dtypes = json.loads(metadata.pop("imuckpt.dtypes", "{}"))
-        strides = json.loads(metadata.pop("imuckpt.strides", "{}"))
-        infos = _infos(fields, base, dtypes)
-        for name, values in strides.items():
-            infos[name] = infos[name]._replace(strides=checked_strides(values, infos[name].shape))
-        hole = _first_hole(infos.values(), base)
-        if hole is not None:  # of another writer, or damaged: our own are in order
-            infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:4]))
-            hole = _first_hole(infos.values(), base)
-        if hole is not None:
-            raise ValueError(f"hole or overlap at byte {hole}")
-        end = next(reversed(infos.values())).end if infos else base
-        if end != file_size:
-            raise ValueError(f"data end at byte {end} of {file_size}")
-        infos |= {name: infos[target] for name, target in aliases.items()}
-        strided = (*strides, *(name for name, target in aliases.items() if target in strides))
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise CorruptCheckpointError(
-            f"A safetensors header is damaged: {error!r}.", url=url
-        ) from error
-    return Header(infos, metadata, base, strided)
-
-
-def _infos(
-    fields: Mapping[str, Any], base: int, dtypes: Mapping[str, str]
-) -> dict[str, TensorInfo]:
-    infos = {}
-    known: dict[tuple[str, tuple[Any, ...]], tuple[torch.dtype, tuple[int, ...], int]] = {}
-    for name, entry in fields.items():
-        key = entry["dtype"], tuple(entry["shape"])
-        kind = known.get(key)  # thousands of tensors have the same few
-        if kind is None:
-            kind = known[key] = _kind(*key)
-        dtype, shape, size = kind
-        begin, end = entry["data_offsets"]
-        if type(begin) is not int or begin < 0 or end - begin != size:
-            raise ValueError(f"{name}: bytes {begin} to {end} for shape {shape} of {dtype}")
-        if name in dtypes:
-            dtype = VIEWS[dtypes[name]]
-            if dtype is torch.complex128:
-                shape = shape[:-1]
-        infos[name] = TensorInfo(dtype, shape, base + begin, base + begin + size)
-    return infos
-
-
-def _kind(stored: str, shape: tuple[Any, ...]) -> tuple[torch.dtype, tuple[int, ...], int]:
-    """The dtype of that name, the shape, and how many bytes such a tensor has."""
-    shape = tuple(map(int, shape))
-    count = math.prod(shape)
-    if count <= 0 and (min(shape) < 0 or max(shape) >= _NO_SUCH_DIMENSION):
-        raise ValueError(f"shape {shape}")
-    return DTYPES[stored], shape, count * DTYPES[stored].itemsize
-
-
-def _first_hole(infos: Iterable[TensorInfo], at: int) -> int | None:
-    """Where the bytes of `infos`, in this order from `at` on, do not follow each other."""
-    for _, _, begin, end, _ in infos:
-        if begin != at:
-            return at
-        at = end
-    return None
