@@ -68,6 +68,27 @@ def test_a_lazy_model_stays_lazy_where_something_else_does_not_fit(tmp_path: Pat
     assert all(map(nn.parameter.is_lazy, model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "text"),
+    [
+        (nn.LazyLinear(2), nn.LazyLinear(3), r"weight: saved \[2, 5\].*\[3, -1\]"),
+        (nn.LazyConv1d(2, 3), nn.LazyConv1d(4, 3), "weight.*bias"),
+        (nn.LazyConv1d(2, 3), nn.LazyConv1d(2, 1), "weight"),
+        (nn.LazyConvTranspose1d(2, 3), nn.LazyConvTranspose1d(4, 3), "weight.*bias"),
+    ],
+)
+def test_a_lazy_module_built_for_another_size_is_refused(
+    tmp_path: Path, then: nn.Module, now: nn.Module, text: str
+) -> None:
+    """Torch would give it the shapes that were saved, whatever it was built for."""
+    then(torch.ones(1, 5, 5) if not isinstance(then, nn.LazyLinear) else torch.ones(1, 5))
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=then)
+    with pytest.raises(StateMismatchError, match=f"(?s){text}"):
+        checkpointer.start(now)
+    assert all(map(nn.parameter.is_lazy, now.parameters()))
+
+
 # ------------------------------------------------------------------ optimizers of their own kind
 
 
@@ -159,6 +180,16 @@ def test_an_optimizer_with_a_layout_of_its_own_is_restored_by_keyword(
         checkpointer.start(model, own=torch.optim.SGD(model.parameters(), lr=0.1), strict=False)
 
 
+def test_another_optimizer_inside_of_one_of_its_own_kind_is_refused(tmp_path: Path) -> None:
+    """A wrapper that is not known is recorded with what it steps."""
+    model = nn.Linear(2, 2)
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=model, own=OWN["wrapper"](model))
+    assert checkpointer.read(1).classes == {"own": "Lookahead(SGD)"}
+    with pytest.raises(StateMismatchError, match=r"Lookahead\(Adam\).*Lookahead\(SGD\)"):
+        checkpointer.start(model, own=Lookahead(torch.optim.Adam(model.parameters())))
+
+
 def test_an_optimizer_that_has_no_state_to_give_yet_is_taken(tmp_path: Path) -> None:
     """Whether its state can be stored is told at the first save."""
 
@@ -234,3 +265,25 @@ def test_an_object_whose_state_has_other_fields_now_is_named(tmp_path: Path, by_
         checkpointer.start(fresh, **given(thing=thing))
     assert same_bytes(dict(fresh.state_dict()), dict(before))
     assert thing.at == 2
+
+
+def test_a_scheduler_of_other_groups_or_parts_is_refused(tmp_path: Path) -> None:
+    """Torch pairs what there is, and leaves the rest as it was."""
+
+    def build(groups: int, parts: int) -> dict[str, Any]:
+        lists = [{"params": [nn.Parameter(torch.ones(1))]} for _ in range(groups)]
+        optimizer = torch.optim.SGD(lists, lr=0.1)
+        one = [torch.optim.lr_scheduler.ConstantLR(optimizer) for _ in range(parts)]
+        every = torch.optim.lr_scheduler.SequentialLR(optimizer, one, [*range(1, parts)])
+        return {"one": one[0], "every": every}
+
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    model = nn.Linear(1, 1)
+    checkpointer.checkpoint(1, model=model, **build(2, 3))
+    for groups, parts, text in ((1, 3, "'one'.*1 base_lrs"), (2, 2, "'every'.*2 schedulers")):
+        given = build(groups, parts)
+        before = given["every"].state_dict()
+        with pytest.raises(StateMismatchError, match=text):
+            checkpointer.start(model, **given)
+        assert given["every"].state_dict() == before
+    assert checkpointer.start(model, **build(2, 3)).start_epoch == 2

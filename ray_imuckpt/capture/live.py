@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ray_imuckpt.capture.lazy import may_become, shapes_to_be
 from ray_imuckpt.capture.model import apart, is_extra, metadata_of, tensors_in
 from ray_imuckpt.capture.names import Names
 from ray_imuckpt.capture.rehearsal import own_loading, rehearse, without_data
@@ -59,6 +60,11 @@ class LiveModel:
     def _own(self) -> tuple[str, ...]:
         """Where the modules themselves decide what saved names mean; see `own_loading`."""
         return own_loading(self._module)
+
+    @cached_property
+    def _to_be(self) -> dict[int, list[int]]:
+        """What is known of the shapes of lazy parameters."""
+        return shapes_to_be(self._module)
 
     @uncollected
     def check(
@@ -144,9 +150,12 @@ class LiveModel:
         wrong: dict[str, tuple[list[int], list[int]]] = {}
         for key in self._first:
             name, value = self._names[key], self._state[key]
-            if not is_plain(value) and nn.parameter.is_lazy(value):
-                continue
             place = tensors.get(name)
+            if not is_plain(value) and nn.parameter.is_lazy(value):
+                known = self._to_be.get(id(value))
+                if place is not None and known is not None and not may_become(known, place.shape):
+                    wrong[name] = list(place.shape), known
+                continue
             if place is not None and value.shape != place.shape:
                 wrong[name] = list(place.shape), list(value.shape)
         return _Fit(sorted(live - saved - covered), sorted(saved - live), wrong)

@@ -24,7 +24,7 @@ from ray_imuckpt.capture.random_state import (
     take_generator,
 )
 from ray_imuckpt.capture.sharding import consolidated, is_zero_redundancy, whole
-from ray_imuckpt.capture.wrappers import bare_optimizer
+from ray_imuckpt.capture.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 
 
@@ -102,6 +102,8 @@ def check_object(target: Any, state: Any, name: str, *, strict: bool) -> LeftOut
         check_plain(target, state, name)
     if isinstance(target, torch.amp.GradScaler):
         _check_scaler(target, state, name)
+    if isinstance(bare_object(target), torch.optim.lr_scheduler.LRScheduler):
+        _check_scheduler(target, state, name)
     if not isinstance(target, nn.Module):
         return LeftOut()
     if not isinstance(state, Mapping):
@@ -126,6 +128,21 @@ def _check_scaler(scaler: torch.amp.GradScaler, state: Any, name: str) -> None:
         hint="Build it with enabled= as it was, or leave it out of start() to begin with a new "
         "scale.",
     )
+
+
+def _check_scheduler(scheduler: Any, state: Any, name: str) -> None:
+    """Raise unless it is of as many groups, and of as many schedulers, as when it was saved."""
+    saved = state if isinstance(state, Mapping) else {}
+    live = scheduler.state_dict()
+    for key in ("base_lrs", "min_lrs", "_schedulers"):
+        value, then = live.get(key), saved.get(key)
+        if isinstance(value, list) and isinstance(then, list) and len(value) != len(then):
+            raise StateMismatchError(
+                f"{name!r} is a {class_name(scheduler)} with {len(value)} {key.strip('_')} here, "
+                f"and had {len(then)} when it was saved.",
+                hint="Build it, and its optimizer's groups, as when it was saved, or leave it out "
+                "of start().",
+            )
 
 
 def apply_object(target: Any, state: Any, layouts: SavedLayouts) -> None:

@@ -183,11 +183,19 @@ def _names_by_index(
 
 
 def class_name(value: Any) -> str:
-    """The class of an optimizer, or of anything else; of what is inside where it is wrapped."""
+    """The class of an optimizer, or of anything else; of what is inside where it is wrapped.
+
+    An optimizer that steps others has theirs behind its own: ``Lookahead(SGD)``.
+    """
     inner = bare_object(value)
     if is_zero_redundancy(inner):  # the run may be resumed without the sharding
         return type(inner.optim).__name__
-    return type(inner).__name__
+    name = type(inner).__name__
+    if not hasattr(inner, "param_groups"):  # a scheduler, say: it only refers to an optimizer
+        return name
+    held = (bare_optimizer(other) for other in getattr(inner, "__dict__", {}).values())
+    others = sorted(type(o).__name__ for o in held if isinstance(o, torch.optim.Optimizer))
+    return f"{name}({', '.join(others)})" if others else name
 
 
 def _may_be_new(parameter: torch.Tensor) -> bool:
