@@ -120,6 +120,7 @@ class LiveOptimizer:
         for name, parameter in zip(chain(*self._names), parameters, strict=True):
             live = state.get(parameter) or {}
             values = saved.get(name)
+            plain = bool(live) and parameter.is_contiguous()
             for key, place in values.items() if isinstance(values, Mapping) else ():
                 if not isinstance(place, TensorInfo):
                     continue
@@ -127,7 +128,7 @@ class LiveOptimizer:
                 now = live.get(key)
                 if now is not None and takes(now, dtype, shape):
                     # Else a layout has changed, and which one is right is for `load` to tell.
-                    if strides is None and (parameter.is_contiguous() or parameter.shape != shape):
+                    if strides is None and (plain or parameter.shape != shape):
                         found[id(place)] = now
                 elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
                     found[id(place)] = torch.empty(shape, dtype=dtype, device=parameter.device)
