@@ -135,9 +135,9 @@ def plan(state: TrainingState) -> Plan:
     optimizer_tensors: dict[str, torch.Tensor] = {}
     state_tensors: dict[str, torch.Tensor] = {}
     trees = {
-        "log": tree.encode(state.log, state_tensors, "log"),
+        "log": tree.encode_later(state.log, state_tensors, "log"),
         "other": {
-            name: tree.encode(value, state_tensors, f"other.{name}")
+            name: tree.encode_later(value, state_tensors, f"other.{name}")
             for name, value in state.other.items()
         },
         "objects": sorted(state.objects),

@@ -10,17 +10,46 @@ Decoding runs no code and imports nothing by name: an unknown tag is an error.
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Callable
 
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.tree.decoding import decode
 from ray_imuckpt.tree.encoding import JSON, encode
+from ray_imuckpt.tree.still import Still, encode_later
 
-__all__ = ["JSON", "decode", "dumps", "encode", "loads"]
+__all__ = ["JSON", "Still", "decode", "dumps", "encode", "encode_later", "loads"]
 
 
 def dumps(data: JSON) -> bytes:
-    """Compact ASCII JSON; strict (no NaN literals)."""
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).encode("ascii")
+    """Return compact ASCII JSON; strict (no NaN literals).
+
+    Args:
+        data: JSON types, and `Still` values, which are encoded slice by slice: another thread may
+            run in between.
+    """
+    aside: list[Still] = []
+    mark = uuid.uuid4().hex
+
+    def put_aside(value: object) -> str:
+        if not isinstance(value, Still):
+            raise TypeError(f"{value!r} is not of JSON")
+        aside.append(value)
+        return mark
+
+    first, *others = _dumps(data, put_aside).split(f'"{mark}"'.encode())
+    pieces = [first]
+    for still, text in zip(aside, others, strict=True):
+        slices = [_dumps(data) for data in still.slices()]
+        if type(still.value) is list:
+            slices = [b"[", b",".join(text[1:-1] for text in slices), b"]"]
+        pieces += [*slices, text]
+    return b"".join(pieces)
+
+
+def _dumps(data: JSON, default: Callable[[object], str] | None = None) -> bytes:
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, default=default)
+    return text.encode("ascii")
 
 
 def loads(data: bytes) -> JSON:

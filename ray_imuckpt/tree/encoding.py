@@ -19,6 +19,7 @@ import torch
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
 from ray_imuckpt.tensors import check_storable, is_storable
+from ray_imuckpt.tree.refusals import refusal
 
 JSON = Any
 Tensors = dict[str, torch.Tensor]
@@ -61,13 +62,13 @@ class _Encoder:
         self._open: set[int] = set()
 
     def encode(self, value: Any, path: str) -> JSON:  # noqa: PLR0911 - a dispatch
+        if _is_json(value):
+            return value
         kind = type(value)
         if kind is float:
-            return value if math.isfinite(value) else _float(value)
-        if kind is str or kind is bool or value is None:
-            return value
+            return _float(value)
         if kind is int:
-            return value if value.bit_length() <= _PLAIN_BITS else {TAG: "int", "v": hex(value)}
+            return {TAG: "int", "v": hex(value)}
         container = _CONTAINERS.get(kind)
         if container is not None:
             return container(self, value, path)
@@ -93,7 +94,10 @@ class _Encoder:
     def items(self, value: Any, path: str) -> list[JSON]:
         """The encoded elements of a container."""
         self._enter(value, path)
-        encoded = [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        encoded = [
+            item if _is_json(item) else self.encode(item, f"{path}[{i}]")  # the path takes longest
+            for i, item in enumerate(value)
+        ]
         self._open.discard(id(value))
         return encoded
 
@@ -125,6 +129,8 @@ class _Encoder:
                 else:
                     self._tensors[name] = item
                 encoded[key] = {TAG: "tensor", "v": name}
+            elif _is_json(item):
+                encoded[key] = item
             else:
                 encoded[key] = self.encode(item, f"{path}[{key!r}]")
         self._open.discard(id(value))
@@ -210,26 +216,17 @@ class _Encoder:
         return unique
 
     def _refused(self, value: Any, path: str) -> UnsupportedStateError:
-        kind = type(value)
-        hint = (
-            "Store plain values, or give it state_dict and load_state_dict and pass it by keyword."
-        )
-        if isinstance(value, dict):
-            hint = "Pass dict(...) instead: what a subclass adds could not be brought back."
-        elif isinstance(value, tuple):
-            hint = "Pass tuple(...) or a dict: a named tuple's class could not be brought back."
-        elif isinstance(value, (list, str, int, float, set)):
-            hint = (
-                f"Pass a plain {kind.__mro__[-2].__name__}: the subclass could not be brought back."
-            )
-        elif isinstance(value, np.ndarray):
-            hint = "Arrays of objects and of records cannot be stored; use numbers or strings."
-        elif callable(value):
-            hint = "Functions cannot be stored; build them anew in the program."
-        return UnsupportedStateError(
-            f"{self._root}{path} is a {kind.__module__}.{kind.__qualname__}: it cannot be stored.",
-            hint=hint,
-        )
+        return refusal(value, self._root + path)
+
+
+def _is_json(value: Any) -> bool:
+    """Whether it stands for itself in JSON."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(value)
+    if kind is int:
+        return bool(value.bit_length() <= _PLAIN_BITS)
+    return kind is str or kind is bool or value is None
 
 
 def _coming_back(key: Any) -> Any:
