@@ -15,6 +15,7 @@ from ray_imuckpt.errors import (
     ImuckptError,
     SaveFailedError,
     StateMismatchError,
+    StorageError,
     UnsupportedFormatError,
     UnsupportedStateError,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "SaveFailedError",
     "Start",
     "StateMismatchError",
+    "StorageError",
     "UnsupportedFormatError",
     "UnsupportedStateError",
     "__version__",

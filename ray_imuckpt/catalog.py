@@ -29,6 +29,7 @@ from ray_imuckpt import layout
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
+    StorageError,
     UnsupportedFormatError,
 )
 from ray_imuckpt.manifest import FORMAT, Manifest, Text, seal, stated_maker, unseal
@@ -69,8 +70,19 @@ class Catalog:
         return layout.join(self._storage.url, layout.checkpoint_name(epoch))
 
     def committed(self) -> list[int]:
-        """The epochs of all committed checkpoints, ascending. One listing, no file is read."""
-        names = self._storage.holding(layout.MANIFEST)
+        """The epochs of all committed checkpoints, ascending. One listing, no file is read.
+
+        None of them while there is no directory yet, if what it would lie in is there.
+
+        Raises:
+            StorageError: The listing failed; or the directory is itself a checkpoint.
+        """
+        try:
+            names = self._storage.holding(layout.MANIFEST)
+        except FileNotFoundError:
+            return []
+        if "" in names:
+            self._refuse_checkpoint()
         epochs = (layout.parse_checkpoint_name(name) for name in names)
         return sorted(epoch for epoch in epochs if epoch is not None)
 
@@ -182,6 +194,15 @@ class Catalog:
         name = layout.checkpoint_name(epoch)
         self._storage.delete(f"{name}/{layout.MANIFEST}")
         self._storage.delete_tree(name)
+
+    def _refuse_checkpoint(self) -> None:
+        """Raise if the manifest in the directory itself is one of ours, not another program's."""
+        if stated_maker(self._storage.get(layout.MANIFEST)) != (None, None):
+            raise StorageError(
+                "This directory is a checkpoint, not a directory of checkpoints.",
+                url=self._storage.url,
+                hint="Give the directory that holds it as `dir`; or `load` from it, by this path.",
+            )
 
     def _record(self) -> bytes | None:
         try:

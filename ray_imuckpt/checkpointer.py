@@ -73,7 +73,8 @@ class Checkpointer(CheckpointDirectory):
         storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
 
     Raises:
-        ValueError: `continue_from` is none of the choices, or `save_every` is not positive.
+        ValueError: `continue_from` is none of the choices, `save_every` is not positive, or `dir`
+            may mean two places, or is itself a checkpoint.
         TypeError: An argument has the wrong type.
     """
 
@@ -162,7 +163,7 @@ class Checkpointer(CheckpointDirectory):
             CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Files that
                 are missing or cut are found before anything is changed; where bytes were altered,
                 the objects may hold a part of the damaged checkpoint, and the message says so.
-            UnsupportedFormatError: The checkpoint was written by a newer release.
+            UnsupportedFormatError, StorageError: Written by a newer release; `dir` is out of reach.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()
@@ -176,7 +177,7 @@ class Checkpointer(CheckpointDirectory):
             choice = arguments.continue_from(chosen)
             if device is not None:
                 torch.device(device)
-            return choice, self._storage(session), session.handed()
+            return choice, self._writable(session), session.handed()
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process

@@ -1,7 +1,9 @@
 """The command ``imuckpt``: a directory of checkpoints, looked at from a terminal.
 
 Every command takes the directory as a path or any URL that fsspec knows. The exit status is 0 when
-all is well, 1 when something was found (damage, a difference), 2 when it could not be done.
+all is well, 1 when something was found (damage, a difference), 2 when it could not be done, for
+want of checkpoints too. Who reads the output may stop reading (``| head``): then it is 141, as of
+any program that a closed pipe ends.
 """
 
 from __future__ import annotations
@@ -15,13 +17,19 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt import tensors
+from ray_imuckpt import layout, tensors
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.checkpointer import Checkpointer
-from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError, UnsupportedFormatError
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ImuckptError,
+    UnsupportedFormatError,
+)
 from ray_imuckpt.storage import absolute, open_storage
 
 _PLOT_WIDTH = 60
+_CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended: 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,10 +37,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(Checkpointer(options.dir), options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes once more at exit: that must not meet the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _CLOSED_PIPE
     except (ImuckptError, ValueError, OSError) as error:
         print(f"imuckpt: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _epochs(checkpointer: Checkpointer) -> list[int]:
+    """Return the epochs of all checkpoints.
+
+    Raises:
+        CheckpointNotFoundError: There are none.
+    """
+    epochs = checkpointer.list_existing_checkpoint_indices()
+    if not epochs:
+        raise CheckpointNotFoundError(
+            "There are no checkpoints.", url=checkpointer.dir, hint="Look at the directory's name."
+        )
+    return epochs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +94,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _ls(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
-    catalog = Catalog(open_storage(absolute(options.dir)))
+    storage = open_storage(absolute(options.dir))
+    try:
+        storage.holding(layout.MANIFEST)
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(
+            "There is no such directory.", url=storage.url, hint="Look at its name."
+        ) from error
+    catalog = Catalog(storage)
     live = set(catalog.live())
     epochs = catalog.committed()
     print(f"{'epoch':>7}  {'made (UTC)':<19}  {'size':>9}  {'run':<8}  metrics")
@@ -115,7 +149,7 @@ def _show(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
 
 def _verify(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     damaged = newer = 0
-    for epoch in options.epoch or checkpointer.list_existing_checkpoint_indices():
+    for epoch in options.epoch or _epochs(checkpointer):
         try:
             checkpointer.verify(epoch)
         except CorruptCheckpointError as error:
@@ -130,6 +164,7 @@ def _verify(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
 
 
 def _prune(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
+    _epochs(checkpointer)
     best = tuple(options.keep_best) if options.keep_best else None
     gone = checkpointer.prune(
         keep_last=options.keep_last,
@@ -181,7 +216,7 @@ def _difference(a: torch.Tensor | None, b: torch.Tensor | None) -> str:
 def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     points: dict[int, float] = {}
     status = 0
-    for epoch in checkpointer.list_existing_checkpoint_indices():
+    for epoch in _epochs(checkpointer):
         try:
             value = checkpointer.read(epoch).metrics.get(options.metric)
         except (CorruptCheckpointError, UnsupportedFormatError) as error:

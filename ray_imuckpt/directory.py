@@ -41,7 +41,7 @@ class CheckpointDirectory:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
-        self.dir = None if dir is None else absolute(dir)
+        self.dir = None if dir is None else _of_checkpoints(absolute(dir))
         self._storage_options = dict(storage_options or {})
         self._place: Storage | None = None
         self.left_out = LeftOut()
@@ -157,6 +157,24 @@ class CheckpointDirectory:
         own = session.storage() if session else sessions.own_storage()
         return own or open_storage(".")
 
+    def _writable(self, session: Session) -> Storage:
+        storage = self._storage(session)
+        if session.ranks.rank == 0:
+            storage.check_writable()
+        return storage
+
     def _catalog(self) -> Catalog:
         finish_all()
         return Catalog(self._storage())
+
+
+def _of_checkpoints(name: str) -> str:
+    """Return the directory's name, unless it is that of a single checkpoint."""
+    parent, _, last = name.rpartition("/")
+    epoch = layout.parse_checkpoint_name(last)
+    if epoch is not None:
+        raise ValueError(
+            f"dir={name!r} is a checkpoint, not a directory of checkpoints. Give dir={parent!r}, "
+            f"and continue_from={epoch} to begin from it."
+        )
+    return name

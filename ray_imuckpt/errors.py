@@ -5,6 +5,7 @@
     ├── CorruptCheckpointError        bytes are not what was committed: use another checkpoint
     ├── UnsupportedFormatError        written by a newer version: upgrade
     ├── StateMismatchError            (ValueError) the objects differ from what was saved
+    ├── StorageError                  (OSError) the place cannot be reached, listed or written
     ├── SaveFailedError               nothing was committed (unless it says that it may be): retry
     └── UnsupportedStateError         (TypeError) a value that cannot be stored without pickle
 
@@ -105,6 +106,10 @@ class StateMismatchError(ImuckptError, ValueError):
         return "\n".join(parts)
 
 
+class StorageError(ImuckptError, OSError):
+    """A place for checkpoints that is missing, or that cannot be reached, listed or written."""
+
+
 class SaveFailedError(ImuckptError):
     """A save did not commit. What was committed before is untouched."""
 
@@ -121,6 +126,7 @@ _CLASSES: dict[str, type[Exception]] = {
         CorruptCheckpointError,
         UnsupportedFormatError,
         StateMismatchError,
+        StorageError,
         SaveFailedError,
         UnsupportedStateError,
         ValueError,

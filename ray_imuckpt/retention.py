@@ -48,7 +48,8 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
     """Delete the committed checkpoints that no rule keeps, the oldest first.
 
     Never deleted: the newest sound one (it is read and verified first), the one that its run was
-    resumed from, those in `protected`, and abandoned branches (they are not this run's to delete).
+    resumed from, those in `protected`, abandoned branches (they are not this run's to delete), and
+    those whose directory is a symbolic link (what it leads to is another's).
 
     Args:
         storage: The directory of the checkpoints.
@@ -75,7 +76,7 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
         if not best and rules.keep_last is None and rules.keep_every is None:
             return []
         keep |= best
-    doomed = [epoch for epoch in epochs if epoch not in keep]
+    doomed = [epoch for epoch in epochs if epoch not in keep and not _is_link(storage, epoch)]
     if not dry_run:
         for epoch in doomed:
             catalog.delete(epoch)
@@ -97,6 +98,17 @@ def _newest_sound(catalog: Catalog, storage: Storage, epochs: list[int]) -> int:
         url=storage.url,
         hint="Restore the directory from a copy.",
     )
+
+
+def _is_link(storage: Storage, epoch: int) -> bool:
+    name = layout.checkpoint_name(epoch)
+    if not storage.is_link(name):
+        return False
+    logger.warning(
+        "Not pruning %s: it is a symbolic link, and what it leads to may be another's.",
+        layout.join(storage.url, name),
+    )
+    return True
 
 
 def _best(catalog: Catalog, epochs: list[int], metric: str, mode: str) -> set[int]:

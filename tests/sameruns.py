@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from ray_imuckpt import Checkpointer, PlateauDetector, snapshot
 from ray_imuckpt.chunks import checksum
 from ray_imuckpt.schedules import Exponential
-from ray_imuckpt.storage import local
+from ray_imuckpt.storage import local, posix
 
 WARNINGS: list[str] = []
 
@@ -70,7 +70,7 @@ def place_of_death(attempt: int) -> Callable[[], None]:
     if where == "snapshot":
         before(snapshot.copies, "copy_on_host")
     elif where == "write":
-        before(local, "_pwrite_all")
+        before(posix, "pwrite_all")
     elif where == "commit":
         before(local.LocalStorage, "put")
     return die if where == "loop" else lambda: None

@@ -16,7 +16,7 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError, tensors
-from ray_imuckpt.storage import local
+from ray_imuckpt.storage import posix
 from ray_imuckpt.tensors import memory
 
 
@@ -30,7 +30,7 @@ def test_a_directory_that_vanishes_fails_the_save_and_the_next_one_makes_it_agai
 ) -> None:
     run = tmp_path / "run"
     vanished = threading.Event()
-    real = local._pwrite_all
+    real = posix.pwrite_all
 
     def pwrite_all(*arguments: Any) -> None:
         real(*arguments)
@@ -42,7 +42,7 @@ def test_a_directory_that_vanishes_fails_the_save_and_the_next_one_makes_it_agai
     model = large()
     checkpointer.checkpoint(1, model=model)
     checkpointer.wait()
-    monkeypatch.setattr(local, "_pwrite_all", pwrite_all)
+    monkeypatch.setattr(posix, "pwrite_all", pwrite_all)
     checkpointer.checkpoint(2, model=model)
     with pytest.raises(SaveFailedError, match="nothing was committed") as caught:
         checkpointer.wait()
@@ -63,14 +63,14 @@ def test_a_writer_that_raises_in_mid_file_leaves_no_file_and_the_old_epoch(
     checkpointer.checkpoint(1, model=model)
     checkpointer.wait()
     before = sorted(os.listdir(tmp_path / "checkpoint=1"))
-    real = local._pwrite_all
+    real = posix.pwrite_all
 
     def pwrite_all(descriptor: int, views: Any, offset: int) -> None:
         if offset == chunk * 8 * 1024 * 1024:
             raise OSError(5, "the disk gave up")
         real(descriptor, views, offset)
 
-    monkeypatch.setattr(local, "_pwrite_all", pwrite_all)
+    monkeypatch.setattr(posix, "pwrite_all", pwrite_all)
     checkpointer.checkpoint(1, model=large())
     with pytest.raises(SaveFailedError, match="the disk gave up"):
         checkpointer.wait()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from conftest import same_bytes, small_model, train
+from conftest import python_path, same_bytes, small_model, train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
 from ray_imuckpt.manifest import seal
@@ -130,4 +133,62 @@ def test_what_is_not_there_is_an_error_in_words(
 ) -> None:
     assert main(["show", str(tmp_path), "7"]) == 2
     assert "no committed checkpoint" in capsys.readouterr().err
-    assert main(["ls", str(tmp_path / "nowhere")]) == 0
+
+
+_COMMANDS = {
+    "show": [],
+    "verify": [],
+    "prune": ["--keep-last", "1"],
+    "plot": ["loss"],
+    "diff": ["1", "2"],
+    "export": ["1", "/nowhere/file"],
+}
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("name", ["", "nowhere", "nor/here"])
+def test_without_checkpoints_nothing_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    """A directory that is missing or empty is never one in which all is well."""
+    assert main([command, str(tmp_path / name), *_COMMANDS[command]]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("imuckpt: ")
+    assert str(tmp_path / name) in error
+
+
+def test_ls_tells_an_empty_directory_from_a_missing_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ls` of what is there and empty is well; what is not there cannot be listed."""
+    assert main(["ls", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("0 checkpoint(s), 0 of abandoned branches\n")
+    for name in ("nowhere", "nor/here"):
+        assert main(["ls", str(tmp_path / name)]) == 2
+        assert str(tmp_path / name) in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback where fsspec lacks the package of a scheme."""
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    assert main(["ls", "sftp://host/run"]) == 2
+    assert "pip install paramiko" in capsys.readouterr().err
+
+
+def test_the_command_is_a_module_and_ends_quietly_with_its_reader(directory: Path) -> None:
+    """``python -m ray_imuckpt ls DIR | head -n 0``: no traceback, also none at exit."""
+    reading, writing = os.pipe()
+    os.close(reading)  # the reader has gone before the first line
+    ended = subprocess.run(
+        [sys.executable, "-m", "ray_imuckpt", "ls", str(directory)],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": python_path()},
+        check=False,
+    )
+    os.close(writing)
+    assert ended.stderr == b""
+    assert ended.returncode == 141

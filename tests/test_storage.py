@@ -119,10 +119,13 @@ def test_a_write_that_fails_leaves_nothing_under_the_name(place: Place, size: in
 
 
 def test_holding_finds_directories_by_their_marker(place: Place) -> None:
+    place.storage.check_writable()
     assert place.storage.holding("m") == []
-    for name in ("a/m", "b/m", "b/x", "c/x", "d/deep/m", "m"):
+    for name in ("a/m", "b/m", "b/x", "c/x", "d/deep/m"):
         place.storage.put(name, b"1")
     assert sorted(place.storage.holding("m")) == ["a", "b"]
+    place.storage.put("m", b"1")
+    assert sorted(place.storage.holding("m")) == ["", "a", "b"], "itself a marked one"
     assert sorted(place.storage.files("b")) == ["m", "x"]
     assert place.storage.files("nowhere") == []
 

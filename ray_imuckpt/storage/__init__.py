@@ -11,16 +11,17 @@ use ``/``. It knows nothing of checkpoints. Two promises carry the rest of the p
 from __future__ import annotations
 
 import os
-import posixpath
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.storage.names import absolute, is_path
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
+    "NotDurableError",
     "Observer",
     "Storage",
     "absolute",
@@ -34,10 +35,29 @@ Observer = Callable[[int, list[memoryview]], None]
 """Called once for each chunk that is written, with its index and its bytes, on any thread."""
 
 
+class NotDurableError(OSError):
+    """What was put is in place, but the disk failed to confirm it: a crash may bring the old back.
+
+    Asking the disk once more proves nothing: the kernel reports an error once, then forgets it.
+    """
+
+
 class Storage(Protocol):
-    """One directory. All methods raise ``OSError`` (``FileNotFoundError`` where it applies)."""
+    """One directory. All methods raise ``OSError`` (``FileNotFoundError`` where it applies).
+
+    Where a directory in this one is a symbolic link, nothing is written or deleted through it.
+    """
 
     url: str
+
+    def check_writable(self) -> None:
+        """Make the directory, where the storage knows directories, and try to write into it.
+
+        No bucket is made. What is written is removed again, and has a name that nobody reads.
+
+        Raises:
+            StorageError: It cannot be written, or could not be replaced in one step.
+        """
 
     def beside(self, name: str) -> Storage:
         """The directory `name` beside this one; ``""`` is the directory that holds both."""
@@ -46,7 +66,11 @@ class Storage(Protocol):
         """Create the file `name` from `chunks`, calling `observe` for each; durable on return."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Create or replace the file `name` atomically; durable on return."""
+        """Create or replace the file `name` atomically; durable on return.
+
+        Raises:
+            NotDurableError: It is in place, but perhaps not for good.
+        """
 
     def get(self, name: str) -> bytes:
         """All bytes of a small file."""
@@ -69,11 +93,20 @@ class Storage(Protocol):
     def holding(self, marker: str) -> list[str]:
         """The names of the top directories that hold a file named `marker`, in no order.
 
-        Costs one listing (as many pages as the store needs), not one call a directory.
+        ``""`` is among them if this directory itself does. One that cannot be looked into counts as
+        holding it: who reads the file will be told. Costs one listing (as many pages as the store
+        needs), not one call a directory.
+
+        Raises:
+            FileNotFoundError: The directory is not there, but what it would lie in is.
+            StorageError: The listing failed; or what it would lie in is not there, either.
         """
 
     def files(self, directory: str) -> list[str]:
         """The names of the files in a directory, [] when it does not exist."""
+
+    def is_link(self, directory: str) -> bool:
+        """Whether a directory is a symbolic link to another, which is another's to write."""
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens when there is none."""
@@ -85,59 +118,32 @@ class Storage(Protocol):
         """Remove a directory with all it holds; nothing happens when there is none."""
 
 
-def open_storage(url: str, options: dict[str, Any] | None = None) -> Storage:
-    """The directory at `url`, a path or any URL that fsspec knows. Nothing is created or read.
+def open_storage(name: str, options: dict[str, Any] | None = None) -> Storage:
+    """The directory at `name`, a path or any URL that fsspec knows. Nothing is made or read.
 
     Args:
-        url: A path, ``file://…``, ``s3://…``, ``gs://…``, ``memory://…`` and so on.
+        name: A path, ``file://…``, ``s3://…``, ``gs://…``, ``memory://…`` and so on.
         options: Passed to the fsspec file system, as pandas calls ``storage_options``.
+
+    Raises:
+        ValueError: `name` may mean two places, or none.
+        StorageError: The file system's package is missing, or it cannot be connected to.
     """
-    path = _local_path(url)
-    if path is not None:
+    name = absolute(name)
+    if is_path(name):
         from ray_imuckpt.storage.local import LocalStorage
 
-        return LocalStorage(path)
-    from ray_imuckpt.storage.remote import RemoteStorage
+        return LocalStorage(name)
+    from ray_imuckpt.storage.opening import open_url
 
-    return RemoteStorage.from_url(url, options or {})
-
-
-def absolute(url: str | os.PathLike[str]) -> str:
-    """`url` so that it means the same in a process with another working directory."""
-    text = os.fspath(url)
-    path = _local_path(text)
-    if path is not None:
-        return path
-    return text if text.endswith("://") else text.rstrip("/")
-
-
-def _local_path(url: str) -> str | None:
-    for scheme in ("file://", "local://"):
-        if url.startswith(scheme):
-            url = url.removeprefix(scheme)
-            break
-    else:
-        if "://" in url or "::" in url:
-            return None
-    return os.path.abspath(os.path.expanduser(url))
+    return open_url(name, options or {})
 
 
 def from_arrow(filesystem: pyarrow.fs.FileSystem, path: str) -> Storage:
     """The directory `path` of a pyarrow file system (Ray speaks of storage in these)."""
-    import pyarrow.fs
+    from ray_imuckpt.storage.opening import at_arrow
 
-    from ray_imuckpt.storage.local import LocalStorage
-
-    if isinstance(filesystem, pyarrow.fs.SubTreeFileSystem):
-        return from_arrow(filesystem.base_fs, posixpath.join(filesystem.base_path, path))
-    if isinstance(filesystem, pyarrow.fs.LocalFileSystem):
-        return LocalStorage(path)
-    from ray_imuckpt.storage.remote import RemoteStorage, is_local
-
-    if is_local(filesystem):  # only there is `put` atomic on a local disk
-        return LocalStorage(path)
-
-    return RemoteStorage.from_arrow(filesystem, path)
+    return at_arrow(filesystem, path)
 
 
 def to_arrow(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -155,7 +161,6 @@ def same_place(storage: Storage, other: Storage) -> bool:
     """Whether two storages are the same directory, also when one came from pyarrow."""
     if storage.url == other.url:
         return True
-    local = _local_path(storage.url), _local_path(other.url)
-    if None in local:
+    if not (is_path(storage.url) and is_path(other.url)):
         return False
-    return os.path.realpath(str(local[0])) == os.path.realpath(str(local[1]))
+    return os.path.realpath(storage.url) == os.path.realpath(other.url)

@@ -8,7 +8,6 @@ target; leftovers of a crash are named ``.<name>.<random>.tmp`` and are swept by
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -17,17 +16,11 @@ from typing import Any
 
 from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.errors import StorageError
 from ray_imuckpt.layout import temporary_name
-from ray_imuckpt.storage import Observer
+from ray_imuckpt.storage import NotDurableError, Observer, posix
 
-# Linux's sync_file_range(2), which `os` lacks.
-_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
-if _SYNC_FILE_RANGE is not None:
-    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-_SYNC_FILE_RANGE_WRITE = 2  # begin to write out dirty pages that are not being written yet
-
-_RUN = 1024 * 1024  # read at once: what fits into a core's own cache, to be hashed there
-_VIEWS = 1024  # IOV_MAX of Linux
+_PROBE = 4096  # bytes, so that a full disk is noticed
 
 
 class LocalStorage:
@@ -39,6 +32,20 @@ class LocalStorage:
 
     def __init__(self, path: str) -> None:
         self.url = path
+        self._named: set[str] = set()  # directories whose names are on the disk
+
+    def check_writable(self) -> None:
+        """See `Storage.check_writable`."""
+        try:
+            path = self._prepared(temporary_name("probe"))
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                posix.pwrite_all(descriptor, [memoryview(bytes(_PROBE))], 0)
+            finally:
+                os.close(descriptor)
+                os.unlink(path)
+        except OSError as error:
+            raise _unusable("cannot be written", self.url, error) from error
 
     def beside(self, name: str) -> LocalStorage:
         """See `Storage.beside`."""
@@ -51,14 +58,16 @@ class LocalStorage:
         with _discarded_on_error(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                _preallocate(descriptor, chunks.size)
+                posix.preallocate(descriptor, chunks.size)
 
                 def write_chunk(index: int) -> None:
                     views = chunks[index]
                     observe(index, views)
                     begin = index * chunks.chunk_size
-                    _pwrite_all(descriptor, views, begin)
-                    _begin_writeback(descriptor, begin, min(chunks.chunk_size, chunks.size - begin))
+                    posix.pwrite_all(descriptor, views, begin)
+                    posix.begin_writeback(
+                        descriptor, begin, min(chunks.chunk_size, chunks.size - begin)
+                    )
 
                 parallel.each(write_chunk, len(chunks))
                 os.fsync(descriptor)
@@ -73,13 +82,18 @@ class LocalStorage:
         with _discarded_on_error(temporary):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                _pwrite_all(descriptor, [memoryview(data)], 0)
+                posix.pwrite_all(descriptor, [memoryview(data)], 0)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _sync_directory(directory)  # the names of the data files, before the one that counts
+            posix.sync_directory(
+                directory
+            )  # the names of the data files, before the one that counts
             os.replace(temporary, path)
-        _sync_directory(directory)
+        try:
+            posix.sync_directory(directory)
+        except OSError as error:
+            raise NotDurableError(error.errno, error.strerror, path) from error
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
@@ -93,8 +107,8 @@ class LocalStorage:
         path = self._path(name)
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            for run in _runs(views):
-                offset += _preadv_all(descriptor, run, offset, path)
+            for run in posix.runs(views):
+                offset += posix.preadv_all(descriptor, run, offset, path)
                 for view in run:
                     seen(view)
         finally:
@@ -106,19 +120,29 @@ class LocalStorage:
 
     def copy(self, source: str, target: str) -> bool:
         """See `Storage.copy`. A hard link: no bytes move, and either name may be deleted."""
+        origin, path = self._path(source), self._prepared(target)
+        if os.path.islink(origin):  # the link's link would lead elsewhere from there
+            return False
         try:
-            os.link(self._path(source), self._prepared(target))
+            os.link(origin, path)
         except OSError:  # the source is gone, or the file system has no hard links
             return False
+        with _discarded_on_error(path):
+            posix.sync_file(path)  # the bytes are another process's: perhaps a copy, never synced
         return True
 
     def holding(self, marker: str) -> list[str]:
         """See `Storage.holding`."""
         try:
             with os.scandir(self.url) as entries:
-                return [e.name for e in entries if os.path.isfile(os.path.join(e.path, marker))]
-        except FileNotFoundError:
-            return []
+                names = [e.name for e in entries if posix.may_be_file(os.path.join(e.path, marker))]
+        except FileNotFoundError as error:
+            if os.path.isdir(os.path.dirname(self.url)):
+                raise
+            raise _unusable("could not be listed", self.url, error) from error
+        except OSError as error:
+            raise _unusable("could not be listed", self.url, error) from error
+        return [*names, ""] if os.path.isfile(os.path.join(self.url, marker)) else names
 
     def files(self, directory: str) -> list[str]:
         """See `Storage.files`."""
@@ -128,46 +152,84 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def is_link(self, directory: str) -> bool:
+        """See `Storage.is_link`."""
+        return os.path.islink(self._path(directory))
+
     def delete(self, name: str) -> None:
         """See `Storage.delete`."""
-        path = self._path(name)
+        path = self._own(name)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-            _sync_directory(os.path.dirname(path))
+            posix.sync_directory(os.path.dirname(path))
 
     def delete_empty(self, directory: str) -> None:
         """See `Storage.delete_empty`."""
+        path = self._path(directory)
+        self._named.discard(path)
         with contextlib.suppress(OSError):
-            os.rmdir(self._path(directory))
+            os.rmdir(path)
 
     def delete_tree(self, directory: str) -> None:
         """See `Storage.delete_tree`."""
+        path = self._own(f"{directory}/").rstrip("/")
+        self._named.discard(path)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._path(directory), onerror=_unless_gone)
-            _sync_directory(self.url)
+            shutil.rmtree(path, onerror=posix.unless_gone)
+            posix.sync_directory(self.url)
 
     def _path(self, name: str) -> str:
         return os.path.join(self.url, name) if name else self.url
 
-    def _prepared(self, name: str) -> str:
-        """The path of `name`, its directories made and their names durable."""
+    def _own(self, name: str) -> str:
+        """The path of what is to be changed, which must not lie behind a symbolic link."""
         path = self._path(name)
-        missing = []
         directory = os.path.dirname(path)
-        while not os.path.isdir(directory):
-            missing.append(directory)
+        while len(directory) > len(self.url):
+            if os.path.islink(directory):
+                raise OSError(
+                    errno.ELOOP,
+                    "This is a symbolic link, and what it leads to is another's: nothing is "
+                    "written or deleted through it. Remove the link, or use another epoch",
+                    directory,
+                )
             directory = os.path.dirname(directory)
-        for made in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(made)
-            _sync_directory(os.path.dirname(made))
         return path
 
+    def _prepared(self, name: str) -> str:
+        """The path of `name`, its directories made and their names durable."""
+        path = self._own(name)
+        self._make(os.path.dirname(path))
+        return path
 
-def _unless_gone(_call: Any, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
-    """Go on when another process has removed a file in between: the rest is to go as well."""
-    if not isinstance(raised[1], FileNotFoundError):
-        raise raised[1]
+    def _make(self, directory: str) -> None:
+        """Make a directory and those above it, and put their names on the disk.
+
+        Those from this storage's own on are synced though they are there: whoever made them may
+        have failed to. One whose name cannot be synced is not left behind, so that it is not taken
+        for durable the next time.
+        """
+        if directory in self._named and os.path.isdir(directory):
+            return
+        parent = os.path.dirname(directory)
+        ours = len(directory) > len(self.url)
+        made = False
+        if ours or not os.path.isdir(directory):
+            if parent != directory and (ours or not os.path.isdir(parent)):
+                self._make(parent)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory)
+                made = True
+        try:
+            posix.sync_directory(parent)
+        except OSError as error:
+            if made:
+                with contextlib.suppress(OSError):
+                    os.rmdir(directory)
+            elif isinstance(error, PermissionError) and not ours:
+                return  # a directory above, which one may pass but not open
+            raise
+        self._named.add(directory)
 
 
 @contextlib.contextmanager
@@ -182,75 +244,18 @@ def _discarded_on_error(path: str) -> Iterator[None]:
         raise
 
 
-def _preallocate(descriptor: int, size: int) -> None:
-    # A full disk is found before the first byte is written, and parallel writes stay contiguous.
-    if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-
-
-def _pwrite_all(descriptor: int, views: list[memoryview], offset: int) -> None:
-    for view in views:
-        done = 0
-        while done < len(view):
-            done += os.pwrite(descriptor, view[done:], offset + done)
-        offset += len(view)
-
-
-def _begin_writeback(descriptor: int, offset: int, length: int) -> None:
-    """Let the disk work while the next chunk is written, not only from fsync on.
-
-    A hint, whose failure means nothing: durability is fsync's. Measured on ext4 it saves a third of
-    the time until durable; O_DIRECT saves a quarter, and leaves nothing in the page cache for the
-    restore that may follow (docs/performance.md).
-    """
-    if _SYNC_FILE_RANGE is not None:
-        _SYNC_FILE_RANGE(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)
-
-
-def _runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The views cut and grouped so that each group is at most `_RUN` bytes and `_VIEWS` views."""
-    run: list[memoryview] = []
-    room = _RUN
-    for view in views:
-        rest, length = view, len(view)
-        while length:
-            if not room or len(run) == _VIEWS:
-                yield run
-                run, room = [], _RUN
-            if length <= room:  # not a slice for each of thousands of small ones
-                run.append(rest)
-                room -= length
-                break
-            run.append(rest[:room])
-            rest, length, room = rest[room:], length - room, 0
-    if run:
-        yield run
-
-
-def _preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str) -> int:
-    """Fill the views with the file's bytes from `offset` on; how many that were."""
-    size = missing = sum(map(len, views))
-    while missing:
-        count = os.preadv(descriptor, views, offset)
-        if count == missing:
-            break
-        if count == 0:
-            raise EOFError(f"{path} ends at byte {offset}")
-        missing -= count
-        offset += count
-        while missing and count >= len(views[0]):
-            count -= len(views[0])
-            views = views[1:]
-        views = [views[0][count:], *views[1:]]
-    return size
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some mounted file systems cannot sync a directory
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+def _unusable(what: str, url: str, error: OSError) -> StorageError:
+    cures = {
+        errno.EACCES: "Give this user the right to read and write there, or choose another `dir`.",
+        errno.EPERM: "Give this user the right to read and write there, or choose another `dir`.",
+        errno.EROFS: "The file system is mounted to be read only; choose another `dir`.",
+        errno.ENOSPC: "The disk is full; make room or choose another `dir`.",
+        errno.EDQUOT: "The quota is used up; make room or choose another `dir`.",
+        errno.ENOTDIR: "A part of this path is a file, not a directory; look at `dir`.",
+        errno.ENOENT: "The directory above it is not there, either: is a disk not mounted?",
+    }
+    return StorageError(
+        f"The directory {what}: {error.strerror or error}.",
+        url=url,
+        hint=cures.get(error.errno or 0, "Look at the disk, or choose another `dir`."),
+    )

@@ -1,27 +1,36 @@
 """A directory of anything that fsspec reaches: object stores, memory, pyarrow's file systems.
 
 Object stores publish an object when its upload is completed, never before, and replace it as a
-whole: that is what makes `put` atomic here. fsspec's buffered files complete the upload when they
+whole: that is what makes `put` atomic there. fsspec's buffered files complete the upload when they
 are closed, *also after an error* (``AbstractBufferedFile.__exit__`` calls ``close``), which would
 publish a truncated object: on an error the upload is discarded instead.
+
+Where bytes are visible as they are written (sftp, smb, webdav, …), `put` writes a temporary file
+and renames it. Data files are written under their own names all the same: nobody reads them before
+the manifest names them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import posixpath
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.errors import StorageError
+from ray_imuckpt.layout import join, temporary_name
 from ray_imuckpt.storage import Observer
+from ray_imuckpt.storage.client import Client
+from ray_imuckpt.storage.filesystems import Kind, replaces_atomically
 
 if TYPE_CHECKING:
     import pyarrow.fs
+
+logger = logging.getLogger("ray_imuckpt")
 
 _PUT_WHOLE = 64 * 1024 * 1024  # files up to this size are uploaded by one call
 
@@ -30,32 +39,18 @@ class RemoteStorage:
     """See `ray_imuckpt.storage.Storage`.
 
     Args:
-        filesystem: An fsspec file system.
+        filesystem: An fsspec file system, unwrapped.
         path: The directory's path on it, without the scheme.
+        url: Its URL, where that says more than the path.
     """
 
-    def __init__(self, filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    def __init__(
+        self, filesystem: fsspec.AbstractFileSystem, path: str, url: str | None = None
+    ) -> None:
         self._fs = filesystem
+        self._client = Client(filesystem)
         self._root = path.rstrip("/")
-        self.url = filesystem.unstrip_protocol(self._root)
-
-    @classmethod
-    def from_url(cls, url: str, options: dict[str, Any]) -> RemoteStorage:
-        """The directory at an fsspec URL."""
-        filesystem, path = url_to_fs(url, **options)
-        return cls(filesystem, path)
-
-    @classmethod
-    def from_arrow(cls, filesystem: pyarrow.fs.FileSystem, path: str) -> RemoteStorage:
-        """A directory of a pyarrow file system; an fsspec one inside it is taken out again."""
-        import pyarrow.fs
-        from fsspec.implementations.arrow import ArrowFSWrapper
-
-        if isinstance(filesystem, pyarrow.fs.PyFileSystem):
-            handler = filesystem.handler
-            if isinstance(handler, pyarrow.fs.FSSpecHandler):
-                return cls(handler.fs, path)
-        return cls(ArrowFSWrapper(filesystem), path)
+        self.url = url or filesystem.unstrip_protocol(self._root)
 
     def to_arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The same directory for pyarrow."""
@@ -68,7 +63,53 @@ class RemoteStorage:
 
     def beside(self, name: str) -> RemoteStorage:
         """See `Storage.beside`."""
-        return RemoteStorage(self._fs, f"{posixpath.dirname(self._root)}/{name}")
+        url = join(posixpath.dirname(self.url), name)
+        return RemoteStorage(self._fs, join(posixpath.dirname(self._root), name), url)
+
+    def check_writable(self) -> None:
+        """See `Storage.check_writable`. Two requests to an object store."""
+        self._check_replaces()
+        probe = temporary_name("probe")
+        try:
+            self.put(probe, b"1")
+            if self._client.kind is Kind.FILES:
+                self._check_renames(probe)
+        except StorageError:
+            self._client.remove(self._path(probe))
+            raise
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.delete(probe)
+            raise self._unusable("cannot be written", error) from error
+        try:
+            self.delete(probe)
+        except OSError as error:
+            logger.warning(
+                "%s cannot be removed (%s): old checkpoints will not be, either.",
+                join(self.url, probe),
+                error,
+            )
+
+    def _check_renames(self, name: str) -> None:
+        """Raise unless what `put` does replaces a file that is there."""
+        try:
+            self.put(name, b"2")
+        except OSError as error:
+            raise self._unfit(f"a rename over a file fails: {error}") from error
+
+    def _check_replaces(self) -> None:
+        """Raise where `put` is known not to keep its promise."""
+        if self._client.kind is Kind.UNKNOWN or not replaces_atomically(self._fs):
+            raise self._unfit("it does not replace a file in one step")
+
+    def _unfit(self, why: str) -> StorageError:
+        return StorageError(
+            f"{type(self._fs).__name__} cannot hold checkpoints: {why}. A crash could lose one "
+            "that was committed.",
+            url=self.url,
+            hint="Save to an object store, to a local or mounted disk, or over sftp. What is there "
+            "already can be read.",
+        )
 
     def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
         """See `Storage.write`."""
@@ -79,29 +120,46 @@ class RemoteStorage:
                 views = chunks[index]
                 observe(index, views)
                 pieces += views
-            self._upload(path, b"".join(pieces))
+            self._client.upload(path, b"".join(pieces))
             return
-        file = self._fs.open(path, "wb")
+        with self._client.calling() as filesystem:
+            file = filesystem.open(path, "wb")
         try:
             for index in range(len(chunks)):
                 views = chunks[index]
                 observe(index, views)
-                for view in views:
-                    file.write(view)
+                with self._client.calling():
+                    for view in views:
+                        file.write(view)
+            with self._client.calling():
+                file.close()
         except BaseException:
             _abandon(file)
             with contextlib.suppress(Exception):  # what was published all the same
-                self._fs.rm_file(path)
+                self._client.remove(path)
             raise
-        file.close()
 
     def put(self, name: str, data: bytes) -> None:
         """See `Storage.put`."""
-        self._upload(self._prepared(name), data)
+        self._check_replaces()
+        path = self._prepared(name)
+        if self._client.kind is Kind.OBJECTS:
+            self._client.upload(path, data)
+            return
+        temporary = join(posixpath.dirname(path), temporary_name(posixpath.basename(path)))
+        try:
+            self._client.upload(temporary, data)
+            self._client.rename(temporary, path)
+            if self._client.exists(temporary):
+                raise FileExistsError(f"The rename to {path} did nothing")
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._client.remove(temporary)
+            raise
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
-        return bytes(self._fs.cat_file(self._path(name)))
+        return self._client.get(self._path(name))
 
     def read_into(
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
@@ -110,12 +168,7 @@ class RemoteStorage:
         length = sum(map(len, views))
         if not length:
             return
-        arrow = _arrow(self._fs)
-        if arrow is None:
-            data = self._fs.cat_file(self._path(name), start=offset, end=offset + length)
-        else:  # the wrapper of older fsspec reads the whole file
-            with arrow.open_input_file(self._path(name)) as file:
-                data = file.read_at(length, offset)
+        data = self._client.read(self._path(name), offset, length)
         if len(data) != length:
             raise EOFError(f"{self._path(name)} ends at byte {offset + len(data)}")
         rest = memoryview(data)
@@ -126,103 +179,108 @@ class RemoteStorage:
 
     def size(self, name: str) -> int:
         """See `Storage.size`."""
-        self._forget_listings()
-        return int(self._fs.info(self._path(name))["size"])
+        return self._client.size(self._path(name))
 
     def copy(self, source: str, target: str) -> bool:
         """See `Storage.copy`. The store copies; no bytes pass through this process."""
-        if not _copies_itself(self._fs):
-            return False
-        try:
-            self._fs.cp_file(self._path(source), self._prepared(target))
-        except (OSError, NotImplementedError):
-            return False
-        self._forget_listings()
-        return True
+        return self._client.copy(self._path(source), self._prepared(target))
 
     def holding(self, marker: str) -> list[str]:
         """See `Storage.holding`."""
-        self._forget_listings()
         try:
-            paths = self._fs.find(self._root)
-        except FileNotFoundError:
-            return []
-        root = self._root.lstrip("/") + "/"
+            paths = self._client.files_below(self._root)
+        except FileNotFoundError as error:
+            self._check_absent(error)
+            if self._client.kind is Kind.OBJECTS:
+                return []
+            raise
+        except OSError as error:
+            raise self._unusable("could not be listed", error) from error
+        root = self._root.strip("/")
         names = []
         for path in paths:
-            parts = path.lstrip("/").removeprefix(root).split("/")
-            if len(parts) == 2 and parts[1] == marker:
-                names.append(parts[0])
+            directory, _, name = path.strip("/").removeprefix(root).strip("/").rpartition("/")
+            if path.strip("/") == root:
+                raise StorageError(
+                    "This is a file, not a directory.", url=self.url, hint="Look at `dir`."
+                )
+            if name == marker and "/" not in directory:
+                names.append(directory)
         return names
+
+    def _check_absent(self, error: FileNotFoundError) -> None:
+        """Raise unless the listing that holds this directory says that it is not there.
+
+        On a disk that is the directory above. In an object store a directory is there by what is in
+        it: the first one above that is there decides, at last the bucket.
+        """
+        path = self._root
+        while parent := posixpath.dirname(path):
+            try:
+                names = [entry["name"].strip("/") for entry in self._client.entries(parent)]
+            except FileNotFoundError:
+                if self._client.kind is not Kind.OBJECTS:
+                    break
+                if parent == "/":
+                    return
+                path = parent
+                continue
+            except OSError as failed:
+                raise self._unusable("could not be listed", failed) from failed
+            if path.strip("/") in names:
+                raise StorageError(
+                    "The directory is there, but its listing says that it is not.",
+                    url=self.url,
+                    hint="The storage contradicts itself; try again.",
+                ) from error
+            return
+        raise self._unusable("could not be listed", error) from error
 
     def files(self, directory: str) -> list[str]:
         """See `Storage.files`."""
-        self._forget_listings()
         try:
-            entries = self._fs.ls(self._path(directory), detail=True)
+            entries = self._client.entries(self._path(directory))
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file"]
 
+    def is_link(self, directory: str) -> bool:
+        """See `Storage.is_link`."""
+        return self._client.is_link(self._path(directory))
+
     def delete(self, name: str) -> None:
         """See `Storage.delete`."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._path(name))
-        self._forget_listings()
+        self._client.remove(self._path(name))
 
     def delete_empty(self, directory: str) -> None:
         """See `Storage.delete_empty`. Object stores know no empty directories."""
 
     def delete_tree(self, directory: str) -> None:
         """See `Storage.delete_tree`."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(self._path(directory), recursive=True)
-        self._forget_listings()
+        self._client.remove_tree(self._path(directory))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     def _prepared(self, name: str) -> str:
-        """The path of `name`; its directory is made where the store knows directories."""
+        """The path of `name`; its directory is made where the file system knows directories."""
         path = self._path(name)
-        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        self._client.make_directories(posixpath.dirname(path))
         return path
 
-    def _upload(self, path: str, data: bytes) -> None:
-        self._fs.pipe_file(path, data)
-        self._forget_listings()
-
-    def _forget_listings(self) -> None:
-        # Object store file systems remember listings; another process may have written since.
-        self._fs.invalidate_cache()
-
-
-def is_local(filesystem: pyarrow.fs.FileSystem) -> bool:
-    """Whether a pyarrow file system is fsspec's local one in disguise."""
-    from fsspec.implementations.local import LocalFileSystem
-
-    inner = getattr(getattr(filesystem, "handler", None), "fs", None)
-    return isinstance(inner, LocalFileSystem)
-
-
-def _arrow(filesystem: fsspec.AbstractFileSystem) -> pyarrow.fs.FileSystem | None:
-    """The pyarrow file system inside fsspec's wrapper for these."""
-    wrapper = sys.modules.get("fsspec.implementations.arrow")
-    if wrapper is not None and isinstance(filesystem, wrapper.ArrowFSWrapper):
-        return filesystem.fs
-    return None
-
-
-def _copies_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether ``cp_file`` happens inside the store.
-
-    The base class has none, and the wrapper for pyarrow passes the bytes through this process.
-    """
-    if _arrow(filesystem) is not None:
-        return False
-    kind = type(filesystem)
-    own = getattr(kind, "_cp_file", None) or getattr(kind, "cp_file", None)
-    return own is not None and own is not fsspec.AbstractFileSystem.cp_file
+    def _unusable(self, what: str, error: OSError) -> StorageError:
+        missing = isinstance(error, FileNotFoundError)
+        objects = self._client.kind is Kind.OBJECTS
+        cure = "Look at the credentials, the endpoint and `dir`."
+        if isinstance(error, PermissionError):
+            cure = "Give these credentials the right to list, read, write and delete there."
+        elif missing:
+            cure = "Look at `dir`, or make the bucket: none is made here."
+            cure = (
+                cure if objects else "Look at `dir`: the directory above it is not there, either."
+            )
+        told = "it does not exist" if missing and objects else f"{type(error).__name__}: {error}"
+        return StorageError(f"The directory {what}: {told}.", url=self.url, hint=cure)
 
 
 def _abandon(file: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ray_imuckpt import chunks, codec, layout
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.manifest import FileEntry, Manifest
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage import NotDurableError, Storage
 from ray_imuckpt.transaction.reading import verify_file
 
 logger = logging.getLogger("ray_imuckpt")
@@ -72,6 +72,14 @@ def _put_manifest(storage: Storage, directory: str, manifest: Manifest) -> None:
     data = manifest.to_bytes()
     try:
         storage.put(path, data)
+    except NotDurableError as error:  # reading it back would prove nothing: it is in place
+        raise UnknownOutcomeError(
+            "The manifest is in place, but the disk failed to confirm it: after a crash the "
+            f"checkpoint may be there or not ({error}).",
+            url=layout.join(storage.url, directory),
+            epoch=manifest.epoch,
+            hint="Look at the disk, then save again: what was committed before is kept until then.",
+        ) from error
     except Exception as error:
         try:
             committed = storage.get(path) == data

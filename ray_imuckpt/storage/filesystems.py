@@ -1,0 +1,114 @@
+"""What the file systems that fsspec reaches are like, as far as our promises depend on it.
+
+Whether a class has an operation of its own is told by the methods that fsspec asks its authors to
+override; for asynchronous ones these begin with an underscore.
+The rules, and what each costs: docs/adr/0021-file-systems-that-publish-while-writing.md.
+"""
+
+from __future__ import annotations
+
+import enum
+import posixpath
+from typing import Any
+
+import fsspec
+from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.cached import CachingFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
+
+_OBJECT_STORES = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "lakefs", "memory"}) | {
+    *("oci", "ocilake", "oss", "s3", "s3a", "tos", "tosfs")
+}
+# Where pyarrow's `move` deletes the target and then renames: between the two there is no file.
+_REPLACED_BY_DELETING = frozenset({"arrow_hdfs", "hdfs"})
+
+
+class Kind(enum.Enum):
+    """When a reader sees a file that is being written."""
+
+    OBJECTS = "an object store: a file appears, and is replaced, as a whole"
+    FILES = "like a disk: bytes appear as they are written, and a rename replaces a file"
+    UNKNOWN = "not known here, with neither a rename nor a copy of its own"
+
+
+def kind(filesystem: fsspec.AbstractFileSystem) -> Kind:
+    """Return how a file system publishes.
+
+    Known object stores are told by their protocol. Of the others, one that renames by itself is
+    like a disk, and one that copies by itself but has no rename is an object store: no protocol of
+    files comes without a rename, and no store of objects has one.
+    """
+    if _protocols(filesystem) & _OBJECT_STORES:
+        return Kind.OBJECTS
+    if type(filesystem).mv is not fsspec.AbstractFileSystem.mv or _renames_later(filesystem):
+        return Kind.FILES
+    return Kind.OBJECTS if copies_itself(filesystem) else Kind.UNKNOWN
+
+
+def rename(filesystem: fsspec.AbstractFileSystem, source: str, target: str) -> None:
+    """Rename a file over another on a file system that is like a disk."""
+    if _renames_later(filesystem):
+        sync(filesystem.loop, filesystem._mv, source, target)  # noqa: SLF001 - see above
+    else:
+        filesystem.mv(source, target)
+
+
+def replaces_atomically(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether a rename over a file leaves no moment without one, as far as is known."""
+    return not _protocols(filesystem) & _REPLACED_BY_DELETING
+
+
+def copies_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether ``cp_file`` happens inside the store: the base classes have none."""
+    if isinstance(filesystem, AsyncFileSystem):
+        return type(filesystem)._cp_file is not AsyncFileSystem._cp_file  # noqa: SLF001 - see above
+    return type(filesystem).cp_file is not fsspec.AbstractFileSystem.cp_file
+
+
+def lists_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether ``find`` is one listing of the store's own, not a walk that passes over errors."""
+    if isinstance(filesystem, AsyncFileSystem):
+        return type(filesystem)._find is not AsyncFileSystem._find  # noqa: SLF001 - see above
+    return type(filesystem).find is not fsspec.AbstractFileSystem.find
+
+
+def unwrapped(
+    filesystem: fsspec.AbstractFileSystem, path: str
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system behind caches and subdirectories, and the path on it.
+
+    A cache would show records as they were; and only of the file system itself can be told what it
+    is like.
+    """
+    while True:
+        if isinstance(filesystem, CachingFileSystem):
+            filesystem = filesystem.fs
+        elif isinstance(filesystem, DirFileSystem):
+            path = posixpath.join(filesystem.path, path.lstrip("/")) if filesystem.path else path
+            filesystem = filesystem.fs
+        else:
+            inner = _synchronous(filesystem)
+            if inner is None:
+                return filesystem, path
+            filesystem = inner
+
+
+def _synchronous(filesystem: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem | None:
+    """What fsspec's asynchronous wrapper holds."""
+    try:
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+    except ImportError:  # it came with fsspec 2024.10
+        return None
+    return filesystem.sync_fs if isinstance(filesystem, AsyncFileSystemWrapper) else None
+
+
+def _renames_later(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether the rename is a coroutine, which fsspec leaves without a function (sshfs does so)."""
+    return isinstance(filesystem, AsyncFileSystem) and any(
+        "_mv" in vars(base) for base in type(filesystem).__mro__
+    )
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> set[str]:
+    protocol: Any = filesystem.protocol
+    return {protocol} if isinstance(protocol, str) else set(protocol)

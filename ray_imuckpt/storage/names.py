@@ -1,0 +1,134 @@
+"""What a user's name for a place means: one place for each name, or an error. Touches os.
+
+The rules, of which each ends in an absolute path, in a URL whose scheme fsspec knows, or in a
+``ValueError`` that says how to write what was probably meant (docs/adr/0020-one-place-per-name.md):
+
+- ``<scheme>://…`` is a URL. Schemes are told apart without regard to case; ``file://`` and
+  ``local://`` are paths.
+- ``<cache>::<URL>`` is that URL: fsspec's caches before a store are seen through. Nothing else is
+  chained.
+- All else is a path, taken literally (``?``, ``#``, ``*``, ``%`` and ``::`` too), unless it begins
+  like a URL: ``s3:/bucket``, ``s3:bucket``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]*)://(.*)", re.DOTALL)
+_ALMOST_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]+):(/.*)?", re.DOTALL)
+_URL_INSIDE = re.compile(r"(?:/|::)([A-Za-z][A-Za-z0-9+.\-_]*)://")
+_LOCAL = ("file", "local")
+_CACHES = frozenset({"blockcache", "cached", "filecache", "simplecache"})
+# Schemes in whose URLs a bucket or container comes first.
+_WITH_BUCKET = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "tos"})
+# Schemes whose file systems take `?` for a part of the path; others cut it off as a query.
+_WITH_QUESTION_MARK = frozenset({"memory", "s3", "s3a", "gs", "gcs"})
+
+
+def absolute(name: str | os.PathLike[str]) -> str:
+    """Return `name` so that it means the same place in every process: a path from ``/``, or a URL.
+
+    Raises:
+        ValueError: It may mean two places, or none.
+        TypeError: It is not text.
+    """
+    text = os.fspath(name)
+    if not isinstance(text, str):
+        raise TypeError(f"{name!r} is bytes; a directory is named by a str or a Path.")
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} names no directory; the working directory is '.'.")
+    if text.startswith("./"):
+        return os.path.abspath(text)
+    first, chained, rest = text.partition("::")
+    if chained and first in _CACHES:
+        cached = absolute(rest)  # a path too: a cache before the local disk is the local disk
+        return cached if is_path(cached) else f"{first}::{cached}"
+    url = _URL.fullmatch(text)
+    if url:
+        scheme, rest = url[1].lower(), url[2]
+        return _file_url(text, rest) if scheme in _LOCAL else _remote(text, scheme, rest)
+    if chained and first in _protocols():
+        raise ValueError(
+            f"{text!r}: only caches ({', '.join(sorted(_CACHES))}) may stand before `::`. Give the "
+            f"URL of the place itself; a local directory of this name is {'./' + text!r}."
+        )
+    inside = _URL_INSIDE.search(text)
+    if inside and inside[1].lower() in _protocols():
+        raise ValueError(
+            f"{text!r} has the beginning of a URL, {inside[1]}://, in the middle. Nothing is put "
+            "before a URL to give a place."
+        )
+    return _path(text)
+
+
+def is_path(name: str) -> bool:
+    """Whether what `absolute` returned is a path of this machine."""
+    return name.startswith("/")
+
+
+def _file_url(text: str, rest: str) -> str:
+    rest = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
+    if not rest.startswith(("/", "~")):
+        raise ValueError(
+            f"{text!r}: after `file://` comes a host, and {rest.split('/')[0]!r} would be one. "
+            f"Write {'file:///' + rest!r} for an absolute path, or the path alone: {rest!r}."
+        )
+    return _expanded(rest)
+
+
+def _path(text: str) -> str:
+    almost = _ALMOST_URL.fullmatch(text)
+    if almost and almost[1].lower() in _LOCAL and almost[2]:
+        return _expanded(almost[2])  # file:/x is file:///x (RFC 8089)
+    word = re.split(r":|//", text, maxsplit=1)[0]
+    if almost or (word != text and "/" not in word and word.lower() in _protocols()):
+        raise ValueError(
+            f"{text!r} is neither a URL nor surely a path. A URL is written "
+            f"{word.lower() + '://' + text[len(word) :].lstrip(':/')!r}; a local directory of this "
+            f"name is {'./' + text!r}."
+        )
+    return _expanded(text)
+
+
+def _expanded(text: str) -> str:
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise ValueError(
+            f"{text!r}: there is no user {path.split('/')[0].removeprefix('~')!r} on this machine. "
+            f"A directory of this name is {'./' + text!r}."
+        )
+    return os.path.abspath(path)
+
+
+def _remote(text: str, scheme: str, rest: str) -> str:
+    known = _protocols()
+    if scheme not in known:
+        near = difflib.get_close_matches(scheme, known, n=3, cutoff=0.5)
+        meant = f" Did you mean {' or '.join(f'{n}://' for n in near)}?" if near else ""
+        raise ValueError(
+            f"{text!r}: fsspec knows no file system {scheme}://.{meant} "
+            "fsspec.available_protocols() lists what it knows."
+        )
+    if scheme in _WITH_BUCKET and not rest.partition("/")[0]:
+        raise ValueError(f"{text!r} names no bucket; the form is {scheme}://<bucket>/<directory>.")
+    if {".", ".."} & set(rest.split("/")):
+        raise ValueError(
+            f"{text!r}: what `.` and `..` mean in a URL depends on the store. Leave them out."
+        )
+    if "::" in rest:
+        raise ValueError(f"{text!r}: fsspec would take `::` for a chain. Use another name.")
+    if "?" in rest and (scheme not in _WITH_QUESTION_MARK or "?versionId=" in rest):
+        raise ValueError(
+            f"{text!r}: what follows `?` would not be a part of the path. Use a name without it, "
+            "and give options as storage_options."
+        )
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def _protocols() -> list[str]:
+    import fsspec  # not before a name needs it
+
+    return list(fsspec.available_protocols())

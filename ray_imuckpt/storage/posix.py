@@ -1,0 +1,120 @@
+"""What a local storage asks of the operating system. Touches os."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+# Linux's sync_file_range(2), which `os` lacks.
+_SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
+if _SYNC_FILE_RANGE is not None:
+    _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2  # begin to write out dirty pages that are not being written yet
+
+_RUN = 1024 * 1024  # read at once: what fits into a core's own cache, to be hashed there
+_VIEWS = 1024  # IOV_MAX of Linux
+
+
+def unless_gone(_call: Any, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
+    """Go on when another process has removed a file in between: the rest is to go as well."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
+
+
+def preallocate(descriptor: int, size: int) -> None:
+    """Find a full disk before the first byte is written; parallel writes stay contiguous."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+
+
+def pwrite_all(descriptor: int, views: list[memoryview], offset: int) -> None:
+    """Write the views one after the other from byte `offset` of the file on."""
+    for view in views:
+        done = 0
+        while done < len(view):
+            done += os.pwrite(descriptor, view[done:], offset + done)
+        offset += len(view)
+
+
+def begin_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Let the disk work while the next chunk is written, not only from fsync on.
+
+    A hint, whose failure means nothing: durability is fsync's. Measured on ext4 it saves a third of
+    the time until durable; O_DIRECT saves a quarter, and leaves nothing in the page cache for the
+    restore that may follow (docs/performance.md).
+    """
+    if _SYNC_FILE_RANGE is not None:
+        _SYNC_FILE_RANGE(descriptor, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+def runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """The views cut and grouped so that each group is at most `_RUN` bytes and `_VIEWS` views."""
+    run: list[memoryview] = []
+    room = _RUN
+    for view in views:
+        rest, length = view, len(view)
+        while length:
+            if not room or len(run) == _VIEWS:
+                yield run
+                run, room = [], _RUN
+            if length <= room:  # not a slice for each of thousands of small ones
+                run.append(rest)
+                room -= length
+                break
+            run.append(rest[:room])
+            rest, length, room = rest[room:], length - room, 0
+    if run:
+        yield run
+
+
+def preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str) -> int:
+    """Fill the views with the file's bytes from `offset` on; how many that were."""
+    size = missing = sum(map(len, views))
+    while missing:
+        count = os.preadv(descriptor, views, offset)
+        if count == missing:
+            break
+        if count == 0:
+            raise EOFError(f"{path} ends at byte {offset}")
+        missing -= count
+        offset += count
+        while missing and count >= len(views[0]):
+            count -= len(views[0])
+            views = views[1:]
+        views = [views[0][count:], *views[1:]]
+    return size
+
+
+def may_be_file(path: str) -> bool:
+    """Whether there is such a file, or there is no telling."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
+def sync_file(path: str) -> None:
+    """Return when the file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: str) -> None:
+    """Return when the names in a directory are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some mounted file systems cannot sync a directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
