@@ -124,7 +124,7 @@ def train(checkpointer: Checkpointer, series: int, epochs: int) -> None:
             optimizer=optimizer,
             log=log,
             metrics={"loss": total},
-            force=epoch == epochs,
+            last=epoch == epochs,
             plateau=plateau,
         )
         print(f"epoch {epoch:2d}  error in training {total:6.2f} degrees", flush=True)

@@ -27,7 +27,7 @@ for epoch in range(start_epoch, epochs + 1):
     loss.backward()
     optimizer.step()
     log.append({"epoch": epoch, "loss": loss.item()})
-    checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log)
+    checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log, last=epoch == epochs)
     print(f"epoch {epoch:2d}  loss {loss.item():.4f}")
 
 checkpointer.load(model)  # later, anywhere: the weights of the last checkpoint

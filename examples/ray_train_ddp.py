@@ -52,6 +52,7 @@ def train_loop(config: dict[str, Any]) -> None:
             log=log,
             plateau=plateau,
             metrics={"epoch": epoch, "loss": mean},
+            last=epoch == config["epochs"],
         )
 
 

@@ -8,7 +8,7 @@
 """
 
 from ray_imuckpt._version import __version__
-from ray_imuckpt.checkpointer import Checkpointer, Start
+from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -22,6 +22,7 @@ from ray_imuckpt.errors import (
 from ray_imuckpt.saver import PendingSave
 from ray_imuckpt.schedules import PlateauDetector
 from ray_imuckpt.source import load
+from ray_imuckpt.start import Start
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
 
 __all__ = [

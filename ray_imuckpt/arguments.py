@@ -120,6 +120,14 @@ def snapshot(value: Any) -> str:
     return str(value)
 
 
+def device(value: Any) -> torch.device | None:
+    """A device, or None."""
+    try:
+        return None if value is None else torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={value!r} is not one that torch knows: {error}") from None
+
+
 def model(value: Any) -> torch.nn.Module:
     """A module."""
     if not isinstance(value, torch.nn.Module):

@@ -6,9 +6,10 @@ Longer than a room should be, because it is the one that users read: its lines a
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,15 @@ from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.capture.names import check_names
 from ray_imuckpt.capture.objects import check_given
 from ray_imuckpt.directory import CheckpointDirectory
+from ray_imuckpt.errors import located, public
+from ray_imuckpt.journal import Journal
 from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
+from ray_imuckpt.start import Start
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction import gang, resume
+from ray_imuckpt.transaction.audit import Audit
 from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
@@ -31,24 +36,6 @@ from ray_imuckpt.turns import Turns, in_turn
 from ray_imuckpt.writer import finish_all
 
 _AS_BUILT: Any = object()
-
-
-class Start(NamedTuple):
-    """What `Checkpointer.start` returns.
-
-    Attributes:
-        model: The model given, its state restored.
-        optimizer: The optimizer given, its state restored.
-        log: The training log so far.
-        start_epoch: The first epoch to train.
-        other: Everything saved by keyword; objects given to `start` are those objects, restored.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer | None
-    log: Any
-    start_epoch: int
-    other: dict[str, Any]
 
 
 class Checkpointer(CheckpointDirectory):
@@ -99,6 +86,8 @@ class Checkpointer(CheckpointDirectory):
         self._session: Session | None = None
         self._saver = Saver()
         self._turns = Turns()
+        self._audit = Audit()
+        self._journal = Journal()
         self.left_out = LeftOut()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,6 +117,7 @@ class Checkpointer(CheckpointDirectory):
 
     # ------------------------------------------------------------------ training, on every rank
 
+    @public
     @in_turn
     def start(
         self,
@@ -175,8 +165,7 @@ class Checkpointer(CheckpointDirectory):
             check_early(optimizer)
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             choice = arguments.continue_from(chosen)
-            if device is not None:
-                torch.device(device)
+            arguments.device(device)
             return choice, self._writable(session), session.handed()
 
         self._saver.settle(ranks)
@@ -200,21 +189,20 @@ class Checkpointer(CheckpointDirectory):
         *,
         strict: bool,
     ) -> LoadedCheckpoint | None:
-        ranks = session.ranks
-        run_id = session.run_id()
-        own = run_id if session.may_be_restart() else None
+        ranks, began = session.ranks, time.perf_counter()
+        attempt = resume.Attempt(session.run_id(), session.may_be_restart())
         place = None if handed is None else resume.Handed(handed, self._storage_options)
-        found = resume.restore(ranks, storage, choice, own, targets, strict=strict, handed=place)
-        run = Run(run_id or uuid.uuid4().hex, None, branch_begun=False)
-        loaded = None
-        if found is None:
-            together(ranks, targets.move)
-        else:
-            loaded, run.foreign = found
-            run.parent, run.resumed_from = loaded.manifest, loaded.epoch
-            self.left_out = loaded.left_out
-            session.resumed(storage, loaded.manifest)
+        with located(storage.url, rank=ranks.rank):
+            run, loaded = resume.begin(
+                ranks, storage, choice, attempt, targets, strict=strict, handed=place
+            )
+            if loaded is not None:
+                session.resumed(storage, loaded.manifest)
+            together(ranks, lambda: self._audit.started(ranks, targets, loaded))
         self._saver.run = run
+        self.left_out = loaded.left_out if loaded else LeftOut()
+        took = time.perf_counter() - began
+        self._journal.started(ranks, storage.url, loaded, took, looked=choice != arguments.NONE)
         return loaded
 
     @in_turn
@@ -228,6 +216,7 @@ class Checkpointer(CheckpointDirectory):
         metrics: Mapping[str, Any] | None = None,
         per_rank: Mapping[str, Any] | None = None,
         force: bool = False,
+        last: bool = False,
         **other: Any,
     ) -> PendingSave | None:
         """The end of an epoch: save if it is due. Call it on every rank, at every epoch.
@@ -235,21 +224,21 @@ class Checkpointer(CheckpointDirectory):
         Everything is copied before this returns, or (``"overlap"``) before the next optimizer step.
 
         Args:
-            epoch: The epoch that has just ended. An epoch saved before is replaced, and stays whole
-                until the new one is committed.
+            epoch: The one that has just ended; if saved before, replaced once this is committed.
             model: As for `start`.
             optimizer: As for `start`.
             log: The training log, of any plain types; rank 0's is stored.
             metrics: Numbers, kept and told to Ray; the same names on every rank, rank 0's count.
             per_rank: As for `start`; every rank's state is stored.
             force: Save also when `epoch` is not a multiple of ``save_every``.
+            last: The same, for the last epoch of a loop: ``last=epoch == epochs``.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
 
         Returns:
             The save, or ``None`` when none was due.
 
         Raises:
-            UnsupportedStateError: Something cannot be stored; nothing was written.
+            UnsupportedStateError: Something cannot be stored, or is trained and not stored.
             SaveFailedError: This save (with ``blocking``) or the one before failed; see its text.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
@@ -260,22 +249,30 @@ class Checkpointer(CheckpointDirectory):
             check_given(model, optimizer, per_rank)
             numbers = arguments.metrics(metrics)
             tree.encode(numbers, {}, "metrics")
+            self._audit.saving(ranks, model, optimizer, log, per_rank or {}, other)
             return arguments.epoch(epoch), numbers, self._storage(session)
 
+        began = time.perf_counter()
         self._saver.settle(ranks, wait=False)
         epoch, numbers, storage = together(ranks, request)
-        due = bool(force) or epoch % self.save_every == 0
+        due = bool(force or last) or epoch % self.save_every == 0
         asked = gang.signature(model, optimizer, per_rank, other, epoch)
         asked |= {"whether a save is due": due, "metrics": sorted(numbers or {})}
         gang.agree(ranks, "checkpoint", asked)
         if not due:
-            if numbers is not None:
-                session.report(numbers, storage, None)
+            self._pass(session, storage, epoch, numbers)
             return None
         self._saver.settle(ranks)
         state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
         objects = [optimizer, *other.values(), *(per_rank or {}).values()]
-        return self._save(session, storage, state, epoch, numbers, objects)
+        return self._save(session, storage, state, epoch, numbers, objects, began)
+
+    def _pass(
+        self, session: Session, storage: Storage, epoch: int, metrics: dict[str, Any] | None
+    ) -> None:
+        self._journal.passed(session.ranks, epoch, self.save_every)
+        if metrics is not None:
+            session.report(metrics, storage, None)
 
     def _save(
         self,
@@ -285,20 +282,24 @@ class Checkpointer(CheckpointDirectory):
         epoch: int,
         metrics: dict[str, Any] | None,
         objects: list[Any],
+        began: float,
     ) -> PendingSave:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
+            self._audit.unstarted(session.ranks, storage, epoch)
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
-        background = not (self.blocking or session.immediate or session.recorded(epoch))
         optimizers = [o for o in objects if hasattr(o, "param_groups")]
+        saving = self._journal.saving(storage.url, epoch, began)
         begun = self._saver.begin(
             session.ranks,
             storage,
             state,
             epoch=epoch,
             metrics=metrics,
-            background=background,
+            background=not (self.blocking or session.immediate or session.recorded(epoch)),
             later=optimizers if self.snapshot == "overlap" else None,
+            committed=saving.committed,
         )
+        saving.returned()
         session.report(metrics, storage, SavedEpoch(epoch, begun.writing))
         return PendingSave(epoch, begun, self.wait, self.get)
 
@@ -336,9 +337,11 @@ class Checkpointer(CheckpointDirectory):
             self.wait()
         else:  # the other ranks may never come to wait
             self._saver.finish()
+        self._journal.end()
 
     # ------------------------------------------------------------------ on the driver
 
+    @public
     def prune(
         self,
         *,

@@ -27,6 +27,7 @@ from ray_imuckpt.errors import (
     UnsupportedFormatError,
 )
 from ray_imuckpt.storage import absolute, open_storage
+from ray_imuckpt.units import size
 
 _PLOT_WIDTH = 60
 _CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended: 128 + 13
@@ -113,11 +114,11 @@ def _ls(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
             print(f"{epoch:>7}  {error.message}")
             continue
         manifest = loaded.manifest
-        size = _size(sum(entry.size for entry in manifest.files))
+        total = size(sum(entry.size for entry in manifest.files))
         made = manifest.created[:19].replace("T", " ")
         metrics = ", ".join(f"{name}={_short(value)}" for name, value in numbers.items())
         mark = "" if epoch in live else "  (abandoned branch)"
-        print(f"{epoch:>7}  {made}  {size:>9}  {manifest.run_id[-8:]:<8}  {metrics}{mark}")
+        print(f"{epoch:>7}  {made}  {total:>9}  {manifest.run_id[-8:]:<8}  {metrics}{mark}")
     print(f"{len(epochs)} checkpoint(s), {len(epochs) - len(live)} of abandoned branches")
     return 0
 
@@ -131,7 +132,7 @@ def _show(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     print(f"continued from {'scratch' if parent is None else f'epoch {parent.epoch}'}")
     print("written with " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
     for entry in manifest.files:
-        print(f"  {_size(entry.size):>9}  {entry.name}")
+        print(f"  {size(entry.size):>9}  {entry.name}")
     print(f"metrics: {loaded.metrics}")
     model, _ = loaded.model_places  # the headers alone are read
     print(f"model: {len(model)} tensors")
@@ -185,7 +186,7 @@ def _export(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
         except BaseException:
             os.unlink(options.file)  # half a file would pass for a whole one
             raise
-    print(f"{len(model)} tensors, {_size(os.path.getsize(options.file))}: {options.file}")
+    print(f"{len(model)} tensors, {size(os.path.getsize(options.file))}: {options.file}")
     return 0
 
 
@@ -232,14 +233,6 @@ def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
         share = (value - low) / (high - low) if high > low else 1.0
         print(f"{epoch:>7}  {value:>12.6g}  {'#' * max(1, round(share * _PLOT_WIDTH))}")
     return status
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _short(value: Any) -> str:

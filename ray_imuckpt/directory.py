@@ -12,6 +12,7 @@ from torch import nn
 from ray_imuckpt import arguments, layout, sessions, source
 from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.catalog import Catalog
+from ray_imuckpt.errors import public
 from ray_imuckpt.sessions import Session
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction.reading import verify
@@ -69,6 +70,7 @@ class CheckpointDirectory:
             found._place = open_directory(reported).place.beside("")
         return found
 
+    @public
     def load(
         self,
         model: nn.Module,
@@ -100,6 +102,7 @@ class CheckpointDirectory:
         self.left_out = loaded.left_out
         return model
 
+    @public
     def read(self, checkpoint: Any = None) -> LoadedCheckpoint:
         """A checkpoint to look into; each part is read when it is asked for.
 
@@ -113,23 +116,28 @@ class CheckpointDirectory:
         """The path or URL of epoch `i`'s checkpoint, whether it exists or not."""
         return self._catalog().url(arguments.epoch(i))
 
+    @public
     def path_to_last_checkpoint(self) -> str | None:
         """The path or URL of the last checkpoint, ``None`` when there is none."""
         last = self.index_of_last_checkpoint()
         return None if last is None else self.path_to_checkpoint(last)
 
+    @public
     def index_of_last_checkpoint(self) -> int | None:
         """The epoch of the last committed checkpoint that is not of an abandoned branch."""
         return self._catalog().last()
 
+    @public
     def index_of_last_checkpoint_prior_to(self, i: int) -> int | None:
         """The epoch of the last such checkpoint before epoch `i`."""
         return self._catalog().last_prior_to(arguments.epoch(i))
 
+    @public
     def list_existing_checkpoint_indices(self) -> list[int]:
         """The epochs of all committed checkpoints, ascending, abandoned branches included."""
         return self._catalog().committed()
 
+    @public
     def get(self, i: int) -> Any:
         """The ``ray.train.Checkpoint`` of epoch `i`.
 
@@ -140,6 +148,7 @@ class CheckpointDirectory:
         name = layout.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
         return sessions.ray().checkpoint_at(self._storage(), name)
 
+    @public
     def verify(self, i: int) -> None:
         """Read every byte of epoch `i`'s checkpoint and check it.
 

@@ -16,8 +16,13 @@ error. Wrong arguments are plain ``ValueError`` and ``TypeError``, as everywhere
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ImuckptError(Exception):
@@ -136,11 +141,64 @@ _CLASSES: dict[str, type[Exception]] = {
 _FACTS = ("url", "epoch", "rank", "hint", "missing", "unexpected", "wrong_shape")
 
 
+def adopted(error: BaseException, **facts: Any) -> ImuckptError:
+    """Return an error of this tree for a foreign one (of the storage, of torch, of a user's class).
+
+    Args:
+        error: What was raised.
+        **facts: As for `ImuckptError`.
+    """
+    kind: type[ImuckptError] = ImuckptError
+    hint = "The traceback above this one shows where it was raised."
+    if isinstance(error, ImportError):
+        hint = "Install what it names."
+    elif isinstance(error, OSError):
+        kind = StorageError
+        hint = "Can the place be reached, and do these credentials allow it? Then try again."
+    return kind(f"{type(error).__name__}: {error}", **{"hint": hint, **facts})
+
+
+@contextlib.contextmanager
+def located(url: str, *, epoch: int | None = None, rank: int | None = None) -> Iterator[None]:
+    """Let nothing out that is not of this tree, and nothing that does not say where it happened.
+
+    Args:
+        url: The checkpoint or directory concerned.
+        epoch: The epoch concerned.
+        rank: This rank.
+    """
+    try:
+        yield
+    except ImuckptError as error:
+        error.url = error.url or url
+        error.epoch = epoch if error.epoch is None else error.epoch
+        error.rank = rank if error.rank is None else error.rank
+        raise
+    except Exception as error:
+        raise adopted(error, url=url, epoch=epoch, rank=rank) from error
+
+
+def public(method: Callable[P, T]) -> Callable[P, T]:
+    """Make a public method raise errors of this tree only, and those of wrong arguments."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except (ImuckptError, ValueError, TypeError):
+            raise
+        except Exception as error:
+            raise adopted(error, url=getattr(args[0], "dir", None)) from error
+
+    return call
+
+
 def to_wire(error: BaseException) -> dict[str, Any]:
     """The error as plain data (JSON types only), to be sent to another rank or process."""
     kind = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _CLASSES), None)
     if kind is None:  # a foreign error: its type is told in words, never rebuilt from a name
-        return {"type": "ImuckptError", "message": f"{type(error).__name__}: {error}"}
+        error = adopted(error)
+        kind = type(error).__name__
     wire: dict[str, Any] = {"type": kind, "message": getattr(error, "message", str(error))}
     for name in _FACTS:
         value = getattr(error, name, None)

@@ -87,6 +87,7 @@ class Saver:
         metrics: dict[str, Any] | None,
         background: bool,
         later: Sequence[Any] | None,
+        committed: Callable[[Manifest], None],
     ) -> Begun:
         """Copy the state and begin to write it, on rank 0; the one before must have been settled.
 
@@ -100,6 +101,7 @@ class Saver:
                 from where it is (from a GPU chunk by chunk), and the save has ended well on return.
             later: Optimizers: what only their steps change may be copied after this has returned,
                 their next step waits for it. ``None``: everything is copied at once.
+            committed: Called with what was committed, on rank 0, on the thread that writes.
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
@@ -118,7 +120,7 @@ class Saver:
             save = job(storage, self.run, plan.holding(host), draft)
             if begun.copy:
                 save = partial(_after, begun.copy, save, epoch)
-            begun.writing = Writing(save)
+            begun.writing = Writing(partial(_and_tell, save, committed))
             if self._fence is not None:
                 self._fence.hold(begun.fence)
             begun.writing.start(background=background)
@@ -186,6 +188,12 @@ def _wait_for(writing: Writing) -> None:
     waited = time.monotonic() - began
     if waited >= _TOLD_WAIT:
         logger.warning("Waited %.1f s for the previous save to end.", waited)
+
+
+def _and_tell(save: Callable[[], Manifest], committed: Callable[[Manifest], None]) -> Manifest:
+    manifest = save()
+    committed(manifest)
+    return manifest
 
 
 def _after(copy: snapshot.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:

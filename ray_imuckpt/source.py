@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt import layout
+from ray_imuckpt import arguments, layout
 from ray_imuckpt.capture.live import LiveModel
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import CheckpointNotFoundError
+from ray_imuckpt.errors import CheckpointNotFoundError, located, public
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction import restore
 from ray_imuckpt.transaction.putback import tell_left_out
@@ -34,26 +34,37 @@ def read(
         CheckpointNotFoundError: There is none.
         TypeError: `checkpoint` is something else.
     """
-    if checkpoint is None:
-        checkpoint = Catalog(storage).last()
-        if checkpoint is None:
-            raise CheckpointNotFoundError(
-                "There is no committed checkpoint.",
-                url=storage.url,
-                hint="Look at `dir`, or train first.",
-            )
-    if hasattr(checkpoint, "__index__") and not isinstance(checkpoint, bool):
-        manifest = Catalog(storage).manifest(int(checkpoint))
-        return restore.open_checkpoint(storage, layout.checkpoint_name(manifest.epoch), manifest)
     if hasattr(checkpoint, "filesystem") and hasattr(checkpoint, "path"):
-        return open_directory(from_arrow(checkpoint.filesystem, checkpoint.path), options)
-    if isinstance(checkpoint, (str, os.PathLike)):
-        return open_directory(open_storage(absolute(checkpoint), options), options)
-    raise TypeError(
-        f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
-    )
+        place = from_arrow(checkpoint.filesystem, checkpoint.path)
+    elif isinstance(checkpoint, (str, os.PathLike)):
+        place = open_storage(absolute(checkpoint), options)
+    elif checkpoint is None or (
+        hasattr(checkpoint, "__index__") and not isinstance(checkpoint, bool)
+    ):
+        with located(storage.url):
+            return _of_epoch(checkpoint, storage)
+    else:
+        raise TypeError(
+            f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
+        )
+    with located(place.url):
+        return open_directory(place, options)
 
 
+def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
+    catalog = Catalog(storage)
+    last = catalog.last() if epoch is None else int(epoch)
+    if last is None:
+        raise CheckpointNotFoundError(
+            "There is no committed checkpoint.",
+            url=storage.url,
+            hint="Look at `dir`, or train first.",
+        )
+    manifest = catalog.manifest(last)
+    return restore.open_checkpoint(storage, layout.checkpoint_name(last), manifest)
+
+
+@public
 def load(
     model: nn.Module,
     checkpoint: str | os.PathLike[str] | Any,
@@ -73,7 +84,9 @@ def load(
         `model`.
     """
     finish_all()
-    return load_into(model, read(checkpoint, open_storage(".")), device, strict=strict)
+    return load_into(
+        arguments.model(model), read(checkpoint, open_storage(".")), device, strict=strict
+    )
 
 
 def load_into(
@@ -84,11 +97,13 @@ def load_into(
     strict: bool,
 ) -> nn.Module:
     """Put the weights of `loaded` into `model`."""
-    tensors, extra = loaded.model_places
-    live = LiveModel(model)
-    loaded.left_out = live.check(tensors, extra, loaded.model_versions, strict=strict)
-    if device is not None:
-        live = LiveModel(model.to(device))
-    live.load(*loaded.fill_model(live.memory(tensors)), loaded.model_versions)
+    arguments.device(device)
+    with located(loaded.url, epoch=loaded.epoch):
+        tensors, extra = loaded.model_places
+        live = LiveModel(model)
+        loaded.left_out = live.check(tensors, extra, loaded.model_versions, strict=strict)
+        if device is not None:
+            live = LiveModel(model.to(device))
+        live.load(*loaded.fill_model(live.memory(tensors)), loaded.model_versions)
     tell_left_out(loaded)
     return model

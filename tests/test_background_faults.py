@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import adamw, same_bytes, small_model
+from conftest import adamw, same_bytes
 from ray_imuckpt import Checkpointer, SaveFailedError, tensors
 from ray_imuckpt.storage import posix
 from ray_imuckpt.tensors import memory
@@ -128,7 +128,7 @@ def test_blocking_fetches_what_is_on_a_device_piece_by_piece(
         return memory.FetchedBytes(tensor)
 
     model = large()
-    optimizer = adamw(small_model())
+    optimizer = adamw(model)
     Checkpointer(tmp_path / "host", blocking=True).checkpoint(1, model=model, optimizer=optimizer)
     monkeypatch.setattr(memory.FetchedBytes, "__getitem__", getitem)
     monkeypatch.setattr(tensors.format, "byte_view", byte_view)

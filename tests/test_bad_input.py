@@ -185,7 +185,10 @@ def test_an_optimizer_by_keyword_that_does_not_fit_changes_nothing(
         return {"per_rank": objects} if how == "per_rank" else objects
 
     right = _optimizer(torch.optim.Adam, 1, 2)
-    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model(), **given(right, 2))
+    held = [parameter for group in right.param_groups for parameter in group["params"]]
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=small_model(), held=nn.ParameterList(held), **given(right, 2)
+    )
     model, thing = small_model(seed=1), wrong()
     objects = given(thing, 3)
     scheduler = objects.get("a_scheduler") or objects["per_rank"]["a_scheduler"]
@@ -230,7 +233,7 @@ def test_a_parameter_outside_of_the_model_that_grew_is_told_of(tmp_path: Path, m
     own.grad = torch.ones(4)
     optimizer.step()
     Checkpointer(tmp_path, blocking=True).checkpoint(
-        1, model=model, optimizer=optimizer, again=optimizer
+        1, model=model, optimizer=optimizer, again=optimizer, own=own
     )
     for keyword in ("optimizer", "again"):
         model, optimizer, own = build(1, 7)

@@ -14,6 +14,7 @@ from ray_imuckpt import (
     ImuckptError,
     SaveFailedError,
     StateMismatchError,
+    StorageError,
     UnsupportedFormatError,
     UnsupportedStateError,
 )
@@ -64,7 +65,8 @@ def test_standard_families() -> None:
 
 def test_foreign_errors_become_ours_in_words() -> None:
     copy = from_wire(to_wire(OSError(28, "No space left on device")))
-    assert type(copy) is ImuckptError
+    assert type(copy) is StorageError
+    assert copy.hint
     assert "OSError" in str(copy)
     assert "No space left" in str(copy)
     assert type(from_wire(to_wire(ValueError("no")))) is ValueError

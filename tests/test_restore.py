@@ -313,11 +313,17 @@ class Everything:
             "scaler": scaler,
             **more,
         }
+        self.critic = [parameter.detach() for parameter in critic.parameters()]
         self.per_rank = {"bits": torch.Generator().manual_seed(seed)}
 
     def save(self, directory: Path, epoch: int = 1) -> None:
         Checkpointer(directory, blocking=True).checkpoint(
-            epoch, model=self.model, optimizer=self.optimizer, per_rank=self.per_rank, **self.other
+            epoch,
+            model=self.model,
+            optimizer=self.optimizer,
+            per_rank=self.per_rank,
+            critic=self.critic,
+            **self.other,
         )
 
     def start(self, directory: Path, **choices: Any) -> Any:

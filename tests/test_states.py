@@ -245,11 +245,11 @@ def test_optimizers_by_keyword_keep_their_precision(tmp_path: Path) -> None:
         optimizer.step()
         return critic, optimizer
 
-    _, optimizer = build()
+    critic, optimizer = build()
     for state in optimizer.state.values():
         state["exp_avg"] = torch.randn(state["exp_avg"].shape)
     expected = optimizer.state_dict()
-    Checkpointer(tmp_path).checkpoint(1, model=small_model(), second=optimizer)
+    Checkpointer(tmp_path).checkpoint(1, model=small_model(), critic=critic, second=optimizer)
     _, fresh = build()
     Checkpointer(tmp_path).start(small_model(), second=fresh)
     assert same_bytes(fresh.state_dict(), expected)

@@ -15,7 +15,7 @@ from itertools import accumulate
 import torch
 
 from ray_imuckpt import chunks, layout, parallel, snapshot, tensors
-from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.errors import CorruptCheckpointError, adopted
 from ray_imuckpt.manifest import USE_ANOTHER, FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
@@ -194,6 +194,8 @@ def _check_size(storage: Storage, directory: str, epoch: int, entry: FileEntry) 
         size = storage.size(path)
     except FileNotFoundError as error:
         raise _corrupt(storage, path, epoch, "it is missing") from error
+    except OSError as error:
+        raise adopted(error, url=layout.join(storage.url, path), epoch=epoch) from error
     if size != entry.size:
         raise _corrupt(storage, path, epoch, f"it has {size} bytes instead of {entry.size}")
 
@@ -212,6 +214,8 @@ def _checker(
         except (FileNotFoundError, EOFError) as error:
             what = f"it is missing or cut ({error})"
             raise _corrupt(storage, path, epoch, what, hint) from error
+        except OSError as error:
+            raise adopted(error, url=layout.join(storage.url, path), epoch=epoch) from error
         if digest.hexdigest() != entry.checksums[index]:
             end = min(begin + entry.chunk_size, entry.size)
             raise _corrupt(storage, path, epoch, f"bytes {begin} to {end} were altered", hint)

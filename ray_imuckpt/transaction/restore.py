@@ -145,6 +145,16 @@ class LoadedCheckpoint:
         return *self._decoded_live(*model), self._decoded_optimizer(optimizer)
 
     @property
+    def frozen(self) -> frozenset[str]:
+        """The names of the parameters that required no gradient."""
+        return frozenset(self._model_files[1].header.tensors)
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it holds the state of the optimizer."""
+        return self._state.optimizer is not None
+
+    @property
     def model_versions(self) -> dict[str, int] | None:
         """The versions of the model's modules, as `ModelState.versions`; ``None`` if not saved."""
         return codec.decode_versions(self._model_files[0].header.metadata)

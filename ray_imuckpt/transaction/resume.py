@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import uuid
 from typing import Any, NamedTuple
 
 from ray_imuckpt import layout
 from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.catalog import Catalog, in_history
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.manifest import Manifest
-from ray_imuckpt.ranks import Ranks, on_rank_zero
+from ray_imuckpt.ranks import Ranks, on_rank_zero, together
 from ray_imuckpt.storage import Storage, same_place
+from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.putback import put_back, warn
 from ray_imuckpt.transaction.restore import (
@@ -32,11 +34,53 @@ class Resumed(NamedTuple):
     foreign: bool
 
 
+class Attempt(NamedTuple):
+    """The surroundings' name of a run, if it has one, and whether it may have been begun before."""
+
+    run_id: str | None
+    may_be_restart: bool
+
+
 class Handed(NamedTuple):
     """A checkpoint's directory, or that of a pointer to one, and what opens it."""
 
     place: Storage
     options: dict[str, Any] | None = None
+
+
+def begin(
+    ranks: Ranks,
+    storage: Storage,
+    choice: str | int,
+    attempt: Attempt,
+    targets: Targets,
+    *,
+    strict: bool,
+    handed: Handed | None = None,
+) -> tuple[Run, LoadedCheckpoint | None]:
+    """Begin a run, from a checkpoint or from scratch; a collective, see `restore`.
+
+    Args:
+        ranks: The gang.
+        storage: The directory of the checkpoints.
+        choice: `LAST`, `NONE` or an epoch.
+        attempt: Which run this is, as far as the surroundings know.
+        targets: The live objects.
+        strict: As for `restore`.
+        handed: As for `restore`.
+
+    Returns:
+        The run, and what it continues from, if it does.
+    """
+    run = Run(attempt.run_id or uuid.uuid4().hex, None, branch_begun=False)
+    own = attempt.run_id if attempt.may_be_restart else None
+    found = restore(ranks, storage, choice, own, targets, strict=strict, handed=handed)
+    if found is None:
+        together(ranks, targets.move)
+        return run, None
+    loaded, run.foreign = found
+    run.parent, run.resumed_from = loaded.manifest, loaded.epoch
+    return run, loaded
 
 
 def restore(
@@ -90,7 +134,8 @@ def restore(
     told = on_rank_zero(ranks, decide)
     if len(told) > 1:
         foreign = open_checkpoint(place, "", Manifest.from_bytes(told, place.url), ranks)
-        put_back(foreign, targets, ranks, set(), strict=strict, keep_options=True)
+        with located(foreign.url, epoch=foreign.epoch, rank=ranks.rank):
+            put_back(foreign, targets, ranks, set(), strict=strict, keep_options=True)
         return Resumed(foreign, foreign=True)
     if told:
         choice = LAST  # a restarted gang goes on where it was, whatever it was first told
@@ -114,7 +159,8 @@ def _restore_sound(
         exact, manifest = told[:1] == b"!", Manifest.from_bytes(told[1:], storage.url)
         loaded = open_checkpoint(storage, layout.checkpoint_name(manifest.epoch), manifest, ranks)
         try:
-            put_back(loaded, targets, ranks, touched, strict=strict)
+            with located(loaded.url, epoch=loaded.epoch, rank=ranks.rank):
+                put_back(loaded, targets, ranks, touched, strict=strict)
         except CorruptCheckpointError as error:
             if exact:
                 raise

@@ -1,1 +1,0 @@
-"""What the sweeps share: models of storage, stories of training, what must hold after a fault."""
