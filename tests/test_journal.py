@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from conftest import python_path, small_model
-from ray_imuckpt import Checkpointer, ImuckptError, SaveFailedError, StorageError, load, units
+from ray_imuckpt import Checkpointer, ImuckptError, SaveFailedError, load, units
 from ray_imuckpt.storage.local import LocalStorage
 
 
@@ -157,35 +158,54 @@ os.waitpid(child, 0)
     assert told.count("Epoch 6 was trained, and no checkpoint holds it (save_every=5).") == 1
 
 
-@pytest.mark.parametrize("method", ["read_into", "get", "holding"])
+CALLS: dict[str, Callable[[Path], Any]] = {
+    "start": lambda d: Checkpointer(d).start(small_model()),
+    "start at an epoch": lambda d: Checkpointer(d).start(small_model(), continue_from=3),
+    "load": lambda d: Checkpointer(d).load(small_model()),
+    "load a path": lambda d: load(small_model(), d / "checkpoint=3"),
+    "read the model": lambda d: Checkpointer(d).read(3).model,
+    "read the log": lambda d: Checkpointer(d).read(3).log,
+    "last": lambda d: Checkpointer(d).index_of_last_checkpoint(),
+    "list": lambda d: Checkpointer(d).list_existing_checkpoint_indices(),
+    "verify": lambda d: Checkpointer(d).verify(3),
+    "prune": lambda d: Checkpointer(d).prune(keep_last=1),
+}
+"""All that reads."""
+
+
+@pytest.mark.parametrize("method", ["get", "read_into", "size", "holding", "check_writable"])
 @pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")]
+    "error",
+    [PermissionError(13, "not yours"), OSError(5, "broken"), RuntimeError("a library's own")],
+    ids=lambda error: type(error).__name__,
 )
 def test_what_a_storage_raises_is_told_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception
 ) -> None:
-    """start, load and read raise errors of this package, which say where and what to do."""
-    checkpointer = Checkpointer(tmp_path, blocking=True)
-    checkpointer.checkpoint(3, model=small_model())
+    """Whatever reads raises errors of this package only, which say where and what to do."""
+    Checkpointer(tmp_path, blocking=True).checkpoint(3, model=small_model())
+    failed = 0
 
     def refuse(*_: Any) -> None:
+        nonlocal failed
+        failed += 1
         raise error
 
     monkeypatch.setattr(LocalStorage, method, refuse)
-    for call in (
-        lambda: Checkpointer(tmp_path).start(small_model()),
-        lambda: Checkpointer(tmp_path).load(small_model()),
-        lambda: load(small_model(), tmp_path / "checkpoint=3"),
-        lambda: Checkpointer(tmp_path).read(3).model,
-        lambda: Checkpointer(tmp_path).verify(3),
-        lambda: Checkpointer(tmp_path).index_of_last_checkpoint(),
-    )[slice(0, 2) if method == "holding" else slice(0, 5)]:
-        with pytest.raises(StorageError) as caught:
-            call()
-        assert type(error).__name__ in str(caught.value)
-        assert str(tmp_path) in str(caught.value.url)
-        assert caught.value.hint
-        assert caught.value.__cause__ is error
+    for name, call in CALLS.items():
+        failed, raised = 0, None
+        try:
+            call(tmp_path)
+        except ImuckptError as told:
+            raised = told
+        if raised is None:
+            assert not failed, f"{name} has passed over it"
+            continue
+        assert type(error).__name__ in str(raised), name
+        assert isinstance(raised, OSError) == isinstance(error, OSError), name
+        assert str(raised.url).startswith(str(tmp_path)), name
+        assert raised.hint, name
+        assert raised.__cause__ is error, name
 
 
 def test_what_does_not_fit_is_told_with_its_place(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from ray_imuckpt import codec, layout, tensors, tree
 from ray_imuckpt.capture.live import LeftOut
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks
 from ray_imuckpt.storage import Storage, open_storage
@@ -171,15 +171,17 @@ class LoadedCheckpoint:
 
     def _file(self, part: str) -> TensorFile:
         entry = self.manifest.file(part, "safetensors")
-        return TensorFile(
-            entry, tensors.Header({}, {}) if entry is None else self._reader.header(entry)
-        )
+        if entry is None:
+            return TensorFile(None, tensors.Header({}, {}))
+        with located(self.url, epoch=self.epoch):
+            return TensorFile(entry, self._reader.header(entry))
 
     def _fill(self, files: Sequence[TensorFile], live: Live) -> list[dict[str, torch.Tensor]]:
         """The tensors of `files` by name, in the memory of `live` or new ones on the host."""
-        found = [tensors.room(file.header, live) for file in files]
-        pairs = zip(files, found, strict=True)
-        self._reader.fill([(f.entry, tensors.row(f.header, t)) for f, t in pairs if f.entry])
+        with located(self.url, epoch=self.epoch):
+            found = [tensors.room(file.header, live) for file in files]
+            pairs = zip(files, found, strict=True)
+            self._reader.fill([(f.entry, tensors.row(f.header, t)) for f, t in pairs if f.entry])
         return found
 
     def _fill_as_saved(self, files: Sequence[TensorFile]) -> list[dict[str, torch.Tensor]]:
@@ -211,7 +213,8 @@ class LoadedCheckpoint:
         entry = self.manifest.file(codec.STATE, "json")
         if entry is None:
             raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
-        text = self._reader.whole(entry)
+        with located(self.url, epoch=self.epoch):
+            text = self._reader.whole(entry)
         (found,) = self._fill_as_saved((self._file(codec.STATE),))
         return codec.decode_state(text, found, self.url)
 
