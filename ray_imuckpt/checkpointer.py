@@ -26,7 +26,7 @@ from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.start import Start
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage import Storage, shown
 from ray_imuckpt.transaction import gang, resume
 from ray_imuckpt.transaction.audit import Audit
 from ray_imuckpt.transaction.gang import Run
@@ -110,10 +110,9 @@ class Checkpointer(CheckpointDirectory):
 
     def __repr__(self) -> str:
         """The choices."""
-        return (
-            f"Checkpointer(dir={self.dir!r}, continue_from={self.continue_from!r}, "
-            f"save_every={self.save_every})"
-        )
+        place = self.dir and shown(self.dir)
+        choices = f"continue_from={self.continue_from!r}, save_every={self.save_every}"
+        return f"Checkpointer(dir={place!r}, {choices})"
 
     # ------------------------------------------------------------------ training, on every rank
 

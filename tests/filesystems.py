@@ -106,6 +106,21 @@ class Renaming(Files):
         self.FILES[path2] = self.FILES.pop(self._found(path1))
 
 
+class Hosted(Renaming):
+    """The same, with a host in its URL."""
+
+    protocol = "hosted"
+    cachable = True
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return "/" + path.rpartition("://")[2].partition("/")[2] if "://" in path else path
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, str]:
+        return {"host": path.rpartition("://")[2].partition("/")[0].rpartition("@")[2]}
+
+
 class Keeping(Renaming):
     """As WebHDFS: a rename over a file does nothing, and says nothing."""
 

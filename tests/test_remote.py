@@ -18,7 +18,7 @@ import filesystems
 from conftest import small_model
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
 from ray_imuckpt.chunks import Chunks
-from ray_imuckpt.storage import Storage, from_arrow, open_storage
+from ray_imuckpt.storage import Storage, from_arrow, open_storage, same_place, to_arrow
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.storage.remote import RemoteStorage
 
@@ -161,6 +161,23 @@ def test_a_subdirectory_of_a_store_is_that_place(tmp_path: Path) -> None:
     assert open_storage(f"memory://{tmp_path.name}/run").get("m") == b"1"
 
 
+def test_one_place_however_it_was_reached() -> None:
+    """By a URL with a host, or by the file system that Ray hands to a worker; no password shown."""
+    fsspec.register_implementation("hosted", filesystems.Hosted, clobber=True)
+    url = "hosted://me:secret@host/data/run"
+    storage = open_storage(url)
+    assert storage.url == "hosted://me@host/data/run"
+    assert storage.beside("other").url == "hosted://me@host/data/other"
+    assert same_place(storage, from_arrow(*to_arrow(storage)))
+    assert not same_place(storage, from_arrow(*to_arrow(storage.beside("other"))))
+    assert not same_place(storage, open_storage("hosted://me@elsewhere/data/run"))
+    assert not same_place(storage, open_storage("/data/run"))
+    assert "secret" not in repr(Checkpointer(url))
+    with pytest.raises(ValueError, match="me@host") as caught:
+        Checkpointer(url + "?x")
+    assert "secret" not in str(caught.value)
+
+
 # ---------------------------------------------------------------------- buckets
 
 
@@ -173,7 +190,7 @@ def test_a_bucket_that_is_missing_is_an_error_at_start_and_not_made() -> None:
     """At the first request, whatever is continued from; reading helpers say the same."""
     for choice in ("last", "none", 3):
         filesystem, storage = bucket("typo/runs/a")
-        with pytest.raises(StorageError, match="does not exist") as caught:
+        with pytest.raises(StorageError, match="bucket does not exist") as caught:
             checkpointer_on(storage).start(nn.Linear(2, 2), continue_from=choice)
         assert "typo/runs/a" in str(caught.value)
         assert filesystem.calls[0] == "put"
@@ -183,7 +200,7 @@ def test_a_bucket_that_is_missing_is_an_error_at_start_and_not_made() -> None:
             lambda c: c.index_of_last_checkpoint(),
             lambda c: c.load(nn.Linear(2, 2)),
         ):
-            with pytest.raises(StorageError, match="does not exist"):
+            with pytest.raises(StorageError, match="bucket does not exist"):
                 use(checkpointer_on(storage))
     with pytest.raises(SaveFailedError):
         checkpointer_on(storage).checkpoint(1, model=small_model())

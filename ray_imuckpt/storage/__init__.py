@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray_imuckpt.chunks import Chunks
-from ray_imuckpt.storage.names import absolute, is_path
+from ray_imuckpt.storage.names import absolute, is_path, shown
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -28,6 +28,7 @@ __all__ = [
     "from_arrow",
     "open_storage",
     "same_place",
+    "shown",
     "to_arrow",
 ]
 
@@ -162,5 +163,13 @@ def same_place(storage: Storage, other: Storage) -> bool:
     if storage.url == other.url:
         return True
     if not (is_path(storage.url) and is_path(other.url)):
-        return False
+        return not is_path(storage.url) and _same_remote(storage, other)
     return os.path.realpath(storage.url) == os.path.realpath(other.url)
+
+
+def _same_remote(storage: Storage, other: Storage) -> bool:
+    from ray_imuckpt.storage.remote import RemoteStorage
+
+    if not (isinstance(storage, RemoteStorage) and isinstance(other, RemoteStorage)):
+        return False
+    return storage.place == other.place

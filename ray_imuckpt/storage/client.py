@@ -212,3 +212,13 @@ def _read_all(file: Any, length: int) -> bytes:
         pieces.append(piece)
         length -= len(piece)
     return b"".join(pieces)
+
+
+def abandon(file: Any) -> None:
+    """Give up an upload; where that cannot be told, complete it, to be removed by the caller."""
+    with contextlib.suppress(Exception):
+        if hasattr(file, "discard"):
+            file.discard()
+            file.closed = True  # or the garbage collector's close() would still complete it
+        else:
+            file.close()

@@ -17,6 +17,7 @@ import difflib
 import os
 import re
 
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]*)://(.*)", re.DOTALL)
 _ALMOST_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]+):(/.*)?", re.DOTALL)
 _URL_INSIDE = re.compile(r"(?:/|::)([A-Za-z][A-Za-z0-9+.\-_]*)://")
@@ -69,6 +70,11 @@ def is_path(name: str) -> bool:
     return name.startswith("/")
 
 
+def shown(name: str) -> str:
+    """Return a name without the password that a URL may hold."""
+    return _PASSWORD.sub(r"\1@", name)
+
+
 def _file_url(text: str, rest: str) -> str:
     rest = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
     if not rest.startswith(("/", "~")):
@@ -104,6 +110,7 @@ def _expanded(text: str) -> str:
 
 
 def _remote(text: str, scheme: str, rest: str) -> str:
+    text = shown(text)
     known = _protocols()
     if scheme not in known:
         near = difflib.get_close_matches(scheme, known, n=3, cutoff=0.5)
@@ -128,7 +135,7 @@ def _remote(text: str, scheme: str, rest: str) -> str:
     return f"{scheme}://{rest.rstrip('/')}"
 
 
-def _protocols() -> list[str]:
+def _protocols() -> set[str]:
     import fsspec  # not before a name needs it
 
-    return list(fsspec.available_protocols())
+    return {*fsspec.available_protocols(), *fsspec.registry}  # the latter: registered as a class

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -14,12 +13,11 @@ from fsspec.implementations.local import LocalFileSystem
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.storage.filesystems import unwrapped
 from ray_imuckpt.storage.local import LocalStorage
+from ray_imuckpt.storage.names import shown
 from ray_imuckpt.storage.remote import RemoteStorage
 
 if TYPE_CHECKING:
     import pyarrow.fs
-
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
 
 
 def open_url(name: str, options: dict[str, Any]) -> LocalStorage | RemoteStorage:
@@ -32,7 +30,7 @@ def open_url(name: str, options: dict[str, Any]) -> LocalStorage | RemoteStorage
     Raises:
         StorageError: Its package is missing, or it cannot be connected to.
     """
-    url = _PASSWORD.sub(r"\1@", name.rpartition("::")[2])
+    url = shown(name.rpartition("::")[2])
     try:
         filesystem, path = url_to_fs(name, **options)
     except ImportError as error:

@@ -24,7 +24,7 @@ from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.layout import join, temporary_name
 from ray_imuckpt.storage import Observer
-from ray_imuckpt.storage.client import Client
+from ray_imuckpt.storage.client import Client, abandon
 from ray_imuckpt.storage.filesystems import Kind, replaces_atomically
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ class RemoteStorage:
         self._fs = filesystem
         self._client = Client(filesystem)
         self._root = path.rstrip("/")
+        self._given_url = url
         self.url = url or filesystem.unstrip_protocol(self._root)
+
+    @property
+    def place(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """What is equal for the same directory, however it was reached."""
+        return self._fs, self._root.strip("/")
 
     def to_arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """The same directory for pyarrow."""
@@ -63,7 +69,7 @@ class RemoteStorage:
 
     def beside(self, name: str) -> RemoteStorage:
         """See `Storage.beside`."""
-        url = join(posixpath.dirname(self.url), name)
+        url = self._given_url and join(posixpath.dirname(self._given_url), name)
         return RemoteStorage(self._fs, join(posixpath.dirname(self._root), name), url)
 
     def check_writable(self) -> None:
@@ -134,7 +140,7 @@ class RemoteStorage:
             with self._client.calling():
                 file.close()
         except BaseException:
-            _abandon(file)
+            abandon(file)
             with contextlib.suppress(Exception):  # what was published all the same
                 self._client.remove(path)
             raise
@@ -279,15 +285,7 @@ class RemoteStorage:
             cure = (
                 cure if objects else "Look at `dir`: the directory above it is not there, either."
             )
-        told = "it does not exist" if missing and objects else f"{type(error).__name__}: {error}"
+        told = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
+        if missing and objects:
+            told = "its bucket does not exist"
         return StorageError(f"The directory {what}: {told}.", url=self.url, hint=cure)
-
-
-def _abandon(file: Any) -> None:
-    """Give up an upload; where that cannot be told, complete it, to be removed by the caller."""
-    with contextlib.suppress(Exception):
-        if hasattr(file, "discard"):
-            file.discard()
-            file.closed = True  # or the garbage collector's close() would still complete it
-        else:
-            file.close()
