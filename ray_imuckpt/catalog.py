@@ -32,8 +32,16 @@ from ray_imuckpt.errors import (
     StorageError,
     UnsupportedFormatError,
 )
-from ray_imuckpt.manifest import FORMAT, Manifest, Text, seal, stated_maker, unseal
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.manifest import (
+    FORMAT,
+    USE_ANOTHER,
+    Manifest,
+    Text,
+    seal,
+    stated_maker,
+    unseal,
+)
+from ray_imuckpt.storage import NotAFileError, Storage
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -131,6 +139,10 @@ class Catalog:
                 if existing
                 else "No checkpoint is committed in this directory; look at `dir`.",
             ) from error
+        except NotAFileError as error:
+            raise CorruptCheckpointError(
+                f"The manifest {error}.", url=self.url(epoch), epoch=epoch, hint=USE_ANOTHER
+            ) from error
         return Manifest.from_bytes(data, f"{self.url(epoch)}/{layout.MANIFEST}", epoch)
 
     def abandoned(self) -> dict[int, Abandoned]:
@@ -209,6 +221,8 @@ class Catalog:
             return self._storage.get(layout.LINEAGE)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except NotAFileError:
+            return b""  # damaged, not missing
 
     def _put_back(self, old: bytes | None) -> None:
         if old is None:

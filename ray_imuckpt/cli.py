@@ -9,7 +9,6 @@ any program that a closed pipe ends.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -224,7 +223,7 @@ def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
             status = max(status, 2 if isinstance(error, UnsupportedFormatError) else 1)
             print(f"imuckpt: {error}", file=sys.stderr)
             continue
-        if isinstance(value, (int, float)) and math.isfinite(value):
+        if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
             points[epoch] = float(value)
     if not points:
         raise ValueError(f"no checkpoint has a finite number for the metric {options.metric!r}")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
+import msgspec
 import torch
+from msgspec import Meta
+from torch import Tensor
 
 from ray_imuckpt import snapshot, tensors, tree
 from ray_imuckpt.capture.model import ModelState
@@ -80,6 +83,46 @@ class DecodedState:
     ranks: list[Any]
     classes: dict[str, str]
     optimizer: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Trees:
+    """The ``state`` part as it is stored."""
+
+    log: Any
+    other: dict[str, Any]
+    objects: list[str]
+    ranks: list[Any]
+    optimizer: Any
+    classes: dict[str, str] = field(default_factory=dict)  # older checkpoints lack it
+
+
+@dataclass(frozen=True)
+class _Random:
+    """A rank's generators, as far as it is not for them to tell what they take."""
+
+    python: Any
+    numpy: dict[str, Any] | tuple[Any, ...]  # the tuple in older checkpoints
+    torch: Tensor
+    cuda: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """A rank's own state."""
+
+    random: _Random
+    per_rank: dict[str, Any]
+    classes: dict[str, str] = field(default_factory=dict)
+
+
+class _Group(TypedDict):
+    params: list[str | int]
+
+
+_Optimizer = TypedDict(
+    "_Optimizer", {"class": str, "param_groups": list[_Group], "state": dict[str | int, Any]}
+)
 
 
 def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
@@ -180,7 +223,7 @@ def _model_files(model: ModelState) -> Iterable[TensorFile]:
 def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:
     header = tensors.parse_header(blob, len(blob), "a rank")
     into.update({name: tensors.tensor_at(blob, info) for name, info in header.tensors.items()})
-    return tree.loads(header.metadata[_TREE].encode("ascii"))
+    return tree.loads(header.metadata[_TREE])
 
 
 def decode_model(
@@ -189,7 +232,7 @@ def decode_model(
     """The ``model`` part's tensors, or what stands for them, and its extra state."""
     if _EXTRA not in metadata:
         return dict(found), {}
-    extra = tree.decode(tree.loads(metadata[_EXTRA].encode("ascii")), found)
+    extra = tree.decode_dict(tree.loads(metadata[_EXTRA]), found)
     return {n: t for n, t in found.items() if not n.startswith(_EXTRA)}, extra
 
 
@@ -197,7 +240,9 @@ def decode_versions(metadata: Mapping[str, str]) -> dict[str, int] | None:
     """The versions of the model's modules; ``None`` in a checkpoint that does not hold them."""
     if _VERSIONS not in metadata:
         return None
-    return dict(tree.loads(metadata[_VERSIONS].encode("ascii")))
+    versions: dict[str, int] = tree.loads(metadata[_VERSIONS])
+    _check(versions, dict[str, int], "the model's file")
+    return versions
 
 
 def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> DecodedState:
@@ -206,15 +251,33 @@ def decode_state(text: bytes, found: Mapping[str, torch.Tensor], url: str) -> De
     Each tensor must have memory of its own: in the file a byte tensor may lie at any address, and
     torch crashes the process when it is given the state of a generator at an odd one.
     """
-    trees = tree.loads(text)
+    trees: _Trees = _check(tree.loads(text), _Trees, url)
+    fields = {"log": trees.log, "other": trees.other, "ranks": trees.ranks}
+    decoded = tree.decode(fields, found)  # at once: no stored array is referred to twice
+    _check(decoded["other"], dict[str, Any], url)
+    _check(decoded["ranks"], Annotated[list[_Rank], Meta(min_length=1)], url)
+    return DecodedState(
+        **decoded,
+        objects=frozenset(trees.objects),
+        classes=trees.classes,
+        optimizer=trees.optimizer,
+    )
+
+
+def decode_optimizer(data: tree.JSON, found: Mapping[str, Any], url: str) -> dict[str, Any] | None:
+    """Return the optimizer's state; its tensors are those in `found`, or what stands for them."""
+    if data is None:
+        return None
+    decoded = tree.decode_dict(data, found)
+    _check(decoded, _Optimizer, url)
+    return decoded
+
+
+def _check(data: Any, kind: Any, url: str) -> Any:
+    """The data, if its types are as said."""
     try:
-        return DecodedState(
-            log=tree.decode(trees["log"], found),
-            other={name: tree.decode(value, found) for name, value in trees["other"].items()},
-            objects=frozenset(trees["objects"]),
-            ranks=[tree.decode(rank, found) for rank in trees["ranks"]],
-            classes=dict(trees.get("classes", {})),  # older checkpoints lack it
-            optimizer=trees["optimizer"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(f"The trees lack a field: {error!r}.", url=url) from error
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        raise CorruptCheckpointError(
+            f"A tree has a wrong or missing field: {error}.", url=url
+        ) from error

@@ -1,4 +1,4 @@
-"""Names on disk, and nothing else. Touches nothing.
+"""Names on disk, and how large what they name may be. Touches nothing.
 
 A checkpoint is the directory ``checkpoint=<epoch>``; its data files are
 ``<part>-<attempt>.<suffix>``. The attempt id is new for every save, so that no save ever writes
@@ -13,6 +13,7 @@ import secrets
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
 POINTER = "imuckpt-pointer.json"
+MAX_RECORD = 64 * 1024 * 1024  # bytes of any of these; the manifest of 10 TB has 45 MB
 
 _CHECKPOINT = re.compile(r"checkpoint=(0|[1-9][0-9]*)", re.ASCII)
 _DATA_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(safetensors|json)", re.ASCII)

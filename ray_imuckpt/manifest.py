@@ -28,7 +28,6 @@ from ray_imuckpt import chunks, layout, strictjson
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 
 FORMAT = 1
-MAX_RECORD = 64 * 1024 * 1024  # bytes; that of 10 TB in chunks of 8 MiB has 45 MB
 _MAX_OBJECTS = 200_000  # and lists: one a file, an ancestor, an abandoned epoch
 _MAX_VALUES = 2_000_000
 _SMALL = 1024 * 1024  # whatever it holds, it takes few times as much memory
@@ -233,7 +232,7 @@ def stated_maker(data: bytes) -> tuple[str | None, str | None]:
 def _loads(data: bytes) -> Any:
     """The value of a record, if it is not larger than one of ours can be."""
     if len(data) > _SMALL and (
-        len(data) > MAX_RECORD
+        len(data) > layout.MAX_RECORD
         or data.count(b"{") + data.count(b"[") > _MAX_OBJECTS
         or data.count(b",") > _MAX_VALUES
     ):

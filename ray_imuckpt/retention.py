@@ -115,10 +115,10 @@ def _best(catalog: Catalog, epochs: list[int], metric: str, mode: str) -> set[in
     scores: dict[int, float] = {}
     for epoch in epochs:
         try:
-            value: Any = tree.decode(dict(catalog.manifest(epoch).metrics), {}).get(metric)
+            value: Any = tree.decode_dict(catalog.manifest(epoch).metrics, {}).get(metric)
         except (CorruptCheckpointError, CheckpointNotFoundError):
             continue
-        if isinstance(value, (int, float)) and not math.isnan(value):
+        if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
             scores[epoch] = value if mode == "max" else -value
     if not scores:
         logger.warning(

@@ -48,7 +48,7 @@ def read(
             f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
         )
     with located(place.url):
-        return open_directory(place, options)
+        return open_directory(place, options, storage)
 
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ray_imuckpt.chunks import checksum
-from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.errors import CorruptCheckpointError, StateMismatchError
 
 
 def take_random() -> dict[str, Any]:
@@ -36,10 +36,20 @@ def take_random() -> dict[str, Any]:
 
 
 def check_random(state: dict[str, Any], rank: int) -> None:
-    """Raise `StateMismatchError` unless NumPy's generator is of the algorithm that was saved."""
+    """Check that NumPy's generator is of the algorithm that was saved.
+
+    Raises:
+        StateMismatchError: It is not.
+        CorruptCheckpointError: What was saved names none.
+    """
     mine = np.random.get_state(legacy=False)["bit_generator"]  # noqa: NPY002
     saved = state["numpy"]
-    algorithm = saved["bit_generator"] if isinstance(saved, dict) else saved[0]
+    try:
+        algorithm = saved["bit_generator"] if isinstance(saved, dict) else saved[0]
+    except LookupError as error:
+        raise CorruptCheckpointError(
+            "The state of NumPy's generator does not name its algorithm.", rank=rank
+        ) from error
     if algorithm != mine:
         raise StateMismatchError(
             f"NumPy draws from {mine} here, and drew from {algorithm} when it was saved.",

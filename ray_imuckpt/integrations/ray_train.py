@@ -48,7 +48,7 @@ class LocalSession(Session):
 
     def resumed(self, storage: Storage, manifest: Manifest) -> None:
         """See `Session.resumed`: a run that ends before its next save still has a checkpoint."""
-        metrics = tree.decode(dict(manifest.metrics), {})
+        metrics = tree.decode_dict(manifest.metrics, {})
         self.report(metrics, storage, SavedEpoch(manifest.epoch))
 
     def report(
@@ -125,7 +125,7 @@ class GangSession(Session):
         told = on_rank_zero(self.ranks, lambda: self._unknown(storage, manifest))
         for entry in json.loads(told):
             adopted = Manifest.from_bytes(entry.encode("ascii"), storage.url)
-            metrics = tree.decode(dict(adopted.metrics), {})
+            metrics = tree.decode_dict(adopted.metrics, {})
             self.report(metrics, storage, SavedEpoch(adopted.epoch))
 
     def _unknown(self, storage: Storage, manifest: Manifest) -> bytes:

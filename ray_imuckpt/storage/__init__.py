@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
+    "NotAFileError",
     "NotDurableError",
     "Observer",
     "Storage",
@@ -34,6 +35,10 @@ __all__ = [
 
 Observer = Callable[[int, list[memoryview]], None]
 """Called once for each chunk that is written, with its index and its bytes, on any thread."""
+
+
+class NotAFileError(OSError):
+    """What is under a name cannot be read as a file: a directory, a pipe, a device, too large."""
 
 
 class NotDurableError(OSError):
@@ -74,7 +79,7 @@ class Storage(Protocol):
         """
 
     def get(self, name: str) -> bytes:
-        """All bytes of a small file."""
+        """Return all bytes of a small file; `NotAFileError` for what is none, or is too large."""
 
     def read_into(
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]

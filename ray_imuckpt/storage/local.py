@@ -17,8 +17,8 @@ from typing import Any
 from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import StorageError
-from ray_imuckpt.layout import temporary_name
-from ray_imuckpt.storage import NotDurableError, Observer, posix
+from ray_imuckpt.layout import MAX_RECORD, temporary_name
+from ray_imuckpt.storage import NotAFileError, NotDurableError, Observer, posix
 
 _PROBE = 4096  # bytes, so that a full disk is noticed
 
@@ -86,9 +86,7 @@ class LocalStorage:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            posix.sync_directory(
-                directory
-            )  # the names of the data files, before the one that counts
+            posix.sync_directory(directory)  # the data files' names before the one that counts
             os.replace(temporary, path)
         try:
             posix.sync_directory(directory)
@@ -97,15 +95,19 @@ class LocalStorage:
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
-        with open(self._path(name), "rb") as file:
-            return file.read()
+        path = self._path(name)
+        with open(posix.open_file(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_RECORD:
+                raise NotAFileError(f"has {size} bytes, more than any: {path}")
+            return file.read(size)
 
     def read_into(
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
     ) -> None:
         """See `Storage.read_into`."""
         path = self._path(name)
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = posix.open_file(path)
         try:
             for run in posix.runs(views):
                 offset += posix.preadv_all(descriptor, run, offset, path)

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ray_imuckpt.storage import NotAFileError
+
 # Linux's sync_file_range(2), which `os` lacks.
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
 if _SYNC_FILE_RANGE is not None:
@@ -17,6 +19,24 @@ _SYNC_FILE_RANGE_WRITE = 2  # begin to write out dirty pages that are not being 
 
 _RUN = 1024 * 1024  # read at once: what fits into a core's own cache, to be hashed there
 _VIEWS = 1024  # IOV_MAX of Linux
+
+
+def open_file(path: str) -> int:
+    """Open a file to be read; what is none is refused, without waiting for who writes to a pipe.
+
+    Raises:
+        NotAFileError: It is a directory, a pipe, a socket or a device.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise NotAFileError(f"is not a file: {path}") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotAFileError(f"is not a file: {path}")
+    return descriptor
 
 
 def unless_gone(_call: Any, _path: str, raised: tuple[Any, BaseException, Any]) -> None:

@@ -18,7 +18,7 @@ from ray_imuckpt import chunks, layout, parallel, snapshot, tensors
 from ray_imuckpt.errors import CorruptCheckpointError, adopted
 from ray_imuckpt.manifest import USE_ANOTHER, FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, together
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage import NotAFileError, Storage
 
 _WINDOW = 64 * 1024 * 1024
 _PARTLY = f"""{USE_ANOTHER} The objects that were being restored may hold a part of this epoch: \
@@ -211,7 +211,7 @@ def _checker(
         digest = chunks.Digest()
         try:
             storage.read_into(path, begin, views, digest.update)
-        except (FileNotFoundError, EOFError) as error:
+        except (FileNotFoundError, NotAFileError, EOFError) as error:
             what = f"it is missing or cut ({error})"
             raise _corrupt(storage, path, epoch, what, hint) from error
         except OSError as error:

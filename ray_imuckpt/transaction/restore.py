@@ -7,7 +7,6 @@ then these are read into the memory of the live ones (`fill_model`, `fill_both`)
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,10 +19,12 @@ from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.manifest import FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, SoloRanks
-from ray_imuckpt.storage import Storage, open_storage
+from ray_imuckpt.storage import NotAFileError, Storage
+from ray_imuckpt.transaction.pointers import pointed_at
 from ray_imuckpt.transaction.reading import Reader
 
 T = TypeVar("T")
+_POINTERS = 4  # one after the other; ours leads to the checkpoint itself
 Live = Mapping[int, torch.Tensor]
 """``id()`` of a `tensors.TensorInfo` to the live tensor whose memory takes the bytes."""
 
@@ -60,8 +61,7 @@ class LoadedCheckpoint:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The metrics given with it."""
-        metrics: dict[str, Any] = tree.decode(dict(self.manifest.metrics), {})
-        return metrics
+        return tree.decode_dict(self.manifest.metrics, {})
 
     @cached_property
     def _model(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -115,7 +115,7 @@ class LoadedCheckpoint:
         Raises:
             CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
         """
-        _ = self._state, *self._model_files
+        _ = self.metrics, self._state, *self._model_files
         if optimizer:
             _ = self._optimizer_file
 
@@ -202,11 +202,7 @@ class LoadedCheckpoint:
         return {**mine, **frozen}, extra
 
     def _decoded_optimizer(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
-        data = self._state.optimizer
-        if data is None:
-            return None
-        optimizer: dict[str, Any] = tree.decode(data, found)
-        return optimizer
+        return codec.decode_optimizer(self._state.optimizer, found, self.url)
 
     @cached_property
     def _state(self) -> codec.DecodedState:
@@ -239,38 +235,40 @@ def open_checkpoint(
     return LoadedCheckpoint(manifest, storage, layout.join(storage.url, directory), reader)
 
 
-def open_directory(place: Storage, options: dict[str, Any] | None = None) -> LoadedCheckpoint:
-    """The checkpoint whose directory is `place`, or that a pointer in it names."""
-    try:
-        data = place.get(layout.MANIFEST)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        target = pointed_at(place, options)
-        if target is None:
-            raise CheckpointNotFoundError(
-                "There is no committed checkpoint here: the directory holds no manifest.",
-                url=place.url,
-                hint="Give the path of a directory checkpoint=<epoch>.",
-            ) from error
-        return open_directory(target, options)
-    epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
-    manifest = Manifest.from_bytes(data, f"{place.url}/{layout.MANIFEST}", epoch)
-    return open_checkpoint(place, "", manifest)
+def open_directory(
+    place: Storage, options: dict[str, Any] | None = None, own: Storage | None = None
+) -> LoadedCheckpoint:
+    """Return the checkpoint whose directory is `place`, or that a pointer in it names.
 
+    Args:
+        place: A directory.
+        options: For the fsspec file system of the directory that a pointer names.
+        own: The reader's own directory, to whose file system a pointer may lead.
 
-def pointed_at(place: Storage, options: dict[str, Any] | None = None) -> Storage | None:
-    """The directory that a pointer in `place` names; ``None`` when there is no pointer."""
-    try:
-        pointer = json.loads(place.get(layout.POINTER))
-        url = str(pointer["url"])
-        sibling = pointer.get("sibling")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(
-            "The pointer to a checkpoint is cut or altered.",
-            url=f"{place.url}/{layout.POINTER}",
-        ) from error
-    if layout.parse_checkpoint_name(str(sibling)) is not None:
-        # First where the pointer is: the directories may have been moved together.
-        return place.beside(sibling)
-    return open_storage(url, options)
+    Raises:
+        CheckpointNotFoundError: There is none.
+        CorruptCheckpointError: Its manifest, or the pointer, is damaged.
+    """
+    for _ in range(_POINTERS):
+        url = layout.join(place.url, layout.MANIFEST)
+        try:
+            data = place.get(layout.MANIFEST)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            target = pointed_at(place, options, own)
+            if target is None:
+                raise CheckpointNotFoundError(
+                    "There is no committed checkpoint here: the directory holds no manifest.",
+                    url=place.url,
+                    hint="Give the path of a directory checkpoint=<epoch>.",
+                ) from error
+            place = target
+        except NotAFileError as error:
+            raise CorruptCheckpointError(f"The manifest {error}.", url=url) from error
+        else:
+            epoch = layout.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
+            return open_checkpoint(place, "", Manifest.from_bytes(data, url, epoch))
+    raise CorruptCheckpointError(
+        "Pointers to a checkpoint lead to each other.",
+        url=place.url,
+        hint="Give the path of the directory checkpoint=<epoch> itself.",
+    )

@@ -16,12 +16,12 @@ from ray_imuckpt.ranks import Ranks, on_rank_zero, together
 from ray_imuckpt.storage import Storage, same_place
 from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
+from ray_imuckpt.transaction.pointers import pointed_at
 from ray_imuckpt.transaction.putback import put_back, warn
 from ray_imuckpt.transaction.restore import (
     LoadedCheckpoint,
     open_checkpoint,
     open_directory,
-    pointed_at,
 )
 
 logger = logging.getLogger("ray_imuckpt")
@@ -207,7 +207,7 @@ def _of_another_run(storage: Storage, handed: Handed) -> LoadedCheckpoint | None
     """What `handed` names, unless this directory's own newest goes before it."""
     catalog = Catalog(storage)
     try:
-        given = open_directory(*handed)
+        given = open_directory(*handed, own=storage)
     except (CheckpointNotFoundError, CorruptCheckpointError):
         # The surroundings' record lags behind: what it names may have been pruned since.
         if _lay_in(storage, handed) and catalog.last() is not None:
@@ -219,7 +219,7 @@ def _of_another_run(storage: Storage, handed: Handed) -> LoadedCheckpoint | None
 def _lay_in(storage: Storage, handed: Handed) -> bool:
     target = None
     with contextlib.suppress(CorruptCheckpointError):  # a pointer that is cut lies beside its own
-        target = pointed_at(*handed)
+        target = pointed_at(*handed, own=storage)
     return same_place((target or handed.place).beside(""), storage)
 
 

@@ -14,11 +14,20 @@ import uuid
 from collections.abc import Callable
 
 from ray_imuckpt.errors import CorruptCheckpointError
-from ray_imuckpt.tree.decoding import decode
+from ray_imuckpt.tree.decoding import decode, decode_dict
 from ray_imuckpt.tree.encoding import JSON, encode
 from ray_imuckpt.tree.still import Still, encode_later
 
-__all__ = ["JSON", "Still", "decode", "dumps", "encode", "encode_later", "loads"]
+__all__ = [
+    "JSON",
+    "Still",
+    "decode",
+    "decode_dict",
+    "dumps",
+    "encode",
+    "encode_later",
+    "loads",
+]
 
 
 def dumps(data: JSON) -> bytes:
@@ -52,13 +61,20 @@ def _dumps(data: JSON, default: Callable[[object], str] | None = None) -> bytes:
     return text.encode("ascii")
 
 
-def loads(data: bytes) -> JSON:
-    """What `dumps` wrote.
+def loads(data: str | bytes) -> JSON:
+    """Return what `dumps` wrote.
+
+    Of a key that an object has twice the last counts, as Python's reader has it: to look for such
+    keys would more than double the time of a long log.
 
     Raises:
         CorruptCheckpointError: It is not JSON.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpointError(f"A tree is not JSON: {error}.") from error
+
+
+def _refuse(literal: str) -> JSON:
+    raise ValueError(f"{literal} is not JSON")

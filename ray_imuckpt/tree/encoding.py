@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from typing import Any
@@ -28,6 +28,7 @@ TAG = "$"
 _QUOTES = "'\""
 _BETWEEN = re.compile(f"[{_QUOTES}]?\\]\\[[{_QUOTES}]?")  # two keys of a path
 _STRINGS = {str}
+_PADDING = 64  # bytes for each character: arrays of texts that have more are stored as bytes
 _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
@@ -171,15 +172,11 @@ class _Encoder:
 
     def array(self, value: np.ndarray[Any, Any], path: str) -> JSON:
         kind = value.dtype.kind
-        if kind in "US":
-            items = [self.encode(item, path) for item in value.reshape(-1).tolist()]
-            return {
-                TAG: "strings",
-                "dtype": value.dtype.str,
-                "shape": list(value.shape),
-                "v": items,
-            }
-        if kind not in "biufcmM" or value.dtype.itemsize > 16 or value.dtype.fields:
+        if kind in "US" and fits_in_text(items := value.reshape(-1).tolist(), value.dtype):
+            texts = [self.encode(item, path) for item in items]
+            kept = {"dtype": value.dtype.str, "shape": list(value.shape)}
+            return {TAG: "strings", **kept, "v": texts}
+        if kind not in "US" and (kind not in "biufcmM" or value.dtype.itemsize > 16):
             raise self._refused(value, path)
         raw = np.frombuffer(bytearray(np.ascontiguousarray(value).tobytes()), dtype=np.uint8)
         if kind in "biufc" and value.dtype.isnative and value.dtype.name in _TORCH_NAMES:
@@ -227,6 +224,11 @@ def _is_json(value: Any) -> bool:
     if kind is int:
         return bool(value.bit_length() <= _PLAIN_BITS)
     return kind is str or kind is bool or value is None
+
+
+def fits_in_text(items: Sequence[str | bytes], dtype: np.dtype[Any]) -> bool:
+    """Return whether an array of these texts is not much larger than they are."""
+    return dtype.itemsize * len(items) <= _PADDING * (len(items) + sum(map(len, items)))
 
 
 def _coming_back(key: Any) -> Any:
