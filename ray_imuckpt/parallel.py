@@ -11,9 +11,10 @@ import functools
 import gc
 import itertools
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
+
+from ray_imuckpt.threads import Worker
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,9 +42,7 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
             except BaseException as error:  # noqa: BLE001 - raised again by the caller
                 errors.append(error)
 
-    helpers = [
-        threading.Thread(target=run, name="imuckpt-io") for _ in range(min(threads, count) - 1)
-    ]
+    helpers = [Worker(run, "imuckpt-io") for _ in range(min(threads, count) - 1)]
     try:
         try:
             _start(helpers)
@@ -58,21 +57,19 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
         raise errors[0]
 
 
-def _start(threads: Sequence[threading.Thread]) -> None:
+def _start(workers: Sequence[Worker]) -> None:
     """Start as many of them as are to be had."""
     with contextlib.suppress(RuntimeError):  # "can't start new thread"
-        for thread in threads:
-            thread.start()
+        for worker in workers:
+            worker.start()
 
 
-def _join(threads: Sequence[threading.Thread], errors: list[BaseException]) -> None:
-    """Wait for the end of all threads, however often that is interrupted; `errors` gets why."""
+def _join(workers: Sequence[Worker], errors: list[BaseException]) -> None:
+    """Wait for the end of all, however often that is interrupted; `errors` gets why."""
     while True:
         try:
-            for thread in threads:
-                # One whose start was interrupted is not alive yet: it sees the error, and ends.
-                if thread.is_alive():
-                    thread.join()
+            for worker in workers:
+                worker.join()
         except BaseException as error:  # noqa: BLE001 - the second Ctrl-C
             errors.append(error)
         else:

@@ -3,8 +3,7 @@
 The thread is not a daemon: a process that ends normally finishes its save, also when nobody waits.
 An error is kept and raised by the next call that asks; one that nobody asked for is told at exit.
 
-Nothing here waits on a condition (`Event`, `Future`): an interrupt may leave its lock taken for
-ever, and then the thread that writes could never say that it has ended. Waiting is joining it.
+Nothing here waits for an `Event` or a `Future`: `ray_imuckpt.threads` says why.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from collections.abc import Callable
 
 from ray_imuckpt.errors import SaveFailedError
 from ray_imuckpt.manifest import Manifest
+from ray_imuckpt.threads import Worker
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -36,7 +36,7 @@ class Writing:
     def __init__(self, save: Callable[[], Manifest]) -> None:
         self._save: Callable[[], Manifest] | None = save
         self._fate: dict[str, str] = {}  # setdefault() decides it once, in one step
-        self._thread = threading.Thread(target=self._run_in_background, name="imuckpt-save")
+        self._worker = Worker(self._run_in_background, "imuckpt-save")
         self._ended = False
         self._manifest: Manifest | None = None
         self._error: BaseException | None = None
@@ -53,7 +53,7 @@ class Writing:
         """
         _ACTIVE.add(self)
         if background and not _ENDING.is_set():
-            self._thread.start()
+            self._worker.start()
         else:
             self._run()
 
@@ -68,7 +68,7 @@ class Writing:
     def never_began(self) -> bool:
         """Whether it will never begin: it was cancelled, or the start of its thread interrupted."""
         return self._fate.get("fate") == _CANCELLED or (
-            not self._thread.is_alive() and self.cancel()
+            not self._worker.running() and self.cancel()
         )
 
     def done(self) -> bool:
@@ -77,8 +77,8 @@ class Writing:
 
     def wait(self) -> None:
         """Wait for its end. One that has not begun is not waited for, nor one on this thread."""
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if not self._worker.current():
+            self._worker.join()
 
     def result(self) -> Manifest | None:
         """Wait, then return what was committed; ``None`` where it never began.

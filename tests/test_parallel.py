@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from conftest import in_a_child
-from ray_imuckpt import parallel
+from ray_imuckpt import parallel, threads
 from ray_imuckpt.parallel import uncollected
 
 
@@ -27,7 +27,7 @@ def _thresholds() -> Iterator[None]:
 
 
 def interrupted_at(step: int, call: Callable[[], Any]) -> KeyboardInterrupt | None:
-    """Run `call` with Ctrl-C before the instruction `step` that this thread runs of parallel.py.
+    """Run `call` with Ctrl-C before instruction `step` of parallel.py and threads.py.
 
     Returns:
         The interrupt, as it came out; ``None`` when `call` has fewer instructions.
@@ -35,7 +35,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> KeyboardInterrupt | No
     left = [step]
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename != parallel.__file__:
+        if frame.f_code.co_filename not in (parallel.__file__, threads.__file__):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

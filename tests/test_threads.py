@@ -16,6 +16,7 @@ from conftest import in_a_child
 from ray_imuckpt import Checkpointer, ImuckptError
 from ray_imuckpt.snapshot import copies
 from ray_imuckpt.storage.local import LocalStorage
+from ray_imuckpt.threads import Worker
 from ray_imuckpt.turns import Turns
 
 
@@ -24,6 +25,14 @@ def filled(value: float) -> nn.Module:
     for parameter in model.parameters():
         nn.init.constant_(parameter, value)
     return model
+
+
+@pytest.fixture
+def on_alarm() -> Iterator[Callable[[Callable[[], Any]], None]]:
+    """Makes a function the handler of the signal that `signal.raise_signal` is to raise."""
+    before = signal.getsignal(signal.SIGALRM)
+    yield lambda handle: signal.signal(signal.SIGALRM, lambda *_: handle())
+    signal.signal(signal.SIGALRM, before)
 
 
 def on_threads(*works: Callable[[], None]) -> None:
@@ -44,6 +53,27 @@ def on_threads(*works: Callable[[], None]) -> None:
         assert not thread.is_alive(), "it waits for ever"
     if errors:
         raise errors[0]
+
+
+def test_a_worker_whose_joining_is_interrupted_still_runs(on_alarm: Any) -> None:
+    """Python before 3.13 takes a thread for ended then; a save would be called durable."""
+
+    def handle() -> None:
+        raise KeyboardInterrupt
+
+    on_alarm(handle)
+    go = threading.Event()
+    worker = Worker(go.wait, "test")
+    worker.join()  # it has not begun
+    assert not worker.running()
+    worker.start()
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    with pytest.raises(KeyboardInterrupt):
+        worker.join()
+    assert worker.running()
+    go.set()
+    worker.join()
+    assert not worker.running()
 
 
 @pytest.mark.parametrize("blocking", [False, True])
@@ -106,14 +136,6 @@ def test_two_threads_may_wait_for_one_save(tmp_path: Path) -> None:
     assert pending.done()
 
 
-@pytest.fixture
-def on_alarm() -> Iterator[Callable[[Callable[[], Any]], None]]:
-    """Makes a function the handler of the signal that `signal.raise_signal` is to raise."""
-    before = signal.getsignal(signal.SIGALRM)
-    yield lambda handle: signal.signal(signal.SIGALRM, lambda *_: handle())
-    signal.signal(signal.SIGALRM, before)
-
-
 @pytest.mark.parametrize("call", ["checkpoint", "wait", "pending", "start", "preempted"])
 def test_a_signal_handler_that_calls_within_a_call_is_told_what_to_do_instead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_alarm: Any, call: str
@@ -161,15 +183,15 @@ def test_a_signal_handler_may_look_at_the_directory_whatever_it_interrupts(
     checkpointer.wait()
     seen: list[list[int]] = []
     on_alarm(lambda: seen.append(checkpointer.list_existing_checkpoint_indices()))
-    real = threading.Thread.start
+    real = Worker.start
 
-    def start(thread: threading.Thread) -> None:
+    def start(worker: Worker) -> None:
         signal.raise_signal(signal.SIGALRM)
-        real(thread)
+        real(worker)
         signal.raise_signal(signal.SIGALRM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(Worker, "start", start)
         checkpointer.checkpoint(2, model=filled(2.0))
     checkpointer.wait()
     assert seen == [[1], [1, 2]]
