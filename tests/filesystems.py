@@ -10,7 +10,23 @@ import io
 import threading
 from typing import Any, ClassVar
 
+import pyarrow.fs
 from fsspec import AbstractFileSystem
+
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.storage import Storage, from_arrow
+
+
+def storage_on(filesystem: Any, path: str = "/data/run") -> Storage:
+    """A directory of a file system, as Ray would hand it over."""
+    return from_arrow(pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path)
+
+
+def checkpointer_on(storage: Storage) -> Checkpointer:
+    """A Checkpointer whose directory that is."""
+    made = Checkpointer(blocking=True)
+    made._place = storage
+    return made
 
 
 class Files(AbstractFileSystem):
@@ -104,6 +120,17 @@ class Renaming(Files):
     def mv(self, path1: str, path2: str, **_: Any) -> None:
         self.calls.append("mv")
         self.FILES[path2] = self.FILES.pop(self._found(path1))
+
+
+class Linked(Renaming):
+    """Names in `LINKS` are those of symbolic links, as a listing tells; `info` follows them."""
+
+    protocol = "linked"
+    LINKS: ClassVar[set[str]] = set()
+
+    def ls(self, path: str, detail: bool = True, **rest: Any) -> list[Any]:
+        found = super().ls(path, detail=True, **rest)
+        return [e | {"type": "link"} if e["name"] in self.LINKS else e for e in found]
 
 
 class Hosted(Renaming):

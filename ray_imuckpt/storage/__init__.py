@@ -10,6 +10,7 @@ use ``/``. It knows nothing of checkpoints. Two promises carry the rest of the p
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
+    "LinkedDirectoryError",
     "NotAFileError",
     "NotDurableError",
     "Observer",
@@ -48,10 +50,30 @@ class NotDurableError(OSError):
     """
 
 
+class LinkedDirectoryError(OSError):
+    """What was to be changed lies behind a symbolic link, and so may be another's.
+
+    Args:
+        directory: The link.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(
+            errno.ELOOP,
+            "This is a symbolic link, and what it leads to may be another's: nothing is written or "
+            "deleted through it. Remove the link, or use another epoch",
+            directory,
+        )
+
+    def __reduce__(self) -> tuple[type[LinkedDirectoryError], tuple[str]]:
+        return type(self), (self.filename,)
+
+
 class Storage(Protocol):
     """One directory. All methods raise ``OSError`` (``FileNotFoundError`` where it applies).
 
-    Where a directory in this one is a symbolic link, nothing is written or deleted through it.
+    Where a directory in this one is a symbolic link, nothing is written or deleted through it
+    (``LinkedDirectoryError``).
     """
 
     url: str

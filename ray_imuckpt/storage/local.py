@@ -8,7 +8,6 @@ target; leftovers of a crash are named ``.<name>.<random>.tmp`` and are swept by
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,15 @@ from typing import Any
 
 from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
-from ray_imuckpt.errors import StorageError
 from ray_imuckpt.layout import MAX_RECORD, temporary_name
-from ray_imuckpt.storage import NotAFileError, NotDurableError, Observer, posix
+from ray_imuckpt.storage import (
+    LinkedDirectoryError,
+    NotAFileError,
+    NotDurableError,
+    Observer,
+    posix,
+)
+from ray_imuckpt.storage.refusals import disk_error
 
 _PROBE = 4096  # bytes, so that a full disk is noticed
 
@@ -45,7 +50,7 @@ class LocalStorage:
                 os.close(descriptor)
                 os.unlink(path)
         except OSError as error:
-            raise _unusable("cannot be written", self.url, error) from error
+            raise disk_error("cannot be written", self.url, error) from error
 
     def beside(self, name: str) -> LocalStorage:
         """See `Storage.beside`."""
@@ -141,9 +146,9 @@ class LocalStorage:
         except FileNotFoundError as error:
             if os.path.isdir(os.path.dirname(self.url)):
                 raise
-            raise _unusable("could not be listed", self.url, error) from error
+            raise disk_error("could not be listed", self.url, error) from error
         except OSError as error:
-            raise _unusable("could not be listed", self.url, error) from error
+            raise disk_error("could not be listed", self.url, error) from error
         return [*names, ""] if os.path.isfile(os.path.join(self.url, marker)) else names
 
     def files(self, directory: str) -> list[str]:
@@ -189,12 +194,7 @@ class LocalStorage:
         directory = os.path.dirname(path)
         while len(directory) > len(self.url):
             if os.path.islink(directory):
-                raise OSError(
-                    errno.ELOOP,
-                    "This is a symbolic link, and what it leads to is another's: nothing is "
-                    "written or deleted through it. Remove the link, or use another epoch",
-                    directory,
-                )
+                raise LinkedDirectoryError(directory)
             directory = os.path.dirname(directory)
         return path
 
@@ -244,20 +244,3 @@ def _discarded_on_error(path: str) -> Iterator[None]:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
-
-
-def _unusable(what: str, url: str, error: OSError) -> StorageError:
-    cures = {
-        errno.EACCES: "Give this user the right to read and write there, or choose another `dir`.",
-        errno.EPERM: "Give this user the right to read and write there, or choose another `dir`.",
-        errno.EROFS: "The file system is mounted to be read only; choose another `dir`.",
-        errno.ENOSPC: "The disk is full; make room or choose another `dir`.",
-        errno.EDQUOT: "The quota is used up; make room or choose another `dir`.",
-        errno.ENOTDIR: "A part of this path is a file, not a directory; look at `dir`.",
-        errno.ENOENT: "The directory above it is not there, either: is a disk not mounted?",
-    }
-    return StorageError(
-        f"The directory {what}: {error.strerror or error}.",
-        url=url,
-        hint=cures.get(error.errno or 0, "Look at the disk, or choose another `dir`."),
-    )

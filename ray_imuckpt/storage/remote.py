@@ -23,9 +23,10 @@ import fsspec
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.layout import join, temporary_name
-from ray_imuckpt.storage import Observer
+from ray_imuckpt.storage import LinkedDirectoryError, Observer
 from ray_imuckpt.storage.client import Client, abandon
 from ray_imuckpt.storage.filesystems import Kind, replaces_atomically
+from ray_imuckpt.storage.refusals import store_error, unfit
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -51,6 +52,7 @@ class RemoteStorage:
         self._client = Client(filesystem)
         self._root = path.rstrip("/")
         self._given_url = url
+        self._no_links: set[str] = set()
         self.url = url or filesystem.unstrip_protocol(self._root)
 
     @property
@@ -101,21 +103,12 @@ class RemoteStorage:
         try:
             self.put(name, b"2")
         except OSError as error:
-            raise self._unfit(f"a rename over a file fails: {error}") from error
+            raise unfit(self._fs, self.url, f"a rename over a file fails: {error}") from error
 
     def _check_replaces(self) -> None:
         """Raise where `put` is known not to keep its promise."""
         if self._client.kind is Kind.UNKNOWN or not replaces_atomically(self._fs):
-            raise self._unfit("it does not replace a file in one step")
-
-    def _unfit(self, why: str) -> StorageError:
-        return StorageError(
-            f"{type(self._fs).__name__} cannot hold checkpoints: {why}. A crash could lose one "
-            "that was committed.",
-            url=self.url,
-            hint="Save to an object store, to a local or mounted disk, or over sftp. What is there "
-            "already can be read.",
-        )
+            raise unfit(self._fs, self.url, "it does not replace a file in one step")
 
     def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
         """See `Storage.write`."""
@@ -231,6 +224,8 @@ class RemoteStorage:
                     return
                 path = parent
                 continue
+            except PermissionError:
+                return  # what may not be looked at says nothing against the answer
             except OSError as failed:
                 raise self._unusable("could not be listed", failed) from failed
             if path.strip("/") in names:
@@ -256,36 +251,32 @@ class RemoteStorage:
 
     def delete(self, name: str) -> None:
         """See `Storage.delete`."""
-        self._client.remove(self._path(name))
+        self._client.remove(self._own(name))
 
     def delete_empty(self, directory: str) -> None:
         """See `Storage.delete_empty`. Object stores know no empty directories."""
 
     def delete_tree(self, directory: str) -> None:
         """See `Storage.delete_tree`."""
-        self._client.remove_tree(self._path(directory))
+        self._client.remove_tree(posixpath.dirname(self._own(f"{directory}/")))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     def _prepared(self, name: str) -> str:
         """The path of `name`; its directory is made where the file system knows directories."""
-        path = self._path(name)
+        path = self._own(name)
         self._client.make_directories(posixpath.dirname(path))
         return path
 
+    def _own(self, name: str) -> str:
+        """The path of what is to be changed, which must not lie behind a symbolic link."""
+        directory = posixpath.dirname(name)
+        if directory and directory not in self._no_links:
+            if self.is_link(directory):
+                raise LinkedDirectoryError(self._path(directory))
+            self._no_links.add(directory)  # one listing for all files of a save
+        return self._path(name)
+
     def _unusable(self, what: str, error: OSError) -> StorageError:
-        missing = isinstance(error, FileNotFoundError)
-        objects = self._client.kind is Kind.OBJECTS
-        cure = "Look at the credentials, the endpoint and `dir`."
-        if isinstance(error, PermissionError):
-            cure = "Give these credentials the right to list, read, write and delete there."
-        elif missing:
-            cure = "Look at `dir`, or make the bucket: none is made here."
-            cure = (
-                cure if objects else "Look at `dir`: the directory above it is not there, either."
-            )
-        told = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
-        if missing and objects:
-            told = "its bucket does not exist"
-        return StorageError(f"The directory {what}: {told}.", url=self.url, hint=cure)
+        return store_error(what, self.url, error, objects=self._client.kind is Kind.OBJECTS)
