@@ -71,7 +71,8 @@ class Files(AbstractFileSystem):
         path = self._strip_protocol(path)
         if path in self.DIRECTORIES:
             return {"name": path, "size": 0, "type": "directory"}
-        return {"name": path, "size": len(self.FILES[self._found(path)]), "type": "file"}
+        size = len(self.FILES[self._found(path)])
+        return {"name": path, "size": size, "type": "file", "mtime": 1.0}
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         self.calls.append("ls")

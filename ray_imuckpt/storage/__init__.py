@@ -16,17 +16,24 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.storage.claims import Claim
+from ray_imuckpt.storage.found import Entry, Upload
 from ray_imuckpt.storage.names import absolute, is_path, shown
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
 __all__ = [
+    "Claim",
+    "ConflictError",
+    "DoubtfulError",
+    "Entry",
     "LinkedDirectoryError",
     "NotAFileError",
     "NotDurableError",
     "Observer",
     "Storage",
+    "Upload",
     "absolute",
     "from_arrow",
     "open_storage",
@@ -69,6 +76,14 @@ class LinkedDirectoryError(OSError):
         return type(self), (self.filename,)
 
 
+class ConflictError(OSError):
+    """Another process has put something else there; what was to be put is not, and will not be."""
+
+
+class DoubtfulError(OSError):
+    """What was put may be there or not, and may still come to be there: the answer was lost."""
+
+
 class Storage(Protocol):
     """One directory. All methods raise ``OSError`` (``FileNotFoundError`` where it applies).
 
@@ -98,6 +113,45 @@ class Storage(Protocol):
 
         Raises:
             NotDurableError: It is in place, but perhaps not for good.
+        """
+
+    def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
+        """Put a file only where there is none, or only over one that holds `seen`.
+
+        After any doubt the file is read back: a put may arrive though it raised, or later than one
+        of another process that was begun after it.
+
+        Args:
+            name: The file's.
+            data: Its bytes, which no other put ever has.
+            seen: What it holds; ``None``: there is none.
+
+        Returns:
+            Whether the storage itself made sure of it, so that no earlier content can come back.
+            False: a late put of another process may still replace this one.
+
+        Raises:
+            ConflictError: Something else is there.
+            DoubtfulError: Whether it is there, or will be, cannot be told.
+            NotDurableError: As for `put`.
+            OSError: It is not there, and will not be.
+        """
+
+    def delete_if(self, name: str, seen: bytes) -> bool:
+        """Remove a file that holds `seen`; False where it holds something else, or is not there.
+
+        Where the storage has no such operation, another process can come between look and removal.
+        """
+
+    def claim(self, name: str, note: bytes) -> Claim:
+        """Claim the directory for this process, as long as the claim is held or the process lives.
+
+        Nothing is prevented: others who claim it are told. Where the storage knows no locks that
+        end with the process that holds them, nobody is.
+
+        Args:
+            name: Of the file that stands for the claim.
+            note: What to tell the others.
         """
 
     def get(self, name: str) -> bytes:
@@ -132,6 +186,22 @@ class Storage(Protocol):
 
     def files(self, directory: str) -> list[str]:
         """The names of the files in a directory, [] when it does not exist."""
+
+    def entries(self) -> list[Entry]:
+        """The files in the directory and in the directories in it; nothing behind a link."""
+
+    def clock(self) -> float:
+        """The storage's own time in seconds: that of a file just written, which is removed again.
+
+        Raises:
+            OSError: The storage does not tell.
+        """
+
+    def uploads(self) -> list[Upload]:
+        """The uploads into the directory that were begun and not ended, if the storage tells."""
+
+    def abort(self, upload: Upload) -> None:
+        """Give up an upload; nothing happens when it has ended."""
 
     def is_link(self, directory: str) -> bool:
         """Whether a directory is a symbolic link to another, which is another's to write."""

@@ -34,12 +34,14 @@ class Client:
 
     Attributes:
         kind: When its files become visible.
+        heeds_tags: Whether S3's condition ``If-Match`` is kept; ``None``: not asked yet.
     """
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem) -> None:
         self.filesystem = filesystem
         self.kind = filesystems.kind(filesystem)
         self._ranges = True
+        self.heeds_tags: bool | None = None
         many = self.kind is Kind.OBJECTS or isinstance(
             filesystem, (ArrowFSWrapper, AsyncFileSystem)
         )
@@ -58,11 +60,17 @@ class Client:
             except Exception as error:  # of the store's own library: what it is called is told
                 raise OSError(f"{type(error).__name__}: {error}") from error
 
-    def upload(self, path: str, data: bytes) -> None:
-        """Create or replace a file by one call."""
+    def upload(self, path: str, data: bytes, **condition: Any) -> None:
+        """Create or replace a file by one call; `condition` is what the store understands."""
         with self.calling() as filesystem:
-            filesystem.pipe_file(path, data)
+            filesystem.pipe_file(path, data, **condition)
             filesystem.invalidate_cache()
+
+    def tag(self, path: str) -> str:
+        """Return S3's tag of a file's content."""
+        with self.calling() as filesystem:
+            filesystem.invalidate_cache()
+            return str(filesystem.info(path)["ETag"])
 
     def get(self, path: str) -> bytes:
         """Return all bytes of a file."""
@@ -191,6 +199,34 @@ class Client:
                 below = self.entries(entry["name"])
                 paths += [e["name"] for e in below if e["type"] != "directory"]
         return paths
+
+    def details_below(self, path: str) -> list[tuple[str, int, float | None]]:
+        """Return path, size and time of what `files_below` lists."""
+        if isinstance(self.filesystem, ArrowFSWrapper):
+            import pyarrow.fs
+
+            with self.calling():
+                selector = pyarrow.fs.FileSelector(path, recursive=True)
+                infos = self.filesystem.fs.get_file_info(selector)
+            files = [info for info in infos if info.type == pyarrow.fs.FileType.File]
+            return [(i.path, i.size, i.mtime and i.mtime.timestamp()) for i in files]
+        if filesystems.lists_itself(self.filesystem):
+            with self.calling() as filesystem:
+                filesystem.invalidate_cache()
+                found = list(filesystem.find(path, detail=True).values())
+        else:
+            found = self.entries(path)
+            for directory in [e["name"] for e in found if e["type"] == "directory"]:
+                with contextlib.suppress(FileNotFoundError):
+                    found += self.entries(directory)
+        files = [entry for entry in found if entry["type"] == "file"]
+        return [(e["name"], int(e["size"] or 0), filesystems.modified(e)) for e in files]
+
+    def modified(self, path: str) -> float | None:
+        """Return when a file was last written, by the store's own clock."""
+        with self.calling() as filesystem:
+            filesystem.invalidate_cache()
+            return filesystems.modified(filesystem.info(path))
 
     def is_link(self, path: str) -> bool:
         """Whether a name is that of a symbolic link."""

@@ -7,8 +7,12 @@ The rules, and what each costs: docs/adr/0021-file-systems-that-publish-while-wr
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import inspect
 import posixpath
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import fsspec
@@ -21,6 +25,9 @@ _OBJECT_STORES = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "lakefs",
 }
 # Where pyarrow's `move` deletes the target and then renames: between the two there is no file.
 _REPLACED_BY_DELETING = frozenset({"arrow_hdfs", "hdfs"})
+
+
+_AZURE = frozenset({"abfs", "abfss", "adl", "az"})
 
 
 class Kind(enum.Enum):
@@ -65,11 +72,46 @@ def copies_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
     return type(filesystem).cp_file is not fsspec.AbstractFileSystem.cp_file
 
 
+def create_keywords(filesystem: fsspec.AbstractFileSystem) -> dict[str, Any] | None:
+    """Return what makes ``pipe_file`` refuse to replace a file, where the store decides that.
+
+    fsspec's base class has the mode too, but looks first and writes then.
+    """
+    if _protocols(filesystem) & _AZURE:
+        return {"overwrite": False}
+    own = type(filesystem).pipe_file
+    inherited = fsspec.AbstractFileSystem.pipe_file
+    if isinstance(filesystem, AsyncFileSystem):
+        own = type(filesystem)._pipe_file  # noqa: SLF001 - see above
+        inherited = AsyncFileSystem._pipe_file  # noqa: SLF001 - see above
+    has_mode = "mode" in inspect.signature(own).parameters
+    return {"mode": "create"} if has_mode and own is not inherited else None
+
+
+def speaks_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Whether it is s3fs, which passes S3's own options on."""
+    return "s3" in _protocols(filesystem)
+
+
 def lists_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Whether ``find`` is one listing of the store's own, not a walk that passes over errors."""
     if isinstance(filesystem, AsyncFileSystem):
         return type(filesystem)._find is not AsyncFileSystem._find  # noqa: SLF001 - see above
     return type(filesystem).find is not fsspec.AbstractFileSystem.find
+
+
+def modified(entry: Mapping[str, Any]) -> float | None:
+    """Return when the file of a listing was written; each file system has a name of its own."""
+    for name in ("LastModified", "mtime", "updated", "last_modified", "modified", "created"):
+        value = entry.get(name)
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        if isinstance(value, datetime):
+            return value.timestamp()
+        if isinstance(value, (int, float)):
+            return float(value)
+    return None
 
 
 def unwrapped(

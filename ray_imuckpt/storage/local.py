@@ -10,17 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ray_imuckpt import parallel
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.layout import MAX_RECORD, temporary_name
 from ray_imuckpt.storage import (
+    Claim,
+    Entry,
     LinkedDirectoryError,
     NotAFileError,
     NotDurableError,
     Observer,
+    Upload,
+    claims,
+    exclusive,
     posix,
 )
 from ray_imuckpt.storage.refusals import disk_error
@@ -60,7 +65,7 @@ class LocalStorage:
     def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
         """See `Storage.write`. Chunks are written side by side on a few threads."""
         path = self._prepared(name)
-        with _discarded_on_error(path):
+        with posix.discarded_on_error(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 posix.preallocate(descriptor, chunks.size)
@@ -81,10 +86,22 @@ class LocalStorage:
 
     def put(self, name: str, data: bytes) -> None:
         """See `Storage.put`."""
+        self._place(name, data, os.replace)
+
+    def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
+        """See `Storage.put_if`. A link or a lock makes sure of it; an error says what it is."""
+        if seen is None:
+            self._place(name, data, exclusive.link_new)
+        else:
+            self._place(name, data, lambda source, path: exclusive.replace_seen(source, path, seen))
+        return True
+
+    def _place(self, name: str, data: bytes, place: Callable[[str, str], None]) -> None:
+        """Write a temporary file, have it put in place under its name, and make both durable."""
         path = self._prepared(name)
         directory, base = os.path.split(path)
         temporary = os.path.join(directory, temporary_name(base))
-        with _discarded_on_error(temporary):
+        with posix.discarded_on_error(temporary):
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
                 posix.pwrite_all(descriptor, [memoryview(data)], 0)
@@ -92,11 +109,23 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
             posix.sync_directory(directory)  # the data files' names before the one that counts
-            os.replace(temporary, path)
+            place(temporary, path)
         try:
             posix.sync_directory(directory)
         except OSError as error:
             raise NotDurableError(error.errno, error.strerror, path) from error
+
+    def delete_if(self, name: str, seen: bytes) -> bool:
+        """See `Storage.delete_if`."""
+        path = self._own(name)
+        if not exclusive.unlink_seen(path, seen):
+            return False
+        posix.sync_directory(os.path.dirname(path))
+        return True
+
+    def claim(self, name: str, note: bytes) -> Claim:
+        """See `Storage.claim`."""
+        return claims.claim(self._path(name), note)
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
@@ -134,7 +163,7 @@ class LocalStorage:
             os.link(origin, path)
         except OSError:  # the source is gone, or the file system has no hard links
             return False
-        with _discarded_on_error(path):
+        with posix.discarded_on_error(path):
             posix.sync_file(path)  # the bytes are another process's: perhaps a copy, never synced
         return True
 
@@ -158,6 +187,27 @@ class LocalStorage:
                 return [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def entries(self) -> list[Entry]:
+        """See `Storage.entries`."""
+        return list(posix.entries(self.url))
+
+    def clock(self) -> float:
+        """See `Storage.clock`."""
+        path = self._prepared(temporary_name("probe"))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            return os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+
+    def uploads(self) -> list[Upload]:
+        """See `Storage.uploads`. A disk knows none."""
+        return []
+
+    def abort(self, upload: Upload) -> None:
+        """See `Storage.abort`."""
 
     def is_link(self, directory: str) -> bool:
         """See `Storage.is_link`."""
@@ -232,15 +282,3 @@ class LocalStorage:
                 return  # a directory above, which one may pass but not open
             raise
         self._named.add(directory)
-
-
-@contextlib.contextmanager
-def _discarded_on_error(path: str) -> Iterator[None]:
-    try:
-        yield
-    except FileExistsError:
-        raise  # it is another's
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -9,7 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ray_imuckpt.storage import NotAFileError
+from ray_imuckpt.storage import Entry, NotAFileError
 
 # Linux's sync_file_range(2), which `os` lacks.
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -138,3 +139,37 @@ def sync_directory(path: str) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def entries(root: str) -> Iterator[Entry]:
+    """The files in a directory and in the directories in it; nothing behind a link."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(root) as inside:
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError), os.scandir(entry.path) as deeper:
+                    yield from filter(None, (_entry(e, root) for e in deeper))
+            elif found := _entry(entry, root):
+                yield found
+
+
+def _entry(entry: os.DirEntry[str], root: str) -> Entry | None:
+    if not entry.is_file(follow_symlinks=False):
+        return None
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:  # by now
+        return None
+    return Entry(os.path.relpath(entry.path, root), status.st_size, status.st_mtime)
+
+
+@contextlib.contextmanager
+def discarded_on_error(path: str) -> Iterator[None]:
+    """Remove a file that could not be written to its end."""
+    try:
+        yield
+    except FileExistsError:
+        raise  # it is another's
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise

@@ -23,10 +23,18 @@ import fsspec
 from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.layout import join, temporary_name
-from ray_imuckpt.storage import LinkedDirectoryError, Observer
+from ray_imuckpt.storage import (
+    Claim,
+    Entry,
+    LinkedDirectoryError,
+    Observer,
+    Upload,
+    conditional,
+    listings,
+)
 from ray_imuckpt.storage.client import Client, abandon
 from ray_imuckpt.storage.filesystems import Kind, replaces_atomically
-from ray_imuckpt.storage.refusals import store_error, unfit
+from ray_imuckpt.storage.refusals import unfit
 
 if TYPE_CHECKING:
     import pyarrow.fs
@@ -88,7 +96,7 @@ class RemoteStorage:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self.delete(probe)
-            raise self._unusable("cannot be written", error) from error
+            raise listings.unusable(self._client, self.url, "cannot be written", error) from error
         try:
             self.delete(probe)
         except OSError as error:
@@ -141,9 +149,11 @@ class RemoteStorage:
     def put(self, name: str, data: bytes) -> None:
         """See `Storage.put`."""
         self._check_replaces()
-        path = self._prepared(name)
+        self._publish(self._prepared(name), data)
+
+    def _publish(self, path: str, data: bytes, **condition: Any) -> None:
         if self._client.kind is Kind.OBJECTS:
-            self._client.upload(path, data)
+            self._client.upload(path, data, **condition)
             return
         temporary = join(posixpath.dirname(path), temporary_name(posixpath.basename(path)))
         try:
@@ -155,6 +165,23 @@ class RemoteStorage:
             with contextlib.suppress(Exception):
                 self._client.remove(temporary)
             raise
+
+    def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
+        """See `Storage.put_if`."""
+        self._check_replaces()
+        return conditional.put_if(self._client, self._prepared(name), data, seen, self._publish)
+
+    def delete_if(self, name: str, seen: bytes) -> bool:
+        """See `Storage.delete_if`."""
+        path = self._own(name)
+        if conditional.standing(self._client, path) != seen:
+            return False
+        self._client.remove(path)
+        return True
+
+    def claim(self, name: str, note: bytes) -> Claim:  # noqa: ARG002 - see `Storage.claim`
+        """See `Storage.claim`. There are no locks that end with a process."""
+        return Claim()
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""
@@ -186,56 +213,7 @@ class RemoteStorage:
 
     def holding(self, marker: str) -> list[str]:
         """See `Storage.holding`."""
-        try:
-            paths = self._client.files_below(self._root)
-        except FileNotFoundError as error:
-            self._check_absent(error)
-            if self._client.kind is Kind.OBJECTS:
-                return []
-            raise
-        except OSError as error:
-            raise self._unusable("could not be listed", error) from error
-        root = self._root.strip("/")
-        names = []
-        for path in paths:
-            directory, _, name = path.strip("/").removeprefix(root).strip("/").rpartition("/")
-            if path.strip("/") == root:
-                raise StorageError(
-                    "This is a file, not a directory.", url=self.url, hint="Look at `dir`."
-                )
-            if name == marker and "/" not in directory:
-                names.append(directory)
-        return names
-
-    def _check_absent(self, error: FileNotFoundError) -> None:
-        """Raise unless the listing that holds this directory says that it is not there.
-
-        On a disk that is the directory above. In an object store a directory is there by what is in
-        it: the first one above that is there decides, at last the bucket.
-        """
-        path = self._root
-        while parent := posixpath.dirname(path):
-            try:
-                names = [entry["name"].strip("/") for entry in self._client.entries(parent)]
-            except FileNotFoundError:
-                if self._client.kind is not Kind.OBJECTS:
-                    break
-                if parent == "/":
-                    return
-                path = parent
-                continue
-            except PermissionError:
-                return  # what may not be looked at says nothing against the answer
-            except OSError as failed:
-                raise self._unusable("could not be listed", failed) from failed
-            if path.strip("/") in names:
-                raise StorageError(
-                    "The directory is there, but its listing says that it is not.",
-                    url=self.url,
-                    hint="The storage contradicts itself; try again.",
-                ) from error
-            return
-        raise self._unusable("could not be listed", error) from error
+        return listings.holding(self._client, self._root, self.url, marker)
 
     def files(self, directory: str) -> list[str]:
         """See `Storage.files`."""
@@ -244,6 +222,27 @@ class RemoteStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return [e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file"]
+
+    def entries(self) -> list[Entry]:
+        """See `Storage.entries`."""
+        return listings.entries(self._client, self._root)
+
+    def clock(self) -> float:
+        """See `Storage.clock`."""
+        probe = temporary_name("probe")
+        self.put(probe, b"1")
+        try:
+            return listings.written(self._client, self._path(probe))
+        finally:
+            self.delete(probe)
+
+    def uploads(self) -> list[Upload]:
+        """See `Storage.uploads`."""
+        return listings.uploads(self._client, self._root)
+
+    def abort(self, upload: Upload) -> None:
+        """See `Storage.abort`."""
+        listings.abort(self._client, self._path(upload.name), upload)
 
     def is_link(self, directory: str) -> bool:
         """See `Storage.is_link`."""
@@ -277,6 +276,3 @@ class RemoteStorage:
                 raise LinkedDirectoryError(self._path(directory))
             self._no_links.add(directory)  # one listing for all files of a save
         return self._path(name)
-
-    def _unusable(self, what: str, error: OSError) -> StorageError:
-        return store_error(what, self.url, error, objects=self._client.kind is Kind.OBJECTS)
