@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import Checkpointer
+from support.invariants import Tally
 
 HERE = Path(__file__).parent
 
@@ -156,3 +157,29 @@ def in_a_child(call: Callable[[], bool]) -> bool:
         finally:
             os._exit(2)
     return os.waitpid(child, 0)[1] == 0
+
+
+TALLY = pytest.StashKey[Tally]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count the crash states of the whole test run."""
+    config.stash[TALLY] = Tally()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Tell how many crash states were checked."""
+    tally = config.stash[TALLY]
+    if tally.checked:
+        terminalreporter.write_line(str(tally))
+
+
+@pytest.fixture
+def tally(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tally]:
+    """Counts crash states; while they are checked, no disk is waited for and no log is written."""
+    logger = logging.getLogger("ray_imuckpt")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    yield pytestconfig.stash[TALLY]
+    logger.setLevel(level)
