@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ray_imuckpt.storage import local
 from ray_imuckpt.storage.local import LocalStorage
 from support.invariants import Tally
+from support.operations import SyncDirectory, SyncFile
 from support.stories import STORIES, Story
 from support.sweeps import crashes, requests
 
@@ -36,52 +35,30 @@ def test_nothing_is_lost_or_torn_by_a_fault_at_any_request_to_an_object_store(
     assert found.reports == []
 
 
-def _without_sync_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "_sync_directory", lambda path: None)
+@pytest.mark.parametrize(
+    ("forgotten", "kind"), [(SyncDirectory, "lost"), (SyncFile, "torn")], ids=["names", "bytes"]
+)
+def test_the_sweep_finds_that_something_is_not_synced(
+    forgotten: type, kind: str, tmp_path: Path, tally: Tally
+) -> None:
+    """A sweep that found nothing there would prove nothing elsewhere."""
+    found = crashes(STORIES[0], tmp_path, most=16, share=0.1, unsaid=(forgotten,))
+    assert found.broken[kind]
 
 
-def _without_sync_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def only_directories(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
-            os.fsync(descriptor)
-
-    monkeypatch.setattr(local, "os", _Os(fsync=only_directories))
-
-
-def _with_the_files_deleted_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_finds_that_files_are_deleted_before_their_manifest(
+    tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that found nothing there would prove nothing elsewhere."""
     real = LocalStorage.delete
 
     def delete(self: LocalStorage, name: str) -> None:
-        if name.endswith("manifest.json"):
-            for other in self.files(os.path.dirname(name)):
-                real(self, f"{os.path.dirname(name)}/{other}")
+        directory, base = os.path.split(name)
+        if base == "manifest.json":
+            for other in self.files(directory):
+                real(self, f"{directory}/{other}")
         real(self, name)
 
     monkeypatch.setattr(LocalStorage, "delete", delete)
-
-
-class _Os:
-    """`os` with other functions."""
-
-    def __init__(self, **others: Any) -> None:
-        self._others = others
-
-    def __getattr__(self, name: str) -> Any:
-        return self._others.get(name) or getattr(os, name)
-
-
-@pytest.mark.parametrize(
-    ("plant", "kind"),
-    [
-        (_without_sync_of_names, "lost"),
-        (_without_sync_of_bytes, "torn"),
-        (_with_the_files_deleted_first, "torn"),
-    ],
-)
-def test_the_sweep_finds_a_storage_that_does_it_wrong(
-    plant: Any, kind: str, tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A sweep that found nothing there would prove nothing elsewhere."""
-    plant(monkeypatch)
-    story = STORIES[4] if plant is _with_the_files_deleted_first else STORIES[0]
-    assert crashes(story, tmp_path, most=16, share=0.1).broken[kind]
+    pruned = next(story for story in STORIES if story.name == "pruned")
+    assert crashes(pruned, tmp_path, most=16, share=0.0).broken["torn"]

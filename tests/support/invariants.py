@@ -92,7 +92,6 @@ def _check_resumed(url: str, expected: Expectation, found: dict[int, int], **opt
         trained = {number for p in model.trained.parameters() for number in p.flatten().tolist()}
         if trained != {found[last]} or started.log[0] != found[last]:
             raise BrokenPromise("torn", f"start() put {trained} and {started.log} into the objects")
-    model.become(AGAIN)
     write(checkpointer, started.start_epoch, AGAIN, model, optimizer)
     return started.start_epoch
 

@@ -147,7 +147,6 @@ class Training:
 
     def save(self, epoch: int, version: Version, frozen: int = 1) -> None:
         """Save a version as an epoch's checkpoint."""
-        self.model.become(version, frozen)
         with self.ledger.saving(epoch, version, self.parent):
             write(self.checkpointer, epoch, version, self.model, self.optimizer, frozen)
         self.parent = epoch
@@ -167,6 +166,7 @@ def write(
     frozen: int = 1,
 ) -> None:
     """Save a version, told by every part of the checkpoint."""
+    model.become(version, frozen)
     for parameter in model.trained.parameters():
         optimizer.state[parameter]["momentum_buffer"] = torch.full_like(parameter, version)
     checkpointer.checkpoint(

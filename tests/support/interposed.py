@@ -1,0 +1,86 @@
+"""A storage that lets something happen right before chosen calls; the calls themselves are real."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from ray_imuckpt import Checkpointer, writer
+from ray_imuckpt.storage import Storage, open_storage
+from ray_imuckpt.transaction import save
+
+METHODS = frozenset(
+    name for name in vars(Storage) if not name.startswith("_") and callable(vars(Storage)[name])
+)
+
+
+class Interposed:
+    """A `Storage` around another one.
+
+    Args:
+        inner: Does the work.
+        before: Called before each call with the method's name and the call's first argument.
+    """
+
+    def __init__(self, inner: Storage, before: Callable[[str, str], None]) -> None:
+        self._inner, self._before = inner, before
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if name not in METHODS:
+            return found
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self._before(name, str(arguments[0]) if arguments else "")
+            return found(*arguments, **options)
+
+        return call
+
+    def beside(self, name: str) -> Interposed:
+        """Return the directory beside this one, its calls interposed as well."""
+        return Interposed(self._inner.beside(name), self._before)
+
+
+def checkpointer_on(
+    url: str, before: Callable[[str, str], None], continue_from: Any = "last"
+) -> Checkpointer:
+    """Return a Checkpointer whose storage calls this before each call."""
+    made = Checkpointer(None, continue_from=continue_from, blocking=True)
+    made._place = Interposed(open_storage(url), before)
+    return made
+
+
+class Once:
+    """Does something before the n-th call of a method on a name that ends so.
+
+    Args:
+        method: Of `Storage`.
+        ending: Of the name that it is called with.
+        act: What to do; given another process's view of this one's module state.
+        count: Before which of these calls.
+    """
+
+    def __init__(self, method: str, ending: str, act: Callable[[], Any], count: int = 1) -> None:
+        assert method in METHODS, method
+        self._method, self._ending, self._act = method, ending, act
+        self._left = count
+        self.done = False
+
+    def __call__(self, method: str, name: str) -> None:
+        """Count a call, and act if it is the one."""
+        if self.done or method != self._method or not name.endswith(self._ending):
+            return
+        self._left -= 1
+        if self._left == 0:
+            self.done = True
+            with another_process():
+                self._act()
+
+
+@contextlib.contextmanager
+def another_process() -> Iterator[None]:
+    """Forget, while this lasts, what this process knows of its saves in flight."""
+    with mock.patch.object(writer, "_ACTIVE", set()), mock.patch.object(save, "_SOUND", set()):
+        yield
