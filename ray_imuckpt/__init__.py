@@ -12,6 +12,7 @@ from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
+    GangBrokenError,
     ImuckptError,
     SaveFailedError,
     StateMismatchError,
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "Checkpointer",
     "CorruptCheckpointError",
+    "GangBrokenError",
     "ImuckptError",
     "LoadedCheckpoint",
     "PendingSave",

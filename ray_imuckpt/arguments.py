@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 LAST = "last"
 NONE = "none"
+TIMEOUT = 1800.0  # seconds; what torch.distributed gives its own collectives on gloo
 _LAST = (LAST, "latest", "recent")
 _NONE = (NONE, "start", "restart", "nothing")
+_LONGEST = 365 * 24 * 3600  # seconds; torch.distributed counts milliseconds in 64 bits
 _MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a reader takes 64
 
 
@@ -111,6 +114,18 @@ def keep_best(value: Any) -> tuple[str, str]:
     if mode not in ("min", "max"):
         raise ValueError(f"keep_best={value!r}: the mode is 'min' or 'max'.")
     return metric, mode
+
+
+def timeout(value: float | timedelta) -> timedelta:
+    """A positive time: a number of seconds, or a ``timedelta``."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(
+            f"timeout={value!r} is a {type(value).__name__}; seconds or a timedelta are wanted."
+        )
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError(f"timeout={value!r}: a time between 0 and a year is wanted.")
+    return timedelta(seconds=seconds)
 
 
 def snapshot(value: Any) -> str:

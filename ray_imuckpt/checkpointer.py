@@ -9,12 +9,14 @@ import os
 import time
 import uuid
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
 from ray_imuckpt import arguments, codec, preemption, retention, sessions, tree
+from ray_imuckpt.begun import says_what_stands
 from ray_imuckpt.capture.fitting import check_early
 from ray_imuckpt.capture.live import LeftOut
 from ray_imuckpt.capture.names import check_names
@@ -58,6 +60,8 @@ class Checkpointer(CheckpointDirectory):
             parameters otherwise right after `checkpoint` (swapping in averaged weights,
             ``p.data.clamp_()``): docs/adr/0009-overlap.md lists the conditions.
         storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
+        timeout: Seconds or a ``timedelta``: how long ranks wait for one that is late (rank 0, say,
+            with a save to a slow storage) before `GangBrokenError`. The same on all ranks.
 
     Raises:
         ValueError: `continue_from` is none of the choices, `save_every` is not positive, or `dir`
@@ -74,12 +78,14 @@ class Checkpointer(CheckpointDirectory):
         blocking: bool = False,
         snapshot: str = "eager",
         storage_options: Mapping[str, Any] | None = None,
+        timeout: float | timedelta = arguments.TIMEOUT,
     ) -> None:
         super().__init__(dir, storage_options)
         self.continue_from = arguments.continue_from(continue_from)
         self.save_every = arguments.save_every(save_every)
         self.blocking = blocking
         self.snapshot = arguments.snapshot(snapshot)
+        self.timeout = arguments.timeout(timeout)
         self._forget_process()
 
     def _forget_process(self) -> None:
@@ -92,16 +98,8 @@ class Checkpointer(CheckpointDirectory):
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the choices, nothing of this process."""
-        kept = (
-            "continue_from",
-            "save_every",
-            "dir",
-            "blocking",
-            "snapshot",
-            "_storage_options",
-            "_place",
-        )
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("continue_from", "save_every", "dir", "blocking", "snapshot", "timeout")
+        return {name: self.__dict__[name] for name in (*kept, "_storage_options", "_place")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A Checkpointer in another process begins without a run."""
@@ -118,6 +116,7 @@ class Checkpointer(CheckpointDirectory):
 
     @public
     @in_turn
+    @says_what_stands
     def start(
         self,
         model: nn.Module,
@@ -205,6 +204,7 @@ class Checkpointer(CheckpointDirectory):
         return loaded
 
     @in_turn
+    @says_what_stands
     def checkpoint(
         self,
         epoch: int,
@@ -303,13 +303,13 @@ class Checkpointer(CheckpointDirectory):
         return PendingSave(epoch, begun, self.wait, self.get)
 
     @in_turn
+    @says_what_stands
     def preempted(self) -> bool:
         """Whether this run is about to be stopped: save with ``force=True`` while there is time.
 
-        Every rank calls it equally often, and all get the same answer. In Ray Train it is Ray that
-        knows which nodes will go (``ray.train.get_preemption_info``). Elsewhere it is SIGTERM: from
-        the first call on, the first one is noted and no longer ends the process, a second one
-        does. It is true as soon as one rank was told.
+        Every rank calls it equally often; it is true on all as soon as one was told. In Ray Train,
+        Ray knows (``ray.train.get_preemption_info``). Elsewhere it is SIGTERM: from the first call
+        on, the first one is noted and no longer ends the process, a second one does.
         """
         session = self._enter()
         told = session.preempted()
@@ -318,6 +318,7 @@ class Checkpointer(CheckpointDirectory):
         return any(session.ranks.all_gather(b"1" if preemption.noted() else b""))
 
     @in_turn
+    @says_what_stands
     def wait(self) -> None:
         """Return when all saves that were begun are durable. Every rank of a gang calls it.
 
@@ -374,6 +375,6 @@ class Checkpointer(CheckpointDirectory):
 
     def _enter(self) -> Session:
         if self._session is None or not self._session.active():
-            self._session = sessions.detect()
+            self._session = sessions.detect(self.timeout)
             self._turns.gang = self._session.ranks.world_size > 1
         return self._session

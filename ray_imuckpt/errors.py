@@ -7,7 +7,8 @@
     ├── StateMismatchError            (ValueError) the objects differ from what was saved
     ├── StorageError                  (OSError) the place cannot be reached, listed or written
     ├── SaveFailedError               nothing was committed (unless it says that it may be): retry
-    └── UnsupportedStateError         (TypeError) a value that cannot be stored without pickle
+    ├── UnsupportedStateError         (TypeError) a value that cannot be stored without pickle
+    └── GangBrokenError               a rank died or did not come: start the gang again
 
 Every error survives pickling (Ray moves exceptions between processes) and can be sent to the
 other ranks of a gang as plain data (`to_wire`, `from_wire`), so that all ranks raise the same
@@ -123,6 +124,10 @@ class UnsupportedStateError(ImuckptError, TypeError):
     """A value that cannot be stored; the message holds the path to it."""
 
 
+class GangBrokenError(ImuckptError):
+    """The ranks cannot meet any more: one has died, left, or did not come within the timeout."""
+
+
 _CLASSES: dict[str, type[Exception]] = {
     cls.__name__: cls
     for cls in (
@@ -134,6 +139,7 @@ _CLASSES: dict[str, type[Exception]] = {
         StorageError,
         SaveFailedError,
         UnsupportedStateError,
+        GangBrokenError,
         ValueError,
         TypeError,
     )

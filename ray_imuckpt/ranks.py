@@ -1,6 +1,6 @@
-"""Who am I in the gang, and how the gang speaks. The room that touches torch.distributed.
+"""Who am I in the gang, and how the gang speaks.
 
-No collective here is ever called from a background thread, and none moves pickled objects: what
+No collective of ours is ever called from a background thread, and none moves pickled objects: what
 travels is bytes (`torch.distributed`'s object collectives unpickle what they receive).
 
 Promise 6, no rank hangs: whatever may fail on one rank runs inside `together`, which ends with an
@@ -18,21 +18,23 @@ from typing import Protocol, TypeVar
 import torch
 import torch.distributed as dist
 
-from ray_imuckpt.errors import ImuckptError, from_wire, to_wire
+from ray_imuckpt.errors import GangBrokenError, ImuckptError, from_wire, to_wire
+from ray_imuckpt.gloo import TorchRanks
 
 T = TypeVar("T")
 
-_BROADCAST_BYTES = 256 * 1024 * 1024
-
 
 class Ranks(Protocol):
-    """A gang of processes seen from one of them. Every method but `stale` is a collective."""
+    """A gang of processes seen from one of them. All but `stale` and `leave` are collectives."""
 
     rank: int
     world_size: int
 
     def stale(self) -> bool:
         """Whether the gang has changed since: then this object must not be used again."""
+
+    def leave(self, error: BaseException) -> None:
+        """Let the others know that this rank does not come to their meeting, for this reason."""
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """The payloads of all ranks, in rank order, on every rank."""
@@ -57,6 +59,9 @@ class SoloRanks:
         """See `Ranks.stale`."""
         return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
+    def leave(self, error: BaseException) -> None:
+        """See `Ranks.leave`."""
+
     def all_gather(self, payload: bytes) -> list[bytes]:
         """See `Ranks.all_gather`."""
         return [payload]
@@ -73,74 +78,24 @@ class SoloRanks:
         """See `Ranks.broadcast_into`."""
 
 
-class TorchRanks:
-    """The default process group, spoken to through a gloo group of its own.
+# One group for all Checkpointers of a process: each has threads, and sockets to every rank, until
+# the default group is destroyed.
+_MADE: dict[timedelta, TorchRanks] = {}
 
-    A group of our own, because NCCL moves GPU memory only, and because our messages must not mix
-    with the collectives of the user's backward pass. Making it is a collective.
+
+def current(timeout: timedelta) -> Ranks:
+    """Return the gang of this process: torch.distributed's, or a gang of one.
 
     Args:
-        timeout: How long a collective waits for a rank that does not come. A rank whose process
-            died is noticed at once; a long one is rank 0 waiting for a slow storage.
-    """
-
-    def __init__(self, timeout: timedelta = timedelta(hours=6)) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
-        self._world = dist.group.WORLD
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-
-    def stale(self) -> bool:
-        """See `Ranks.stale`."""
-        return dist.group.WORLD is not self._world
-
-    def all_gather(self, payload: bytes) -> list[bytes]:
-        """See `Ranks.all_gather`."""
-        sizes = self._sizes(payload)
-        if not any(sizes):
-            return [b""] * self.world_size
-        mine = _padded(payload, max(sizes))
-        theirs = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(theirs, mine, group=self._group)
-        return [_bytes(tensor, size) for tensor, size in zip(theirs, sizes, strict=True)]
-
-    def gather(self, payload: bytes) -> list[bytes]:
-        """See `Ranks.gather`."""
-        sizes = self._sizes(payload)
-        mine = _padded(payload, max(sizes))
-        theirs = [torch.empty_like(mine) for _ in sizes] if self.rank == 0 else None
-        dist.gather(mine, theirs, group=self._group, group_dst=0)
-        return [_bytes(tensor, size) for tensor, size in zip(theirs or [], sizes, strict=False)]
-
-    def broadcast(self, payload: bytes | None) -> bytes:
-        """See `Ranks.broadcast`."""
-        size = torch.tensor([len(payload or b"")], dtype=torch.int64, device="cpu")
-        dist.broadcast(size, group=self._group, group_src=0)
-        buffer = _padded(payload or b"", int(size.item()))
-        self.broadcast_into(buffer)
-        return _bytes(buffer, int(size.item()))
-
-    def broadcast_into(self, buffer: torch.Tensor) -> None:
-        """See `Ranks.broadcast_into`."""
-        for piece in torch.split(buffer, _BROADCAST_BYTES):
-            dist.broadcast(piece, group=self._group, group_src=0)
-
-    def _sizes(self, payload: bytes) -> list[int]:
-        sizes = torch.empty(self.world_size, dtype=torch.int64, device="cpu")
-        mine = torch.tensor([len(payload)], dtype=torch.int64, device="cpu")
-        dist.all_gather_into_tensor(sizes, mine, group=self._group)
-        return [int(size) for size in sizes]
-
-
-def current() -> Ranks:
-    """The gang of this process: torch.distributed's, or a gang of one.
+        timeout: How long a meeting waits for a rank that does not come; the same on all ranks.
 
     Raises:
         ImuckptError: This process was started as one of several by a launcher, but the process
             group was not initialized: every process would write the same checkpoint.
+        GangBrokenError: Not all ranks came.
     """
     if dist.is_available() and dist.is_initialized():
-        return TorchRanks() if dist.get_world_size() > 1 else SoloRanks()
+        return _gang(timeout) if dist.get_world_size() > 1 else SoloRanks()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ImuckptError(
             f"A launcher started {os.environ['WORLD_SIZE']} processes, but torch.distributed is "
@@ -148,6 +103,14 @@ def current() -> Ranks:
             hint="Call torch.distributed.init_process_group() before the first use.",
         )
     return SoloRanks()
+
+
+def _gang(timeout: timedelta) -> TorchRanks:
+    for made in [key for key, ranks in _MADE.items() if ranks.stale()]:
+        del _MADE[made]
+    if timeout not in _MADE:
+        _MADE[timeout] = TorchRanks(timeout)
+    return _MADE[timeout]
 
 
 def together(ranks: Ranks, step: Callable[[], T]) -> T:
@@ -162,8 +125,16 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
         result = step()
     except Exception as raised:  # noqa: BLE001 - every failure is told to the others
         error = raised
+    except BaseException as raised:  # an interrupt: this rank goes, whatever the others do
+        ranks.leave(raised)
+        raise
     outcome = b"" if error is None else json.dumps(_located(error, ranks), default=str).encode()
-    outcomes = ranks.all_gather(outcome)
+    try:
+        outcomes = ranks.all_gather(outcome)
+    except GangBrokenError as broken:
+        if error is not None:  # it came first, and says more
+            raise error from broken
+        raise
     failed = next((rank for rank, told in enumerate(outcomes) if told), None)
     if failed is None:
         return result  # type: ignore[return-value]
@@ -186,14 +157,3 @@ def _located(error: Exception, ranks: Ranks) -> dict[str, object]:
         else:
             wire.setdefault("rank", ranks.rank)
     return wire
-
-
-def _padded(payload: bytes, size: int) -> torch.Tensor:
-    buffer = torch.zeros(size, dtype=torch.uint8, device="cpu")
-    if payload:
-        buffer[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-    return buffer
-
-
-def _bytes(tensor: torch.Tensor, size: int) -> bytes:
-    return tensor[:size].numpy().tobytes()

@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from ray_imuckpt import codec, snapshot
+from ray_imuckpt.begun import Begun
 from ray_imuckpt.capture.fence import Fence
-from ray_imuckpt.errors import SaveFailedError
+from ray_imuckpt.errors import GangBrokenError, SaveFailedError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
@@ -28,40 +28,6 @@ from ray_imuckpt.writer import Writing
 logger = logging.getLogger("ray_imuckpt")
 
 _TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
-
-
-@dataclass(eq=False)
-class Begun:
-    """A save that was begun.
-
-    Attributes:
-        writing: The save, on the rank that writes; ``None`` on the others.
-        settled: Whether every rank knows how the save ended.
-        error: How it failed, once that is settled.
-        copy: What is written, on the rank that writes, until the save is settled.
-    """
-
-    writing: Writing | None = None
-    settled: bool = False
-    error: Exception | None = None
-    copy: snapshot.Copy | None = None
-
-    def give_up(self) -> bool:
-        """Make sure that nothing is written; False where the writing has begun."""
-        return self.writing is None or self.writing.cancel()
-
-    def fence(self) -> None:
-        """Return when what is still to be copied may be changed."""
-        if self.copy is not None and self.writing is not None and not self.writing.never_began():
-            self.copy.fence()
-
-    def done(self) -> bool:
-        """Whether it has ended, as far as this rank knows."""
-        return self.settled or (self.writing is not None and self.writing.done())
-
-    def end(self, error: Exception | None = None) -> None:
-        """Every rank knows how it ended."""
-        self.settled, self.error, self.copy = True, error, None
 
 
 class Saver:
@@ -107,7 +73,7 @@ class Saver:
             UnsupportedStateError: Something cannot be stored; nothing was written.
             SaveFailedError: It failed, and `background` is false.
         """
-        self._begun = begun = Begun()
+        self._begun = begun = Begun(epoch)
 
         def write() -> None:
             if ranks.rank != 0 or self.run is None:
@@ -127,6 +93,9 @@ class Saver:
 
         try:
             together(ranks, write)
+        except GangBrokenError:
+            begun.give_up()
+            raise
         except BaseException:
             if begun.give_up():
                 self._begun = None
@@ -167,6 +136,8 @@ class Saver:
 
         try:
             together(ranks, look)
+        except GangBrokenError:  # how the save ends is still to be seen
+            raise
         except Exception as error:
             self._begun = None
             begun.end(error)
@@ -174,6 +145,10 @@ class Saver:
         if wait:
             self._begun = None
             begun.end()
+
+    def standing(self) -> str:
+        """Return in words what this rank knows of the save that it has not settled."""
+        return "No save was in flight." if self._begun is None else self._begun.standing()
 
     def finish(self) -> None:
         """Wait for this process's save without asking the gang."""

@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from ray_imuckpt.manifest import Manifest
@@ -47,6 +48,11 @@ class SavedEpoch:
 class Session:
     """What the surroundings of this process offer and expect; here, what most of them do not.
 
+    Making one is a collective.
+
+    Args:
+        timeout: Of each meeting of the ranks; see `ray_imuckpt.ranks.current`.
+
     Attributes:
         ranks: The gang.
         immediate: Whether a checkpoint must be committed when it is reported.
@@ -54,8 +60,8 @@ class Session:
 
     immediate = False
 
-    def __init__(self) -> None:
-        self.ranks: Ranks = current()
+    def __init__(self, timeout: timedelta) -> None:
+        self.ranks: Ranks = current(timeout)
 
     def active(self) -> bool:
         """Whether this is still the session of this process."""
@@ -106,9 +112,8 @@ class ScriptSession(Session):
     starts the workers by way of another program, a shell for example.
     """
 
-    def __init__(self) -> None:
-        """A collective in a gang."""
-        super().__init__()
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(timeout)
         mine = _invocation() if self.ranks.rank == 0 else None
         self._run_id = self.ranks.broadcast(mine.encode() if mine else None).decode() or None
 
@@ -145,13 +150,17 @@ def _invocation() -> str | None:
     return f"torchelastic-{job}-{parent}{since}"
 
 
-def detect() -> Session:
-    """The session of this process. A collective in a gang."""
+def detect(timeout: timedelta) -> Session:
+    """The session of this process. A collective in a gang.
+
+    Args:
+        timeout: Of each meeting of the ranks; see `ray_imuckpt.ranks.current`.
+    """
     for provider in _providers():
-        session: Session | None = provider.detect()
+        session: Session | None = provider.detect(timeout)
         if session is not None:
             return session
-    return ScriptSession()
+    return ScriptSession(timeout)
 
 
 def own_storage() -> Storage | None:

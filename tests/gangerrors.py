@@ -7,9 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import torch
 import torch.distributed as dist
+from fsspec import AbstractFileSystem
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -26,8 +28,18 @@ from ray_imuckpt import (
 from ray_imuckpt.capture.objects import take_object
 
 
+class Unreachable(AbstractFileSystem):
+    """A storage that one rank cannot open."""
+
+    protocol = "unreachable"
+
+    def __init__(self, **options: Any) -> None:
+        raise OSError("no route")
+
+
 def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
     """Promise 6: a failure on one rank is everyone's, with that rank's number; nobody hangs."""
+    fsspec.register_implementation("unreachable", Unreachable)
     model = small_model()
     checkpointer = Checkpointer(directory)
 
@@ -57,9 +69,9 @@ def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
         same_everywhere(str(error))
     error = error_of(lambda: checkpointer.start(model, device="cpu" if rank else "nowhere"))
     same_everywhere(str(error))
-    error = error_of(
-        lambda: Checkpointer("nowhere://x" if rank else directory).checkpoint(1, model=model)
-    )
+    place = "unreachable://x" if rank else directory
+    error = error_of(lambda: Checkpointer(place).checkpoint(1, model=model))
+    assert "no route" in str(error)
     same_everywhere(str(error))
 
     bad = {"sampler": Position(at=0)}
@@ -73,11 +85,11 @@ def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
     error = error_of(lambda: checkpointer.checkpoint(1, model=model, hook=lambda: 0))
     assert isinstance(error, UnsupportedStateError)
     same_everywhere(str(error))
-    assert not directory.exists(), "nothing was written so far"
+    assert not any(directory.iterdir()), "nothing was written so far"
 
     blocked = directory.parent / "file"
     if rank == 0:
-        blocked.parent.mkdir()
+        blocked.parent.mkdir(exist_ok=True)
         blocked.write_text("not a directory")
     dist.barrier()
     blocking = Checkpointer(blocked / "run", blocking=True)
@@ -136,7 +148,8 @@ def what_does_not_fit_changes_nothing_on_any_rank(directory: Path, rank: int) ->
         torch.manual_seed(seed)
         model = small_model(seed)
         optimizer = adamw(model)
-        second = kind([nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))], lr=0.1 + seed)
+        extra = nn.ParameterList([torch.ones(2), torch.ones(3)])
+        second = kind(extra.parameters(), lr=0.1 + seed)
         for group in (*optimizer.param_groups, *second.param_groups):
             for parameter in group["params"]:
                 parameter.grad = torch.randn_like(parameter)
@@ -145,6 +158,7 @@ def what_does_not_fit_changes_nothing_on_any_rank(directory: Path, rank: int) ->
         return {
             "model": model,
             "optimizer": optimizer,
+            "extra": extra,
             "second": second,
             "generator": np.random.default_rng(seed),
             "per_rank": {

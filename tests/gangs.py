@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +179,9 @@ def one_rank_is_told_to_go(directory: Path, rank: int) -> None:
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
     """gather, all_gather and broadcast with nothing, little and much; rank 0 names the run."""
     from ray_imuckpt import sessions
-    from ray_imuckpt.ranks import TorchRanks
+    from ray_imuckpt.gloo import TorchRanks
 
-    ranks = TorchRanks()
+    ranks = TorchRanks(timedelta(seconds=60))
     for size in (0, 1, 5_000_000):
         payload = bytes([rank]) * (size + rank)
         expected = [bytes([r]) * (size + r) for r in range(ranks.world_size)]
@@ -190,7 +191,7 @@ def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
     assert ranks.all_gather(b"") == [b""] * ranks.world_size
     given = os.environ["TORCHELASTIC_RUN_ID"]
     os.environ["TORCHELASTIC_RUN_ID"] = f"of-rank-{rank}"
-    run = str(sessions.detect().run_id())
+    run = str(sessions.detect(timedelta(seconds=60)).run_id())
     os.environ["TORCHELASTIC_RUN_ID"] = given
     assert run.startswith(f"torchelastic-of-rank-0-{os.getppid()}"), "rank 0's, on every rank"
     same_everywhere(run)

@@ -19,7 +19,7 @@ LONGER_FILES = {"checkpointer.py": 380}
 MAX_LINES_OF_A_FUNCTION = 60
 
 # import-linter sees torch.distributed as torch. `capture` needs DTensor and the sharded optimizer.
-ROOMS_WITH_DISTRIBUTED = {"ranks", "capture"}
+ROOMS_WITH_DISTRIBUTED = {"ranks", "gloo", "capture"}
 
 MODULES_THAT_RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 NAMES_THAT_RUN_CODE = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import posixpath
+from datetime import timedelta
 from typing import Any
 
 import ray.train
@@ -21,12 +22,14 @@ from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, from_arrow, same_place
 
 
-def detect() -> GangSession | LocalSession | None:
+def detect(timeout: timedelta) -> GangSession | LocalSession | None:
     """The session of this process if Ray Train runs it."""
     context = _context()
     if context is None:
         return None
-    return LocalSession() if _run_storage(context) is None else GangSession(context)
+    if _run_storage(context) is None:
+        return LocalSession(timeout)
+    return GangSession(context, timeout)
 
 
 def present() -> bool:
@@ -70,13 +73,14 @@ class GangSession(Session):
 
     Args:
         context: Ray's context of this worker.
+        timeout: See `Session`.
 
     Raises:
         ImuckptError: The gang has several workers but no torch.distributed.
     """
 
-    def __init__(self, context: ray.train.TrainContext) -> None:
-        super().__init__()
+    def __init__(self, context: ray.train.TrainContext, timeout: timedelta) -> None:
+        super().__init__(timeout)
         self._context = context
         self._own = _ours(_run_storage(context))
         # Ray would delete a directory that it knows twice while it still counts as the newest.

@@ -12,6 +12,7 @@ import posixpath
 import tempfile
 import warnings
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 import ray.tune
@@ -21,9 +22,9 @@ from ray_imuckpt.sessions import SavedEpoch, Session
 from ray_imuckpt.storage import Storage, from_arrow, same_place
 
 
-def detect() -> TuneSession | None:
+def detect(timeout: timedelta) -> TuneSession | None:
     """The session of this process if it runs a trial's function."""
-    return TuneSession() if present() else None
+    return TuneSession(timeout) if present() else None
 
 
 def present() -> bool:
@@ -45,8 +46,8 @@ class TuneSession(Session):
     # A scheduler may give the checkpoint to another trial, or end this one, as soon as it is told.
     immediate = True
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, timeout: timedelta) -> None:
+        super().__init__(timeout)
         self._trial = _trial_id()
         self._own = _trial_storage()
 

@@ -1,0 +1,163 @@
+"""What a gang says and does when a rank is lost; what each rank does is in lostranks.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import HERE, python_path
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.ranks import SoloRanks, together
+from ray_imuckpt.watch import Register, Watch, ask
+
+Told = dict[int, dict[str, Any]]
+
+
+def lose(directory: Path, story: str) -> Told:
+    """Play a story, and return what each rank that lived on told."""
+    subprocess.run(
+        [sys.executable, str(HERE / "lostranks.py"), str(directory), story],
+        env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=True,
+    )
+    told: Told = {
+        int(file.stem): json.loads(file.read_text()) for file in (directory / story).glob("*.json")
+    }
+    assert not any("failed" in each for each in told.values()), told
+    return told
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_an_error_that_says_what_was_committed(tmp_path: Path) -> None:
+    """Every rank that lives on gets GangBrokenError at once; rank 0 knows how its save ended."""
+    told = lose(tmp_path, "dies_after_a_save_was_begun")
+    assert set(told) == {0, 2}
+    for call in ("told", "again", "later"):
+        assert "Epoch 1 was committed." in told[0][call]
+        assert "Whether epoch 1 was committed is known to rank 0" in told[2][call]
+        for rank in (0, 2):
+            assert re.search(r"The connection to ranks? .*\b1\b.* was lost", told[rank][call])
+            assert "Start the gang again" in told[rank][call]
+
+
+@pytest.mark.slow
+def test_rank_zero_may_die_too(tmp_path: Path) -> None:
+    """The others do not wait for the rank that writes."""
+    told = lose(tmp_path, "rank_zero_dies_before_a_save")
+    assert set(told) == {1, 2}
+    for rank in (1, 2):
+        assert "was lost" in told[rank]["told"]
+        assert "No save was in flight." in told[rank]["told"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("story", "lost"), [("does_not_come", 2), ("never_starts", 1)])
+def test_a_rank_that_does_not_come_is_named_at_the_deadline(
+    tmp_path: Path, story: str, lost: int
+) -> None:
+    """Nobody waits longer than `timeout`, in `checkpoint` and in the very first call."""
+    told = lose(tmp_path, story)
+    for rank in {0, 1, 2} - {lost}:
+        assert re.search(rf"waited 2 s for ranks? .*\b{lost}\b", told[rank]["told"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_interrupted_is_not_waited_for(tmp_path: Path) -> None:
+    """Ctrl-C on one rank, which lives on, ends the meeting for the others."""
+    told = lose(tmp_path, "is_interrupted_in_a_meeting")
+    assert told[1]["told"] == "interrupted"
+    for rank in (0, 1, 2):
+        assert "Rank 1 left a meeting of the ranks: KeyboardInterrupt" in told[rank]["later"]
+
+
+@pytest.mark.slow
+def test_who_waits_says_for_whom(tmp_path: Path) -> None:
+    """A late rank is named in the log of those that wait, and nothing else happens."""
+    told = lose(tmp_path, "comes_late")
+    assert all(each["saved"] == [1] for each in told.values())
+    assert any(re.search(r"Waiting for rank.* 2 since", text) for text in told[0]["records"])
+
+
+class Shelf(dict[str, str]):
+    """A store in memory."""
+
+    def set(self, key: str, value: str, /) -> None:
+        self[key] = value
+
+    def get(self, key: str, /) -> bytes:  # type: ignore[override]
+        return self[key].encode()
+
+    def check(self, keys: list[str], /) -> bool:
+        return all(key in self for key in keys)
+
+
+def test_the_register_knows_who_has_come_and_the_first_reason_to_leave() -> None:
+    """A rank is missing until it has come to this meeting; the first reason stands."""
+    shelf = Shelf()
+    mine, theirs = (Register(shelf, rank, 3) for rank in (0, 1))
+    assert mine.missing(1) == [1, 2]
+    theirs.come(4)
+    assert (mine.missing(4), mine.missing(5)) == ([2], [1, 2])
+    assert mine.left() is None
+    theirs.leave("died")
+    mine.leave("bored")
+    assert mine.left() == "died"
+    nobody = Register(None, 0, 3)
+    nobody.come(1)
+    nobody.leave("why")
+    assert (nobody.missing(1), nobody.left()) == (None, None)
+
+
+def test_a_store_that_fails_stops_nobody() -> None:
+    """Without an answer nothing is known, and the wait goes on."""
+
+    class Gone(Shelf):
+        def set(self, key: str, value: str, /) -> None:
+            raise ConnectionError("gone")
+
+        def check(self, keys: list[str], /) -> bool:
+            raise ConnectionError("gone")
+
+    register = Register(Gone(), 0, 2)
+    assert ask(lambda: register.missing(1)) is None
+    with Watch(register, 1, 0.01) as watch:
+        assert watch.left is None
+
+
+def test_an_interrupt_in_a_step_is_told_to_the_others() -> None:
+    """`together` lets them know that this rank does not come, and goes on being interrupted."""
+    told: list[BaseException] = []
+
+    class Telling(SoloRanks):
+        def leave(self, error: BaseException) -> None:
+            told.append(error)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        together(Telling(), interrupted)
+    assert [type(error) for error in told] == [KeyboardInterrupt]
+
+
+@pytest.mark.parametrize(("given", "meant"), [(5, 5.0), (0.5, 0.5), (timedelta(minutes=1), 60.0)])
+def test_timeout_is_seconds_or_a_timedelta(given: Any, meant: float) -> None:
+    """Both are taken, and travel with the Checkpointer."""
+    checkpointer = Checkpointer("nowhere", timeout=given)
+    assert checkpointer.__getstate__()["timeout"] == timedelta(seconds=meant)
+
+
+@pytest.mark.parametrize("given", [0, -1, float("nan"), float("inf"), "5", None, True])
+def test_another_timeout_is_refused_at_construction(given: Any) -> None:
+    """A deadline that is none is an error where it is given."""
+    with pytest.raises((TypeError, ValueError), match="timeout="):
+        Checkpointer("nowhere", timeout=given)
