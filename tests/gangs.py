@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -21,9 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 import gangerrors
 import ganglayouts
 from conftest import adamw, same_bytes, small_model
-from gangcommon import Position, same_everywhere
+from gangcommon import Position, error_of, same_everywhere
 from ray_imuckpt import (
     Checkpointer,
+    UnsupportedStateError,
     preemption,
 )
 
@@ -174,6 +176,33 @@ def one_rank_is_told_to_go(directory: Path, rank: int) -> None:
         assert preemption.noted() == (rank == 1)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def what_one_rank_does_not_save_is_an_error_on_all(directory: Path, rank: int) -> None:
+    """A parameter of rank 1's optimizer is of no model; warnings are rank 0's alone."""
+    warnings: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("ray_imuckpt").addHandler(handler)
+    model = small_model()
+    checkpointer = Checkpointer(directory)
+    sampler = {"sampler": Position()}
+    checkpointer.checkpoint(2, model=model, optimizer=adamw(model), per_rank=sampler)
+    checkpointer.wait()
+    optimizer = torch.optim.SGD([*model.parameters(), *([torch.ones(3)] * rank)])
+    error = error_of(lambda: checkpointer.checkpoint(3, model=model, optimizer=optimizer))
+    assert isinstance(error, UnsupportedStateError)
+    assert error.rank == 1
+    assert "of shape (3,)" in str(error)
+    same_everywhere(str(error))
+    assert not warnings
+    Checkpointer(directory).start(model)
+    Checkpointer(directory).checkpoint(1, model=model)
+    told = ["optimizer is in", "per_rank['sampler'] is in", "Epoch 1 is saved below epoch 2"]
+    if rank == 0:
+        assert [line for line in told if any(w.startswith(line) for w in warnings)] == told
+    assert len(warnings) == (3 if rank == 0 else 0)
+    logging.getLogger("ray_imuckpt").removeHandler(handler)
 
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:

@@ -46,6 +46,7 @@ STORIES = [
     [
         "every_rank_gets_the_same_error",
         "what_does_not_fit_changes_nothing_on_any_rank",
+        "what_one_rank_does_not_save_is_an_error_on_all",
         "a_rank_that_was_not_there",
         "a_script_without_a_process_group",
     ],

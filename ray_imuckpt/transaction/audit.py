@@ -21,8 +21,8 @@ from ray_imuckpt.units import listed
 
 logger = logging.getLogger("ray_imuckpt")
 
-_OWN = (
-    "register them on the model, or pass a module that holds them by keyword to start() and "
+_CURE = (
+    "Register them on the model, or pass a module that holds them by keyword to start() and "
     "checkpoint(), such as extra=nn.ParameterList([...])."
 )
 
@@ -59,8 +59,9 @@ class Audit:
                 ranks,
                 "unsaved parameters",
                 "No model saves these parameters of an optimizer, and checkpoint() will refuse "
-                "them: %s. What to do: " + _OWN,
+                "them: %s. %s",
                 listed(strange),
+                _CURE,
             )
         if loaded is None:
             return
@@ -107,7 +108,7 @@ class Audit:
                 f"Nothing saves these parameters of an optimizer: {listed(strange)}. A resumed run "
                 "would begin them anew.",
                 rank=ranks.rank if ranks.world_size > 1 else None,
-                hint=_OWN[:1].upper() + _OWN[1:],
+                hint=_CURE,
             )
         self._tell_empty(ranks, {"model": model, **passed})
         if self._started is not None:
