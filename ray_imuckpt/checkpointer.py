@@ -164,7 +164,7 @@ class Checkpointer(CheckpointDirectory):
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             choice = arguments.continue_from(chosen)
             arguments.device(device)
-            return choice, self._writable(session), session.handed()
+            return choice, self._storage(session), session.handed()
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process

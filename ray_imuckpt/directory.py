@@ -166,12 +166,6 @@ class CheckpointDirectory:
         own = session.storage() if session else sessions.own_storage()
         return own or open_storage(".")
 
-    def _writable(self, session: Session) -> Storage:
-        storage = self._storage(session)
-        if session.ranks.rank == 0:
-            storage.check_writable()
-        return storage
-
     def _catalog(self) -> Catalog:
         finish_all()
         return Catalog(self._storage())

@@ -23,6 +23,7 @@ from ray_imuckpt import (
     ImuckptError,
     SaveFailedError,
     StateMismatchError,
+    StorageError,
     UnsupportedStateError,
 )
 from ray_imuckpt.capture.objects import take_object
@@ -95,6 +96,10 @@ def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
     blocking = Checkpointer(blocked / "run", blocking=True)
     error = error_of(lambda: blocking.checkpoint(1, model=model))
     assert isinstance(error, SaveFailedError)
+    same_everywhere(str(error))
+    error = error_of(lambda: blocking.start(model))  # only rank 0 has looked
+    assert isinstance(error, StorageError)
+    assert error.rank == 0
     same_everywhere(str(error))
 
     # In the background: the error of rank 0 is everyone's when they meet again.

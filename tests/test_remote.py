@@ -8,7 +8,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.dirfs import DirFileSystem
 from torch import nn
 
@@ -132,12 +131,18 @@ def test_a_local_disk_in_any_disguise_is_local(tmp_path: Path) -> None:
         storage_on(DirFileSystem(str(tmp_path), local), "run"),
         storage_on(DirFileSystem("x", DirFileSystem(str(tmp_path), local)), "../run"),
         storage_on(DirFileSystem(str(tmp_path), local), "/run"),
-        storage_on(AsyncFileSystemWrapper(local, asynchronous=False), f"{tmp_path}/run"),
         open_storage(f"simplecache::file://{tmp_path}/run"),
     ]
     for place in places:
         assert isinstance(place, LocalStorage)
         assert place.url == f"{tmp_path}/run"
+
+
+def test_the_asynchronous_wrapper_is_taken_off_too(tmp_path: Path) -> None:
+    """It came with fsspec 2024.10."""
+    wrapper = pytest.importorskip("fsspec.implementations.asyn_wrapper").AsyncFileSystemWrapper
+    wrapped = wrapper(fsspec.filesystem("file"), asynchronous=False)
+    assert isinstance(storage_on(wrapped, f"{tmp_path}/run"), LocalStorage)
 
 
 def test_a_subdirectory_of_a_store_is_that_place(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def restore(
 
     Args:
         ranks: The gang.
-        storage: The directory of the checkpoints; used on rank 0 only.
+        storage: The directory of the checkpoints, which must be writable; used on rank 0 only.
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, which a restarted gang shares; then the run's
             own newest checkpoint goes before `choice`.
@@ -118,12 +118,14 @@ def restore(
         CorruptCheckpointError: The epoch asked for, or every checkpoint there is, is damaged.
         CheckpointNotFoundError: What `handed` names is gone, and there is nothing here instead.
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
+        StorageError: The directory cannot be written or listed.
     """
     catalog = Catalog(storage)
     place = storage
 
     def decide() -> bytes:
         nonlocal place
+        storage.check_writable()  # before the first epoch, not after it
         given = None if handed is None else _of_another_run(storage, handed)
         if given is not None:
             place = given.place
