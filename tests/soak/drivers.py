@@ -14,6 +14,9 @@ from typing import Any
 
 from conftest import HERE, python_path
 
+KILLS = int(os.environ.get("IMUCKPT_KILLS", "1000"))  # in one `make soak`, all kinds together
+RAY_KILLS = max(2, KILLS // 50)
+
 
 def drive(where: Path, last: int, **environment: str) -> subprocess.Popen[str]:
     """A driver in a process group of its own."""

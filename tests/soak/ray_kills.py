@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from drivers import drive, kill_driver, told_by, wait_for
+from drivers import RAY_KILLS, drive, kill_driver, told_by, wait_for
 from ray_imuckpt import Checkpointer
 from test_examples import run_smoke
-
-KILLS = 20
 
 
 def gang_after(where: Path, before: set[str]) -> set[str]:
@@ -32,19 +30,19 @@ def gang_after(where: Path, before: set[str]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     """Workers, and now and then the driver, by SIGKILL at moments drawn at random."""
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 1_000_000))
     print(f"SOAK_SEED={seed}")
     draw = random.Random(seed)
-    last = 6 * KILLS
+    last = 6 * RAY_KILLS
     whole = told_by(drive(tmp_path / "whole", last))
     where = tmp_path / "killed"
     where.mkdir()
     (where / "hold").touch()
     driver = drive(where, last, PAUSE="0.5")
     before: set[str] = set()
-    for kill in range(1, KILLS + 1):
+    for kill in range(1, RAY_KILLS + 1):
         before = gang_after(where, before)
         time.sleep(draw.uniform(0, 3))
         assert driver.poll() is None
@@ -54,7 +52,7 @@ def test_a_run_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path: Path) ->
         else:
             os.kill(int(draw.choice(sorted(before))), signal.SIGKILL)
         done = Checkpointer(where / "run").index_of_last_checkpoint()
-        print(f"kill {kill} of {KILLS}: epoch {done} was committed", flush=True)
+        print(f"kill {kill} of {RAY_KILLS}: epoch {done} was committed", flush=True)
     (where / "hold").unlink()
     told = told_by(driver)
     assert told["log"] == list(range(1, last + 1))

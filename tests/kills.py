@@ -1,0 +1,237 @@
+"""A run that is killed again and again; test_kills.py and soak/kills.py start it.
+
+python kills.py DIRECTORY SEED KILLS RANKS    prints what came of it, as JSON
+
+Each attempt is forked from this process, which has imported torch and started no thread, continues
+from the last checkpoint, and is killed with SIGKILL at a moment drawn at random; of a gang one rank
+is, and the others must end by themselves. It announces on a pipe what it knows to be durable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from ray_imuckpt import Checkpointer, ImuckptError
+
+PATIENCE = 60  # seconds within which the other rank of a gang has to end
+
+
+class Net(nn.Module):
+    """Trained, frozen, and random parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained = nn.Linear(96, 96)
+        self.frozen = nn.Linear(48, 48).requires_grad_(requires_grad=False)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.trained(self.dropout(x))
+
+
+def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """A name of the whole state."""
+    found = hashlib.blake2b(digest_size=8)
+    states = optimizer.state_dict()["state"].values()
+    moments = (state[name] for state in states for name in sorted(state))
+    for tensor in (*model.state_dict().values(), *moments):
+        found.update(tensor.numpy().tobytes())
+    return found.hexdigest()
+
+
+def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None:
+    """Train and save, in ways drawn by `seed`; the state follows from the epoch alone."""
+    draw = random.Random(seed)
+    torch.manual_seed(5)
+    model = Net()
+    optimizer = torch.optim.AdamW(model.trained.parameters(), lr=1e-3)
+    kind = draw.choice(("eager", "overlap", "blocking"))
+    checkpointer = Checkpointer(
+        directory, blocking=kind == "blocking", snapshot="overlap" if kind == "overlap" else "eager"
+    )
+    _, _, log, epoch, _ = checkpointer.start(model, optimizer)
+
+    def tell(*words: object) -> None:
+        os.write(pipe, (" ".join(map(str, words)) + "\n").encode())
+
+    if log:
+        tell("started", log[-1]["digest"], digest(model, optimizer))
+    while last is None or epoch <= last:
+        optimizer.zero_grad()
+        model(torch.randn(4, 96)).square().mean().backward()
+        optimizer.step()
+        log.append({"epoch": epoch, "digest": digest(model, optimizer)})
+        pending = checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log)
+        if draw.random() < 0.1:  # the same epoch once more
+            pending = checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log)
+        if kind == "blocking" or draw.random() < 0.3:
+            pending.wait()
+            tell("durable", epoch)
+        if checkpointer_prunes(draw):
+            checkpointer.prune(keep_last=3)
+        epoch += 1
+    checkpointer.wait()
+
+
+def checkpointer_prunes(draw: random.Random) -> bool:
+    """Whether it is time to; rank 0 alone does it, and must not, where others wait for it."""
+    return draw.random() < 0.2 and not dist.is_initialized()
+
+
+def victim(directory: Path, seed: int, rank: int, ranks: int, pipe: int) -> None:
+    """One rank of one attempt; does not return."""
+    status = 1
+    try:
+        if ranks > 1:
+            store = dist.FileStore(str(directory / f"store-{seed}"), ranks)
+            patience = timedelta(seconds=PATIENCE)
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=ranks, timeout=patience
+            )
+        os.write(pipe, b"joined\n")
+        train(str(directory / "run"), seed, pipe)
+    except (ImuckptError, RuntimeError):  # in a gang: the other rank is gone
+        status = 3
+    except BaseException:  # noqa: BLE001 - it is told by its status
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+class Campaign:
+    """One run, from kill to kill."""
+
+    def __init__(self, where: Path, seed: int, ranks: int) -> None:
+        self.where = where
+        self.draw = random.Random(seed)
+        self.ranks = ranks
+        self.told: Counter[str] = Counter()
+        self.digests: dict[int, str] = {}  # of every epoch that was ever seen
+        self.durable = 0
+        self.begun: set[str] = set()  # directories without a manifest
+        self.problems: list[str] = []
+
+    def attempt(self, number: int) -> None:
+        """Begin, kill, and see what is left."""
+        read, write = os.pipe()
+        pids = []
+        for rank in range(self.ranks):
+            pid = os.fork()
+            if not pid:
+                os.close(read)
+                victim(self.where, number, rank, self.ranks, write)
+            pids.append(pid)
+        os.close(write)
+        told = b""
+        while told.count(b"joined\n") < self.ranks:  # who has not met the others waits for them
+            told += os.read(read, 4096)
+        time.sleep(self.draw.uniform(0, 0.2 if self.ranks == 1 else 0.6))
+        struck = self.draw.randrange(self.ranks)
+        os.kill(pids[struck], signal.SIGKILL)
+        self.told[f"kills of rank {struck}"] += 1
+        for rank, pid in enumerate(pids):
+            self.ended(pid, "killed" if rank == struck else "left")
+        with os.fdopen(read, "rb") as pipe:
+            told += pipe.read()
+        for line in told.decode().splitlines():
+            what, *words = line.split()
+            if what == "durable":
+                self.durable = max(self.durable, int(words[0]))
+            elif what == "started" and words[0] != words[1]:
+                self.problems.append(f"kill {number}: another state than saved: {line}")
+
+    def ended(self, pid: int, which: str) -> None:
+        """Wait for the end of a rank, and hold its status against what it may be."""
+        deadline = time.monotonic() + 2 * PATIENCE
+        while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+            if time.monotonic() > deadline:
+                self.told["hangs"] += 1
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.002)
+        status = os.waitstatus_to_exitcode(found[1])
+        if status not in ((-signal.SIGKILL,) if which == "killed" else (3,)):
+            self.problems.append(f"the rank that was {which} ended with {status}")
+
+    def look(self) -> None:
+        """Count what is lost or torn; as another process would see it."""
+        checkpointer = Checkpointer(self.where / "run")
+        found = checkpointer.list_existing_checkpoint_indices()
+        names = {f"checkpoint={epoch}" for epoch in found}
+        begun = {path.name for path in (self.where / "run").glob("checkpoint=*")} - names
+        self.told["killed between first file and commit"] += not begun <= self.begun
+        self.begun = begun
+        if self.durable and (not found or found[-1] < self.durable):
+            self.told["lost"] += 1
+        for epoch in found[-3:]:
+            self.told["verified"] += 1
+            try:
+                checkpointer.verify(epoch)
+                log = checkpointer.read(epoch).log
+            except ImuckptError as error:
+                self.told["torn"] += 1
+                self.problems.append(str(error))
+                continue
+            self.told["torn"] += [entry["epoch"] for entry in log] != list(range(1, epoch + 1))
+            for entry in log:
+                if self.digests.setdefault(entry["epoch"], entry["digest"]) != entry["digest"]:
+                    self.told["another run"] += 1
+
+    def result(self) -> dict[str, object]:
+        """What came of it, beside a run that nobody kills."""
+        last = max(self.digests, default=0)
+        train(str(self.where / "whole"), 1, os.open(os.devnull, os.O_WRONLY), last)
+        whole = Checkpointer(self.where / "whole").read(last).log
+        same = [entry["digest"] for entry in whole] == [
+            self.digests[e] for e in sorted(self.digests)
+        ]
+        counted = {"lost": 0, "torn": 0, "another run": 0, "hangs": 0} | self.told
+        return {**counted, "epochs": last, "as if never killed": same, "problems": self.problems}
+
+
+def warm_up(where: Path) -> None:
+    """Load once what is loaded at first use; no backward pass, whose threads are not forked."""
+    model = Net()
+    optimizer = torch.optim.AdamW(model.trained.parameters())
+    for parameter in model.trained.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for _ in range(2):
+        checkpointer = Checkpointer(where / "warm", blocking=True)
+        checkpointer.start(model, optimizer)
+        checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+        checkpointer.prune(keep_last=1)
+
+
+def main() -> None:
+    where, seed, kills, ranks = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    torch.set_num_threads(1)
+    logging.getLogger("ray_imuckpt").setLevel(logging.ERROR)
+    where.mkdir(parents=True, exist_ok=True)
+    warm_up(where)
+    campaign = Campaign(where, seed, ranks)
+    for number in range(1, kills + 1):
+        campaign.attempt(number)
+        campaign.look()
+        with contextlib.suppress(FileNotFoundError):
+            (where / f"store-{number}").unlink()
+    print(json.dumps(campaign.result()))
+
+
+if __name__ == "__main__":
+    main()
