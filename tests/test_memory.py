@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
+import tracemalloc
 import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from conftest import Wrapper, same_bytes
-from ray_imuckpt import Checkpointer, UnsupportedStateError
+from ray_imuckpt import Checkpointer, SaveFailedError, UnsupportedStateError
 from ray_imuckpt.snapshot import HostBuffers, copies
 from ray_imuckpt.storage import local
 from ray_imuckpt.tensors import byte_view, memory
@@ -201,3 +205,96 @@ def test_a_save_in_flight_keeps_nothing_of_the_live_state(
     go.set()
     checkpointer.wait()
     assert checkpointer.read(1).other["made"].tolist() == [1.0] * 3
+
+
+SHAPE = (7, 1024, 1021)  # of nothing else in this process
+
+
+class Holder:
+    """An object whose state is made anew each time that it is asked for."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tensor": torch.ones(SHAPE), "array": np.ones(SHAPE, dtype=np.float32)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def held() -> int:
+    """How many tensors and arrays of that shape there are."""
+    gc.collect()
+    kinds = (torch.Tensor, nn.Parameter, np.ndarray)
+    return sum(type(found) in kinds and found.shape == SHAPE for found in gc.get_objects())
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["saved", "failed"])
+@pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "background"])
+def test_a_save_that_has_ended_keeps_nothing_of_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, blocking: bool, fails: bool
+) -> None:
+    """Not the live tensors, not what was made for it; but for the one copy in the background."""
+
+    def write(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpointer = Checkpointer(tmp_path, blocking=blocking)
+    before = held()
+
+    def save() -> None:
+        model = nn.ParameterDict({"a": nn.Parameter(torch.ones(SHAPE))})
+        conjugate = torch.ones(SHAPE, dtype=torch.complex64).conj()
+        assert held() > before
+        checkpointer.checkpoint(
+            1, model=model, log=[torch.ones(SHAPE)], conjugate=conjugate, holder=Holder(),
+            per_rank={"mine": Holder()},
+        )  # fmt: skip
+        checkpointer.wait()
+
+    if fails:
+        monkeypatch.setattr(local.LocalStorage, "write", write)
+        with contextlib.suppress(SaveFailedError):
+            save()
+    else:
+        save()
+    buffers = 0 if blocking else len(checkpointer._saver._buffers._laid_out[1])
+    assert held() - before <= buffers
+
+
+def test_a_blocking_save_copies_no_arrays(tmp_path: Path) -> None:
+    """They are written from where they are, as tensors are."""
+    arrays = [np.full((4, 1024, 1024), number, dtype=np.float32) for number in range(4)]
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=nn.Linear(1, 1))
+    tracemalloc.start()
+    try:
+        checkpointer.checkpoint(2, model=nn.Linear(1, 1), arrays=arrays)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MEGABYTE
+    assert [array[0, 0, 0] for array in checkpointer.read(2).other["arrays"]] == [0, 1, 2, 3]
+
+
+def test_an_array_that_is_changed_after_checkpoint_is_stored_as_it_was(tmp_path: Path) -> None:
+    """Whether it may be written to or not, and is in one piece or not."""
+    arrays = {
+        "plain": np.arange(20.0),
+        "every second": np.arange(20.0)[::2],
+        "columns": np.asfortranarray(np.arange(20.0).reshape(4, 5)),
+        "read-only": np.arange(20.0),
+        "times": np.arange(20).astype("M8[s]"),
+        "swapped": np.arange(20, dtype=">i4"),
+        "empty": np.zeros((0, 3)),
+        "scalar": np.array(2.5),
+    }
+    arrays["read-only"].flags.writeable = False
+    expected = {name: array.copy(order="K") for name, array in arrays.items()}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.checkpoint(1, model=nn.Linear(1, 1), arrays=arrays)
+    for array in arrays.values():
+        array.flags.writeable = True
+        array[...] = 9
+    checkpointer.wait()
+    for name, array in checkpointer.read(1).other["arrays"].items():
+        assert array.dtype == expected[name].dtype, name
+        assert np.array_equal(array, expected[name]), name

@@ -178,7 +178,8 @@ class _Encoder:
             return {TAG: "strings", **kept, "v": texts}
         if kind not in "US" and (kind not in "biufcmM" or value.dtype.itemsize > 16):
             raise self._refused(value, path)
-        raw = np.frombuffer(bytearray(np.ascontiguousarray(value).tobytes()), dtype=np.uint8)
+        row = np.ascontiguousarray(value).reshape(-1)  # not copied where that can be helped
+        raw = (row if row.flags.writeable else row.copy()).view(np.uint8)  # torch wants to write
         if kind in "biufc" and value.dtype.isnative and value.dtype.name in _TORCH_NAMES:
             flat = torch.from_numpy(raw).view(getattr(torch, value.dtype.name))
             stored = flat.reshape(value.shape)
