@@ -53,30 +53,30 @@ def checkpointer_on(
 
 
 class Once:
-    """Does something before the n-th call of a method on a name that ends so.
+    """Lets another process act before one call.
 
     Args:
-        method: Of `Storage`.
-        ending: Of the name that it is called with.
-        act: What to do; given another process's view of this one's module state.
-        count: Before which of these calls.
+        act: What it does.
+        count: Before which call, counted from 1 among those of `method`.
+        method: Of `Storage`; of all methods if it is empty.
+
+    Attributes:
+        call: The method and the name that it was called with; ``None`` until then.
     """
 
-    def __init__(self, method: str, ending: str, act: Callable[[], Any], count: int = 1) -> None:
-        assert method in METHODS, method
-        self._method, self._ending, self._act = method, ending, act
-        self._left = count
-        self.done = False
+    def __init__(self, act: Callable[[], Any], count: int = 1, method: str = "") -> None:
+        assert method in {"", *METHODS}, method
+        self._act, self._left, self._method = act, count, method
+        self.call: tuple[str, str] | None = None
 
     def __call__(self, method: str, name: str) -> None:
         """Count a call, and act if it is the one."""
-        if self.done or method != self._method or not name.endswith(self._ending):
-            return
-        self._left -= 1
-        if self._left == 0:
-            self.done = True
-            with another_process():
-                self._act()
+        if self.call is None and self._method in ("", method):
+            self._left -= 1
+            if self._left == 0:
+                self.call = method, name
+                with another_process():
+                    self._act()
 
 
 @contextlib.contextmanager

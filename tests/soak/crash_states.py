@@ -1,0 +1,45 @@
+"""The crash sweeps of `make test`, with every state that they draw from: more than 10,000.
+
+`SOAK_SHARE` is the share of the states of a double fault that is checked.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from support.invariants import Tally
+from support.operations import SyncDirectory, SyncFile
+from support.stories import STORIES, Story
+from support.sweeps import crashes, second_faults
+from test_lineage_machine import drive
+
+SHARE = float(os.environ.get("SOAK_SHARE", "0.02"))
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_every_crash_of_a_story(story: Story, tmp_path: Path, tally: Tally) -> None:
+    """Killed before each operation, torn in each write, and up to 48 subsets of unsynced names."""
+    found = crashes(story, tmp_path, most=48, share=1.0)
+    tally.merge(found)
+    assert found.reports == []
+
+
+@pytest.mark.parametrize("how", ["fail", "kill"])
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_power_loss_after_another_fault(
+    story: Story, how: str, tmp_path: Path, tally: Tally
+) -> None:
+    """Each fsync fails, or the process dies at each operation; then the power goes."""
+    kinds = (SyncFile, SyncDirectory) if how == "fail" else ()
+    found = second_faults(story, tmp_path, how, *kinds, share=SHARE, share_at_marks=0.5)
+    tally.merge(found)
+    assert found.reports == []
+
+
+def test_the_lineage_of_long_stories(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state machine of `make test`, with twenty times as many stories of twice the length."""
+    for at_once, records in ((False, False), (True, False), (False, True)):
+        drive(monkeypatch, 3000, 50, at_once=at_once, records=records)
