@@ -21,7 +21,7 @@ help:
 	@echo "make test    linters, types, import contracts, all tests: what CI runs"
 	@echo "make lint    the same without the tests"
 	@echo "make bench   stall, durability and restore beside the peers and the limit; 20 GB of disk"
-	@echo "make soak    a thousand kills, a storm of interrupts, lost nodes, killed drivers: half an hour"
+	@echo "make soak    a thousand kills, a storm of interrupts, lost nodes, killed drivers, fuzzed parsers: an hour"
 	@echo "make clean   remove the environment and all caches"
 
 demo: $(INSTALLED)
@@ -48,6 +48,8 @@ bench: $(INSTALLED)
 
 # Not collected by `make test`: their names do not begin with test_.
 soak: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) '.[soak]'
 	@$(BIN)/python -m pytest -s tests/soak/*.py $(PYTEST_ARGS)
 
 clean:

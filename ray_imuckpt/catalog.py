@@ -237,7 +237,7 @@ class Catalog:
         fields = unseal(data, url, _HINT)
         try:
             record = msgspec.convert(fields, _Record)
-        except msgspec.ValidationError as error:
+        except ValueError as error:  # msgspec's own among them
             raise CorruptCheckpointError(
                 f"The record of abandoned branches is damaged: {error}.",
                 url=url,

@@ -277,7 +277,7 @@ def _check(data: Any, kind: Any, url: str) -> Any:
     """The data, if its types are as said."""
     try:
         return msgspec.convert(data, kind)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # msgspec's own among them
         raise CorruptCheckpointError(
             f"A tree has a wrong or missing field: {error}.", url=url
         ) from error

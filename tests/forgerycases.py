@@ -87,6 +87,7 @@ CASES |= {
     "header: deep": lambda it: it.write(
         "model", (200_005).to_bytes(8, "little") + b'{"a":' + b"[" * 200_000
     ),
+    "state: half a surrogate pair": lambda it: it.write("state", b'"\\ud800"', "json"),
     "state: a list": lambda it: it.write("state", b"[]", "json"),
     "state: deep": lambda it: it.write("state", b'{"log":' + b"[" * 200_000, "json"),
     "state: NaN": log(float("nan")),

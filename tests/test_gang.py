@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import HERE, python_path, train
+from schemas import check_all
 
 
 def torchrun(script: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
@@ -64,3 +65,4 @@ def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         for rank in (0, 1):
             assert (tmp_path / name / f"passed-on-rank-{rank}").exists(), f"{name} did not run"
+    check_all(tmp_path)

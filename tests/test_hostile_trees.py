@@ -141,6 +141,7 @@ def pointer(directory: Path, text: str | dict[str, Any]) -> Path:
     "text",
     ["", "[]", "{", '{"url": 5}', '{"url": ""}', '{"url": "a", "url": "b"}', '{"url": null}',
      '{"url": "a", "sibling": 5}', '{"sibling": "checkpoint=1"}', '{"url": "' + "a" * 5000 + '"}',
+     '{"url": "file://host/a"}', '{"url": "a\\u0000"}', '{"url": "\\ud800"}', '"\\ud800"',
      "[" * 100_000],
 )  # fmt: skip
 def test_a_forged_pointer_is_damage(tmp_path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ to that of the reader's own directory, or to a local path.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ def pointed_at(
     where = layout.join(place.url, layout.POINTER)
     try:
         pointer = msgspec.convert(strictjson.loads(place.get(layout.POINTER)), _Pointer)
+        return _followed(pointer, place, options, own)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, NotAFileError) as error:
@@ -53,6 +55,13 @@ def pointed_at(
             url=where,
             hint="Give the path of the directory checkpoint=<epoch> itself.",
         ) from error
+
+
+def _followed(
+    pointer: _Pointer, place: Storage, options: dict[str, Any] | None, own: Storage | None
+) -> Storage:
+    if b"\0" in os.fsencode(pointer.url):  # which raises where no name of a file can hold it
+        raise ValueError("its url holds a zero byte")
     if pointer.sibling is not None and layout.parse_checkpoint_name(pointer.sibling) is not None:
         # First where the pointer is: the directories may have been moved together.
         return place.beside(pointer.sibling)
@@ -60,7 +69,7 @@ def pointed_at(
     if _origin(pointer.url) not in allowed - {None}:
         raise ImuckptError(
             f"The pointer to a checkpoint leads to another file system: {pointer.url:.300}.",
-            url=where,
+            url=layout.join(place.url, layout.POINTER),
             hint="If that is where the checkpoints are, say so: "
             "Checkpointer(<their directory>).read(...), or the URL itself instead of the pointer.",
         )

@@ -1,0 +1,146 @@
+"""The five parsers, each as a function of a text: it accepts it, or raises an error of ours.
+
+What is accepted must also keep what its reader relies on: an assertion that fails is a find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ray_imuckpt import ImuckptError, codec, tensors, tree
+from ray_imuckpt.catalog import Catalog, in_history
+from ray_imuckpt.manifest import Manifest, seal
+from ray_imuckpt.storage import open_storage
+from ray_imuckpt.storage.local import LocalStorage
+from ray_imuckpt.transaction.pointers import pointed_at
+
+STORED = {
+    "0.weight": torch.ones(2, 4),
+    "other.x": torch.arange(4),
+    "c": torch.ones(3, dtype=torch.complex64),
+    "e": torch.zeros(0),
+    "s": torch.tensor(1.5),
+    "b": torch.ones(4, dtype=torch.bfloat16),
+}
+MOST = 1 << 20  # bytes of a file whose header claims that there are more
+
+
+def sealed(data: bytes) -> bytes:
+    """The text with its right checksum, as whoever forges one would write it."""
+    with contextlib.suppress(ValueError, RecursionError):
+        record = json.loads(data)
+        if isinstance(record, dict):
+            record.pop("checksum", None)
+            return seal(record)
+    return data
+
+
+def manifest(data: bytes) -> None:
+    """A manifest: what it says can be asked for, and it is the same when it is written again."""
+    read = Manifest.from_bytes(sealed(data), "", None)
+    assert Manifest.from_bytes(read.to_bytes(), "") == read
+    assert all(entry.header is None or entry.header.size <= entry.size for entry in read.files)
+    assert read.file("model", "safetensors") is None or read.origin.epoch == read.epoch
+    in_history(3, "another", read)
+    in_history(3, read.run_id, read)
+    with contextlib.suppress(ImuckptError):
+        tree.decode_dict(read.metrics, {}).get("loss")
+
+
+class OneFile(LocalStorage):
+    """A directory in which every file has the same bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("/nowhere")
+        self.data = data
+
+    def get(self, name: str) -> bytes:
+        return self.data
+
+
+def lineage(data: bytes) -> None:
+    """The record of abandoned branches: every epoch of it is one."""
+    found = Catalog(OneFile(sealed(data)))._recorded(sealed(data))
+    assert all(type(epoch) is int and epoch >= 0 for epoch in found)
+
+
+def pointer(data: bytes) -> None:
+    """A pointer: it leads to a local path."""
+    place = pointed_at(OneFile(data))
+    assert isinstance(place, LocalStorage)
+
+
+def header(data: bytes) -> None:
+    """A header, of a file of the size that it asks for: the row has the size of the file."""
+    size = 0
+    with contextlib.suppress(Exception):  # what is no header has no data
+        size = max(entry.get("data_offsets", [0, 0])[1] for entry in json.loads(data).values())
+    body = min(size, MOST) if type(size) is int and size > 0 else 0
+    file = len(data).to_bytes(8, "little") + data + bytes(body)
+    parsed = tensors.parse_header(file, len(file), "")
+    assert all(parsed.length <= i.begin <= i.end <= len(file) for i in parsed.tensors.values())
+    found = tensors.room(parsed, {})
+    assert sum(tensor.nbytes for tensor in tensors.row(parsed, found)) == len(file)
+    tensors.lay_out(parsed, found)
+    codec.decode_versions(parsed.metadata)
+    codec.decode_model(found, parsed.metadata)
+
+
+def state(data: bytes) -> None:
+    """The trees of the ``state`` part, and the optimizer's: no array is larger than the file."""
+    decoded = codec.decode_state(data, STORED, "")
+    values = [decoded.log, *decoded.other.values()]
+    sizes = [value.nbytes for value in values if isinstance(value, np.ndarray)]
+    assert sum(sizes) <= 64 * (len(data) + sum(tensor.nbytes for tensor in STORED.values()))
+    codec.decode_optimizer(decoded.optimizer, STORED, "")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (manifest, lineage, pointer, header, state)
+}
+
+
+def accepts(target: str, data: bytes) -> bool:
+    """Whether a parser accepts a text; anything but an error of ours is a find."""
+    try:
+        TARGETS[target](data)
+    except ImuckptError as error:
+        told = str(error)
+    else:
+        return True
+    assert len(told) < 20_000
+    return False
+
+
+def seeds(directory: Path) -> dict[str, list[bytes]]:
+    """Real texts for each parser, from checkpoints that are made in `directory`."""
+    from forgeries import make
+    from ray_imuckpt.layout import LINEAGE
+
+    make(directory)
+    here = directory / "checkpoint=2"
+    headers = [path.read_bytes() for path in here.glob("*.safetensors")]
+    for path in here.glob("*.safetensors"):
+        STORED.update(load_file(path))
+    storage = open_storage(str(directory))
+    Catalog(storage).begin_branch(Catalog(storage).manifest(1))
+    values = {
+        "set": {1, 2.5}, "deep": [({"a": (1, b"x")},)], "text": np.array(["a", "bc"]), 1: None,
+        "scalar": np.float32(1), "big": 10**400, "dtype": torch.float32, "size": torch.Size([2]),
+    }  # fmt: skip
+    extra = json.loads(next(here.glob("state-*.json")).read_bytes())
+    extra["log"] = tree.encode(values, {}, "log")
+    return {
+        "manifest": [(here / "manifest.json").read_bytes()],
+        "lineage": [(directory / LINEAGE).read_bytes()],
+        "pointer": [b'{"url":"/tmp/a","sibling":"checkpoint=1"}', b'{"url":"file:///tmp/a"}'],
+        "header": [data[8 : 8 + int.from_bytes(data[:8], "little")] for data in headers],
+        "state": [next(here.glob("state-*.json")).read_bytes(), json.dumps(extra).encode()],
+    }
