@@ -12,7 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -43,9 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _CLOSED_PIPE
     except (ImuckptError, ValueError, OSError) as error:
-        print(f"imuckpt: {error}", file=sys.stderr)
+        _say(f"imuckpt: {error}", file=sys.stderr)
         return 2
     return status
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Print a text; what a checkpoint holds may not steer the terminal that shows it."""
+    plain = (c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    print("".join(plain), file=file)
 
 
 def _epochs(checkpointer: Checkpointer) -> list[int]:
@@ -104,21 +110,21 @@ def _ls(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     catalog = Catalog(storage)
     live = set(catalog.live())
     epochs = catalog.committed()
-    print(f"{'epoch':>7}  {'made (UTC)':<19}  {'size':>9}  {'run':<8}  metrics")
+    _say(f"{'epoch':>7}  {'made (UTC)':<19}  {'size':>9}  {'run':<8}  metrics")
     for epoch in epochs:
         try:
             loaded = checkpointer.read(epoch)
             numbers = loaded.metrics
         except ImuckptError as error:
-            print(f"{epoch:>7}  {error.message}")
+            _say(f"{epoch:>7}  {error.message}")
             continue
         manifest = loaded.manifest
         total = size(sum(entry.size for entry in manifest.files))
         made = manifest.created[:19].replace("T", " ")
         metrics = ", ".join(f"{name}={_short(value)}" for name, value in numbers.items())
         mark = "" if epoch in live else "  (abandoned branch)"
-        print(f"{epoch:>7}  {made}  {total:>9}  {manifest.run_id[-8:]:<8}  {metrics}{mark}")
-    print(f"{len(epochs)} checkpoint(s), {len(epochs) - len(live)} of abandoned branches")
+        _say(f"{epoch:>7}  {made}  {total:>9}  {manifest.run_id[-8:]:<8}  {metrics}{mark}")
+    _say(f"{len(epochs)} checkpoint(s), {len(epochs) - len(live)} of abandoned branches")
     return 0
 
 
@@ -126,24 +132,22 @@ def _show(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     loaded = checkpointer.read(options.epoch)
     manifest = loaded.manifest
     parent = manifest.parent
-    print(f"epoch {loaded.epoch} at {loaded.url}")
-    print(f"made {manifest.created} by run {manifest.run_id} with {manifest.world_size} rank(s)")
-    print(f"continued from {'scratch' if parent is None else f'epoch {parent.epoch}'}")
-    print("written with " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
+    _say(f"epoch {loaded.epoch} at {loaded.url}")
+    _say(f"made {manifest.created} by run {manifest.run_id} with {manifest.world_size} rank(s)")
+    _say(f"continued from {'scratch' if parent is None else f'epoch {parent.epoch}'}")
+    _say("written with " + ", ".join(f"{k} {v}" for k, v in manifest.versions.items()))
     for entry in manifest.files:
-        print(f"  {size(entry.size):>9}  {entry.name}")
-    print(f"metrics: {loaded.metrics}")
+        _say(f"  {size(entry.size):>9}  {entry.name}")
+    _say(f"metrics: {_short(loaded.metrics)}")
     model, _ = loaded.model_places  # the headers alone are read
-    print(f"model: {len(model)} tensors")
+    _say(f"model: {len(model)} tensors")
     for name, tensor in model.items():
-        print(
-            f"  {str(tensor.dtype).removeprefix('torch.'):<10} {tuple(tensor.shape)!s:<16} {name}"
-        )
+        _say(f"  {str(tensor.dtype).removeprefix('torch.'):<10} {tuple(tensor.shape)!s:<16} {name}")
     optimizer = loaded.optimizer_places
-    print(f"optimizer: {'none' if optimizer is None else optimizer['class']}")
-    print(f"other: {', '.join(loaded.other) or 'nothing'}")
+    _say(f"optimizer: {'none' if optimizer is None else optimizer['class']}")
+    _say(f"other: {', '.join(loaded.other) or 'nothing'}")
     entries = len(loaded.log) if hasattr(loaded.log, "__len__") else 1
-    print(f"log: {entries} entries")
+    _say(f"log: {entries} entries")
     return 0
 
 
@@ -154,12 +158,12 @@ def _verify(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
             checkpointer.verify(epoch)
         except CorruptCheckpointError as error:
             damaged += 1
-            print(f"{epoch:>7}  damaged: {error}")
+            _say(f"{epoch:>7}  damaged: {error}")
         except UnsupportedFormatError as error:
             newer += 1
-            print(f"{epoch:>7}  of a newer format: {error}")
+            _say(f"{epoch:>7}  of a newer format: {error}")
         else:
-            print(f"{epoch:>7}  sound")
+            _say(f"{epoch:>7}  sound")
     return 2 if newer else 1 if damaged else 0
 
 
@@ -172,7 +176,7 @@ def _prune(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
         keep_best=best,
         dry_run=options.dry_run,
     )
-    print(f"{'would delete' if options.dry_run else 'deleted'} {len(gone)}: {gone}")
+    _say(f"{'would delete' if options.dry_run else 'deleted'} {len(gone)}: {gone}")
     return 0
 
 
@@ -185,7 +189,7 @@ def _export(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
         except BaseException:
             os.unlink(options.file)  # half a file would pass for a whole one
             raise
-    print(f"{len(model)} tensors, {size(os.path.getsize(options.file))}: {options.file}")
+    _say(f"{len(model)} tensors, {size(os.path.getsize(options.file))}: {options.file}")
     return 0
 
 
@@ -196,9 +200,9 @@ def _diff(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
         told = _difference(first.get(name), second.get(name))
         if told:
             differing += 1
-            print(f"  {name}: {told}")
+            _say(f"  {name}: {told}")
     total = len(first.keys() | second.keys())
-    print(f"{differing} of {total} tensors differ between {options.first} and {options.second}")
+    _say(f"{differing} of {total} tensors differ between {options.first} and {options.second}")
     return 1 if differing else 0
 
 
@@ -221,7 +225,7 @@ def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
             value = checkpointer.read(epoch).metrics.get(options.metric)
         except (CorruptCheckpointError, UnsupportedFormatError) as error:
             status = max(status, 2 if isinstance(error, UnsupportedFormatError) else 1)
-            print(f"imuckpt: {error}", file=sys.stderr)
+            _say(f"imuckpt: {error}", file=sys.stderr)
             continue
         if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
             points[epoch] = float(value)
@@ -230,9 +234,12 @@ def _plot(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     low, high = min(points.values()), max(points.values())
     for epoch, value in points.items():
         share = (value - low) / (high - low) if high > low else 1.0
-        print(f"{epoch:>7}  {value:>12.6g}  {'#' * max(1, round(share * _PLOT_WIDTH))}")
+        _say(f"{epoch:>7}  {value:>12.6g}  {'#' * max(1, round(share * _PLOT_WIDTH))}")
     return status
 
 
 def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    try:
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+    except ValueError:  # an integer of more digits than Python shows
+        return "(too long)"

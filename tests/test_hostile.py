@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from conftest import python_path
-from forgeries import MEMORY
+from forgeries import MEMORY, Forged, make
 from forgerycases import CASES, SOUND
+from ray_imuckpt.cli import main
 
 ABSENT = {"manifest: a directory"}
 """The names of those that leave no checkpoint of the epoch: as ever, the one before it is taken."""
@@ -59,3 +60,21 @@ def test_the_sound_one_is_read_by_every_use(came_of_it: Any) -> None:
     """Else the others would show nothing."""
     uses = came_of_it["results"]["sound"]
     assert not [what for what in uses.values() if what.startswith(("error", "fault"))]
+
+
+def test_what_a_checkpoint_holds_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names and texts are shown with what is no letter in them escaped; half a pair, too."""
+    make(tmp_path)
+    it = Forged(tmp_path)
+    it.manifest["versions"] = {"torch": "\x1b[2J\x07"}
+    huge = {"$": "int", "v": "0x" + "f" * 9999}
+    it.manifest["metrics"] = {"\x1b]0;title\x07": "\r\ud800", "big": huge}
+    it.seal()
+    for command in (["ls"], ["show", "2"], ["plot", "big"], ["verify"]):
+        status = main([command[0], str(tmp_path), *command[1:]])
+        assert status == (2 if command[0] == "plot" else 0)  # no epoch has a number to plot
+    out, errors = capsys.readouterr()
+    assert "\\x1b[2J\\x07" in out
+    assert not {c for c in out + errors if not c.isprintable()} - {"\n"}
