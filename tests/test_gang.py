@@ -65,4 +65,5 @@ def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         for rank in (0, 1):
             assert (tmp_path / name / f"passed-on-rank-{rank}").exists(), f"{name} did not run"
-    check_all(tmp_path)
+        if name != "fallback_is_taken_by_all":  # which damages one
+            check_all(tmp_path / name)
