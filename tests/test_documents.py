@@ -1,4 +1,4 @@
-"""The documents speak of files that exist."""
+"""The documents speak of files that exist, and their code runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,127 @@ from pathlib import Path
 
 import pytest
 
+from support.documents import Block, blocks, run, same
+
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+DOCUMENTS = {
+    str(path.relative_to(ROOT)): path
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+}
+BLOCKS = {name: blocks(path) for name, path in DOCUMENTS.items()}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_leads_somewhere(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
-    local = [link for link in links if "://" not in link]
-    assert [link for link in local if not (document.parent / link).exists()] == []
+def with_block(mark: str | None) -> list[str]:
+    """Return the documents that have a block with that mark."""
+    return [name for name, found in BLOCKS.items() if any(b.mark == mark for b in found)]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name: str) -> None:
+    """A link to a file has a file, a link to a heading has a heading."""
+    path = DOCUMENTS[name]
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = path.parent / file if file else path
+        if not target.exists() or (heading and heading not in anchors(target)):
+            lost.append(link)
+    assert lost == []
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the names under which GitHub links to the headings of `document`."""
+    headings = re.findall(r"^#+ +(.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+
+
+@pytest.mark.parametrize("name", with_block(None))
+def test_the_code_of_a_document_runs(name: str, tmp_path: Path) -> None:
+    """Whoever copies the blocks of a page, one after the other, gets what it says."""
+    run(DOCUMENTS[name], [b for b in BLOCKS[name] if b.mark is None], tmp_path, seconds=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", with_block("slow"))
+def test_the_code_of_a_document_runs_with_what_takes_long(name: str, tmp_path: Path) -> None:
+    """As above, with the blocks that start a cluster."""
+    run(DOCUMENTS[name], [b for b in BLOCKS[name] if b.mark != "not run"], tmp_path, seconds=600)
+
+
+def test_few_blocks_are_not_run_and_each_says_why() -> None:
+    """What is not run here may be wrong: there are two, and they install packages."""
+    found = {name: [b.why for b in BLOCKS[name] if b.mark == "not run"] for name in DOCUMENTS}
+    assert {name: len(why) for name, why in found.items() if why} == {
+        "README.md": 1,
+        "docs/versions.md": 1,
+    }
+
+
+def test_a_block_that_fails_or_prints_something_else_is_noticed(tmp_path: Path) -> None:
+    """Each kind of block is tried on code that breaks it."""
+    document = tmp_path / "page.md"
+    pages = {
+        "```python\nx = 1\n```\n```python\nassert x == 2\n```\n": "AssertionError",
+        "```console\n$ echo one\ntwo\n```\n": "one",
+        "```console\n$ false\n```\n": "false",
+        "```sh\nexit 3\n```\n": "exit 3",
+        '```python title="a.py"\nprint(1)\n```\n```console\n$ python a.py\n2\n```\n': "a.py",
+    }
+    for page, told in pages.items():
+        document.write_text(page)
+        with pytest.raises(AssertionError, match=told):
+            run(document, blocks(document), tmp_path, seconds=60)
+
+
+def test_only_times_sizes_and_ids_may_differ() -> None:
+    """Two lines of `imuckpt ls` from two runs are the same; another epoch is not."""
+    line = "     5  2026-11-25 09:20:14    20.2 kB  ce4ae27c  loss=0.5  \n"
+    other = "     5  2027-01-02 19:00:01   110.0 kB  92748d06  loss=0.5\n"
+    assert same(line) == same(other)
+    assert same(line) != same(other.replace("5  2027", "6  2027"))
+    assert same(line) != same(other.replace("0.5", "0.25"))
+
+
+def test_the_readme_is_read_in_one_screen() -> None:
+    """The first page says what it is, shows it, and links to the rest."""
+    assert len(DOCUMENTS["README.md"].read_text().splitlines()) <= 115
+    script: Block = next(b for b in BLOCKS["README.md"] if b.title == "train.py")
+    assert "ray." not in script.text
 
 
 def test_each_guarantee_in_the_readme_links_to_its_test() -> None:
-    section = (ROOT / "README.md").read_text().split("## Guarantees")[1].split("##")[0]
+    """A guarantee without a test is a wish."""
+    section = DOCUMENTS["README.md"].read_text().split("## Guarantees")[1].split("##")[0]
     rows = [
         line for line in section.splitlines() if line.startswith("| ") and "shown by" not in line
     ]
     assert len(rows) >= 10
     assert [row for row in rows if "](tests/test_" not in row] == []
+
+
+def test_every_decision_is_in_the_index_with_its_title_and_status() -> None:
+    """Numbers are unique, and the index says of each decision what its page says."""
+    rows = []
+    for page in sorted((ROOT / "docs" / "adr").glob("0*.md")):
+        text = page.read_text()
+        heading = re.match(r"# (\d+)\. (.+)\n", text)
+        status = re.search(r"^\*\*Status\.\*\* (.+)\.$", text, re.MULTILINE)
+        assert heading, page.name
+        assert status, f"{page.name} has no status"
+        assert page.name.startswith(f"{int(heading[1]):04}-"), page.name
+        rows.append(f"| [{heading[1]}]({page.name}) | {heading[2]} | {status[1]} | ")
+    numbers = [row.split("]")[0] for row in rows]
+    assert len(numbers) == len(set(numbers))
+    index = (ROOT / "docs" / "adr" / "README.md").read_text()
+    listed = [line for line in index.splitlines() if line.startswith("| [")]
+    assert len(listed) == len(rows)
+    assert [row for row, line in zip(rows, listed, strict=True) if not line.startswith(row)] == []
+
+
+def test_every_page_is_in_the_index_of_the_documents() -> None:
+    """Who looks for a page finds it by what it is for."""
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
+    assert [name for name in pages if f"]({name})" not in index] == []
