@@ -63,7 +63,10 @@ def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None
     optimizer = torch.optim.AdamW(model.trained.parameters(), lr=1e-3)
     kind = draw.choice(("eager", "overlap", "blocking"))
     checkpointer = Checkpointer(
-        directory, blocking=kind == "blocking", snapshot="overlap" if kind == "overlap" else "eager"
+        directory,
+        blocking=kind == "blocking",
+        snapshot="overlap" if kind == "overlap" else "eager",
+        timeout=PATIENCE / 4,  # for a rank that is killed before it has met the others
     )
     _, _, log, epoch, _ = checkpointer.start(model, optimizer)
 
@@ -83,15 +86,10 @@ def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None
         if kind == "blocking" or draw.random() < 0.3:
             pending.wait()
             tell("durable", epoch)
-        if checkpointer_prunes(draw):
+        if draw.random() < 0.2 and not dist.is_initialized():
             checkpointer.prune(keep_last=3)
         epoch += 1
     checkpointer.wait()
-
-
-def checkpointer_prunes(draw: random.Random) -> bool:
-    """Whether it is time to; rank 0 alone does it, and must not, where others wait for it."""
-    return draw.random() < 0.2 and not dist.is_initialized()
 
 
 def victim(directory: Path, seed: int, rank: int, ranks: int, pipe: int) -> None:
@@ -163,6 +161,7 @@ class Campaign:
             if time.monotonic() > deadline:
                 self.told["hangs"] += 1
                 os.kill(pid, signal.SIGKILL)
+                deadline += PATIENCE
             time.sleep(0.002)
         status = os.waitstatus_to_exitcode(found[1])
         if status not in ((-signal.SIGKILL,) if which == "killed" else (3,)):

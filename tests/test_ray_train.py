@@ -19,6 +19,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
 from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2._internal.execution.train_fn_utils import set_train_fn_utils
 
 import ray_imuckpt
 from conftest import python_path, same_bytes, small_model
@@ -218,6 +219,7 @@ def local_fit(checkpointer: Checkpointer, notes: Path, run_config: RunConfig | N
         return fit(notes, checkpointer, 0, run_config or checkpointer.run_config())
     finally:
         ray.train.report = report
+        set_train_fn_utils(None)  # Ray forgets to: for the tests to come it would be local mode
 
 
 @pytest.mark.parametrize("url", ["directory", "memory://{}/run"])
