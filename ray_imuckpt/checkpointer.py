@@ -27,9 +27,10 @@ from ray_imuckpt.journal import Journal
 from ray_imuckpt.ranks import together
 from ray_imuckpt.saver import PendingSave, Saver
 from ray_imuckpt.sessions import SavedEpoch, Session
-from ray_imuckpt.start import Start
+from ray_imuckpt.start import Start, started
 from ray_imuckpt.storage import Storage, shown
-from ray_imuckpt.transaction import gang, resume
+from ray_imuckpt.transaction import gang, resume, traits
+from ray_imuckpt.transaction.agreement import Traits, agreed
 from ray_imuckpt.transaction.audit import Audit
 from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
@@ -148,34 +149,31 @@ class Checkpointer(CheckpointDirectory):
 
         Raises:
             StateMismatchError, CheckpointNotFoundError: Unfit, or gone; nothing was changed.
-            CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Files that
-                are missing or cut are found before anything is changed; where bytes were altered,
-                the objects may hold a part of the damaged checkpoint, and the message says so.
+            CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Where bytes
+                were altered the objects may hold a part of it, and the message says so.
             UnsupportedFormatError, StorageError: Written by a newer release; `dir` is out of reach.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()
         ranks = session.ranks
 
-        def request() -> tuple[str | int, Storage, Storage | None]:
+        def request() -> tuple[tuple[str | int, Storage, Storage | None], Traits]:
             check_given(model, optimizer, per_rank)
-            check_names(model)
+            check_names((model, *(per_rank or {}).values(), *other.values()))
             check_early(optimizer)
             chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
             choice = arguments.continue_from(chosen)
             arguments.device(device)
-            return choice, self._storage(session), session.handed()
+            asked = traits.arguments(model, optimizer, per_rank, other, epoch=choice)
+            alike = Traits(asked, traits.of_live(ranks, model, optimizer))
+            return (choice, self._storage(session), session.handed()), alike
 
         self._saver.settle(ranks)
         finish_all()  # of another Checkpointer of this process
-        choice, storage, handed = together(ranks, request)
-        gang.agree(ranks, "start", gang.signature(model, optimizer, per_rank, other, choice))
+        choice, storage, handed = agreed(ranks, "start", request)
         targets = Targets(model, optimizer, other, per_rank or {}, device)
         loaded = self._continue(session, storage, choice, handed, targets, strict=strict)
-        if loaded is None:
-            return Start(model, optimizer, [], 1, dict(other))
-        kept = {**other, **loaded.other, **targets.objects}
-        return Start(model, optimizer, loaded.log, loaded.epoch + 1, kept)
+        return started(targets, loaded)
 
     def _continue(
         self,
@@ -241,30 +239,35 @@ class Checkpointer(CheckpointDirectory):
             SaveFailedError: This save (with ``blocking``) or the one before failed; see its text.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
-        session = self._enter()
-        ranks = session.ranks
+        began, session = time.perf_counter(), self._enter()
+        ranks, mine = session.ranks, per_rank or {}
 
-        def request() -> tuple[int, dict[str, Any] | None, Storage]:
+        def request() -> tuple[tuple[int, bool, dict[str, Any] | None, Storage], Traits]:
             check_given(model, optimizer, per_rank)
-            numbers = arguments.metrics(metrics)
+            number, numbers = arguments.epoch(epoch), arguments.metrics(metrics)
             tree.encode(numbers, {}, "metrics")
-            self._audit.saving(ranks, model, optimizer, log, per_rank or {}, other)
-            return arguments.epoch(epoch), numbers, self._storage(session)
+            self._audit.saving(ranks, model, optimizer, log, mine, other)
+            due = bool(force or last) or number % self.save_every == 0
+            more = {"whether a save is due": due, "metrics": sorted(numbers or {})}
+            asked = traits.arguments(model, optimizer, mine, other, epoch=number, **more)
+            return (number, due, numbers, self._storage(session)), Traits(asked)
 
-        began = time.perf_counter()
         self._saver.settle(ranks, wait=False)
-        epoch, numbers, storage = together(ranks, request)
-        due = bool(force or last) or epoch % self.save_every == 0
-        asked = gang.signature(model, optimizer, per_rank, other, epoch)
-        asked |= {"whether a save is due": due, "metrics": sorted(numbers or {})}
-        gang.agree(ranks, "checkpoint", asked)
+        epoch, due, numbers, storage = agreed(ranks, "checkpoint", request)
         if not due:
             self._pass(session, storage, epoch, numbers)
             return None
         self._saver.settle(ranks)
-        state = gang.capture(ranks, model, optimizer, log, per_rank or {}, other)
-        objects = [optimizer, *other.values(), *(per_rank or {}).values()]
+        run = self._known_run(session, storage, epoch)
+        state = gang.capture(ranks, run, model, optimizer, log, mine, other)
+        objects = [optimizer, *other.values(), *mine.values()]
         return self._save(session, storage, state, epoch, numbers, objects, began)
+
+    def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
+        if self._saver.run is None:  # no start(): nothing is known of a history to branch from
+            self._audit.unstarted(session.ranks, storage, epoch)
+            self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
+        return self._saver.run
 
     def _pass(
         self, session: Session, storage: Storage, epoch: int, metrics: dict[str, Any] | None
@@ -283,9 +286,6 @@ class Checkpointer(CheckpointDirectory):
         objects: list[Any],
         began: float,
     ) -> PendingSave:
-        if self._saver.run is None:  # no start(): nothing is known of a history to branch from
-            self._audit.unstarted(session.ranks, storage, epoch)
-            self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
         optimizers = [o for o in objects if hasattr(o, "param_groups")]
         saving = self._journal.saving(storage.url, epoch, began)
         begun = self._saver.begin(

@@ -23,6 +23,8 @@ from ray_imuckpt.gloo import TorchRanks
 
 T = TypeVar("T")
 
+_DONE, _FAILED = b".", b"!"
+
 
 class Ranks(Protocol):
     """A gang of processes seen from one of them. All but `stale` and `leave` are collectives."""
@@ -113,34 +115,47 @@ def _gang(timeout: timedelta) -> TorchRanks:
     return _MADE[timeout]
 
 
-def together(ranks: Ranks, step: Callable[[], T]) -> T:
-    """Run `step` on every rank; if it raised on any, raise that error on all.
+def run_all(ranks: Ranks, step: Callable[[], tuple[T, bytes]]) -> tuple[T, list[bytes]]:
+    """Run `step` on every rank and tell all what it says; if it raised on any, raise that on all.
 
     The error of the lowest failing rank wins and carries that rank's number. `step` must not call
     a collective unless all its failures precede it.
+
+    Args:
+        ranks: The gang.
+        step: It returns what this rank goes on with, and a message to all ranks.
+
+    Returns:
+        What this rank goes on with, and the messages of all ranks in their order.
     """
     error: Exception | None = None
-    result: T | None = None
+    result: tuple[T, bytes] | None = None
     try:
         result = step()
+        told = _DONE + result[1]
     except Exception as raised:  # noqa: BLE001 - every failure is told to the others
         error = raised
+        told = _FAILED + json.dumps(_located(error, ranks), default=str).encode()
     except BaseException as raised:  # an interrupt: this rank goes, whatever the others do
         ranks.leave(raised)
         raise
-    outcome = b"" if error is None else json.dumps(_located(error, ranks), default=str).encode()
     try:
-        outcomes = ranks.all_gather(outcome)
+        outcomes = ranks.all_gather(told)
     except GangBrokenError as broken:
         if error is not None:  # it came first, and says more
             raise error from broken
         raise
-    failed = next((rank for rank, told in enumerate(outcomes) if told), None)
-    if failed is None:
-        return result  # type: ignore[return-value]
+    failed = next((outcome for outcome in outcomes if outcome[:1] == _FAILED), None)
+    if failed is None and result is not None:
+        return result[0], [outcome[1:] for outcome in outcomes]
     if error is not None and ranks.world_size == 1:
         raise error
-    raise from_wire(json.loads(outcomes[failed])) from error
+    raise from_wire(json.loads((failed or told)[1:])) from error
+
+
+def together(ranks: Ranks, step: Callable[[], T]) -> T:
+    """Run `step` on every rank as `run_all` does, without a message."""
+    return run_all(ranks, lambda: (step(), b""))[0]
 
 
 def on_rank_zero(ranks: Ranks, step: Callable[[], bytes]) -> bytes:
@@ -149,7 +164,7 @@ def on_rank_zero(ranks: Ranks, step: Callable[[], bytes]) -> bytes:
     return ranks.broadcast(result)
 
 
-def _located(error: Exception, ranks: Ranks) -> dict[str, object]:
+def _located(error: BaseException, ranks: Ranks) -> dict[str, object]:
     wire = to_wire(error)
     if ranks.world_size > 1:
         if wire["type"] in ("ValueError", "TypeError"):

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ray_imuckpt.transaction.objects import Targets
+from ray_imuckpt.transaction.restore import LoadedCheckpoint
+
 
 class Start(NamedTuple):
     """What `Checkpointer.start` returns.
@@ -24,3 +27,12 @@ class Start(NamedTuple):
     log: Any
     start_epoch: int
     other: dict[str, Any]
+
+
+def started(targets: Targets, loaded: LoadedCheckpoint | None) -> Start:
+    """Return the objects given, and what they were continued from."""
+    model, optimizer, other = targets.model, targets.optimizer, targets.other
+    if loaded is None:
+        return Start(model, optimizer, [], 1, dict(other))
+    kept = {**other, **loaded.other, **targets.objects}
+    return Start(model, optimizer, loaded.log, loaded.epoch + 1, kept)

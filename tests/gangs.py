@@ -21,6 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gangerrors
 import ganglayouts
+import gangshards
+import gangvalues
 from conftest import adamw, same_bytes, small_model
 from gangcommon import Position, error_of, same_everywhere
 from ray_imuckpt import (
@@ -234,7 +236,7 @@ def main() -> None:
     for name in sys.argv[2:]:
         directory = Path(sys.argv[1], name)
         try:
-            rooms = (sys.modules[__name__], gangerrors, ganglayouts)
+            rooms = (sys.modules[__name__], gangerrors, ganglayouts, gangshards, gangvalues)
             story = next(vars(room)[name] for room in rooms if name in vars(room))
             story(directory / "run", rank)
         except BaseException:

@@ -45,6 +45,20 @@ STORIES = [
         "a_rank_that_fails_is_not_waited_for_in_a_gathering",
     ],
     [
+        "tensors_that_differ_are_named",
+        "values_that_differ_are_an_error",
+        "each_rank_has_a_stage_of_its_own",
+        "what_is_in_per_rank_may_differ",
+        "buffers_are_rank_zeros",
+    ],
+    [
+        "fsdp1_is_refused",
+        "a_rank_that_fails_alone_stops_a_sharded_save",
+        "a_rank_that_fails_alone_stops_a_sharded_restore",
+        "one_rank_may_load_alone",
+        "all_checkpointers_share_one_group",
+    ],
+    [
         "every_rank_gets_the_same_error",
         "what_does_not_fit_changes_nothing_on_any_rank",
         "what_one_rank_does_not_save_is_an_error_on_all",

@@ -203,8 +203,6 @@ class LiveModel:
     ) -> None:
         """Load what `check` has accepted, in place; live tensors keep their device and dtype.
 
-        A collective when parameters are sharded.
-
         Args:
             tensors: The saved ones.
             extra: What else was saved.

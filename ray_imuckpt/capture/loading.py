@@ -19,8 +19,7 @@ def load_exactly(
     """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
 
     torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
-    parameter would come back rounded. What was saved is what continues. A collective for sharded
-    parameters.
+    parameter would come back rounded. What was saved is what continues.
 
     Args:
         optimizer: The optimizer.

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.capture.names import Names
-from ray_imuckpt.capture.sharding import is_sharded, whole
+from ray_imuckpt.capture.sharding import detached, is_sharded, part_here
 from ray_imuckpt.capture.wrappers import bare
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.parallel import uncollected
@@ -30,6 +30,7 @@ class ModelState:
         tensors: Name to tensor; tied tensors once, under the first of their names.
         aliases: The other names of tied tensors, to the name in `tensors`.
         frozen: The names in `tensors` of parameters that do not require a gradient.
+        buffers: The names in `tensors` of what is no parameter.
         extra: Name to what a module's ``get_extra_state`` gave.
         versions: Name of a module to its ``_version``, where that is not 1; the model itself is
             ``""``.
@@ -38,13 +39,14 @@ class ModelState:
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @uncollected
 def take_model(model: nn.Module) -> ModelState:
-    """The state of `model`. A collective when parameters are sharded: every rank gets all of it.
+    """Return the state of `model`; what is sharded stays so.
 
     Raises:
         UnsupportedStateError: A tensor that cannot be stored, with its name.
@@ -55,6 +57,7 @@ def take_model(model: nn.Module) -> ModelState:
     aliases: dict[str, str] = {}
     extra: dict[str, Any] = {}
     frozen: set[str] = set()
+    buffers: set[str] = set()
     state = module.state_dict(keep_vars=True)
     first = first_of_tied(tensors_in(state), apart)
     for key, value in state.items():
@@ -70,16 +73,17 @@ def take_model(model: nn.Module) -> ModelState:
                 f"model[{name!r}] has no data yet (a lazy module).",
                 hint="Run one forward pass before start() and checkpoint().",
             )
-        if not value.requires_grad and isinstance(value, nn.Parameter):
-            frozen.add(name)
-        tensors[name] = tensor = whole(value)
-        if not is_storable(tensor):  # asked first: the path is for the error alone
-            check_storable(tensor, f"model[{name!r}]")
+        if not value.requires_grad:
+            (frozen if isinstance(value, nn.Parameter) else buffers).add(name)
+        tensors[name] = tensor = detached(value)
+        part = tensor if is_plain(tensor) else part_here(tensor)
+        if not is_storable(part):  # asked first: the path is for the error alone
+            check_storable(part, f"model[{name!r}]")
     versions = {  # of a wrapper and what is in it the inner one comes last, and counts
         names.of_module(path): notes.get("version") for path, notes in metadata_of(state).items()
     }
     told = {name: version for name, version in versions.items() if version not in (None, 1)}
-    return ModelState(tensors, aliases, frozenset(frozen), extra, told)
+    return ModelState(tensors, aliases, frozenset(frozen), frozenset(buffers), extra, told)
 
 
 def tensors_in(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from ray_imuckpt.capture.wrappers import bare, fabric_modules
+from ray_imuckpt.capture.wrappers import bare, fabric_modules, loaded
 from ray_imuckpt.errors import UnsupportedStateError
 
 # Segments that torch.compile and activation checkpointing put into names.
 _WRAPPER_SEGMENTS = {"_orig_mod", "_checkpoint_wrapped_module"}
+
+_INSTEAD_OF_FSDP1 = (
+    "Shard with FSDP2, torch.distributed.fsdp.fully_shard. Or gather the state with FSDP1's own "
+    "tools (state_dict() under FullyShardedDataParallel.summon_full_params()), and pass it by "
+    "keyword, with an empty torch.nn.Module() as the model."
+)
 
 
 class Names:
@@ -22,14 +30,23 @@ class Names:
         module: The bare module; what is in it may be wrapped.
 
     Raises:
-        UnsupportedStateError: Fabric has wrapped a part of it, whose names do not lead back to it.
+        UnsupportedStateError: Fabric has wrapped a part of it, whose names do not lead back to it;
+            or FSDP1 has, whose tensors do not.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         fabric = fabric_modules()
+        flat = loaded("torch.distributed.fsdp", "FullyShardedDataParallel")
         self._prefixes = []
         for path, part in module.named_modules():
+            if isinstance(part, flat):
+                where = f"{path!r} in the model" if path else "The model"
+                raise UnsupportedStateError(
+                    f"{where} is wrapped in FullyShardedDataParallel (FSDP1): each "
+                    "rank holds a slice of flattened parameters, and no name says what is in it.",
+                    hint=_INSTEAD_OF_FSDP1,
+                )
             if isinstance(part, fabric):
                 raise UnsupportedStateError(
                     f"{path!r} was set up by Lightning Fabric, but the {type(module).__name__} "
@@ -68,9 +85,11 @@ class Names:
         return {self.of_module(path): path for path, _ in self._module.named_modules()}
 
 
-def check_names(model: nn.Module) -> None:
-    """Raise `UnsupportedStateError` unless every name of the model leads back to its tensor."""
-    Names(bare(model))
+def check_names(values: Iterable[Any]) -> None:
+    """Raise `UnsupportedStateError` unless every name of each model leads back to its tensor."""
+    for value in values:
+        if isinstance(value, nn.Module):
+            Names(bare(value))
 
 
 def parameters_by_name(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
@@ -78,6 +97,18 @@ def parameters_by_name(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
     module = bare(model)
     names = Names(module)
     return ((names(key), parameter) for key, parameter in module.named_parameters())
+
+
+def names_of(model: nn.Module, modules: Iterable[nn.Module]) -> set[str]:
+    """Return the names of those of the model's tensors that the other modules hold as well."""
+    held = {id(t) for m in modules for t in chain(m.parameters(), m.buffers())}
+    module = bare(model)
+    names = Names(module)
+    mine = chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    )
+    return {names(key) for key, tensor in mine if id(tensor) in held}
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:

@@ -23,7 +23,7 @@ from ray_imuckpt.capture.random_state import (
     is_generator,
     take_generator,
 )
-from ray_imuckpt.capture.sharding import consolidated, is_zero_redundancy, whole
+from ray_imuckpt.capture.sharding import detached, is_zero_redundancy
 from ray_imuckpt.capture.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 
@@ -40,20 +40,23 @@ class Stateful(Protocol):
 
 
 def take_object(value: Any) -> Any:
-    """The state of a `Stateful`, or the value itself. A collective where parts are sharded."""
+    """Return the state of a `Stateful`, or the value itself; what is sharded stays so.
+
+    A `ZeroRedundancyOptimizer` must have been consolidated, to this rank.
+    """
     if is_generator(value):
         return take_generator(value)
     if not isinstance(value, Stateful) or isinstance(value, type):
-        return _gathered(value)
+        return _detached(value)
     if isinstance(value, nn.Module):
         state = take_model(value)
         tied = {name: state.tensors[target] for name, target in state.aliases.items()}
-        return {**state.tensors, **tied, **_gathered(dict(state.extra))}
-    return _gathered(bare_optimizer(value).state_dict()) if consolidated(value) else None
+        return {**state.tensors, **tied, **_detached(dict(state.extra))}
+    return _detached(bare_optimizer(value).state_dict())
 
 
 def may_be_sharded(value: Any) -> bool:
-    """Whether `take_object` may be a collective: models, and optimizers of theirs."""
+    """Whether parts of it may be on other ranks: models, and optimizers of theirs."""
     return isinstance(value, (nn.Module, torch.optim.Optimizer))
 
 
@@ -248,12 +251,12 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str,
     return tensors, {name: value for name, value in state.items() if name not in tensors}
 
 
-def _gathered(value: Any) -> Any:
-    """`value` with the sharded tensors in its containers gathered."""
+def _detached(value: Any) -> Any:
+    """Return `value` with the tensors in its containers without their history."""
     if isinstance(value, torch.Tensor):
-        return whole(value)
+        return detached(value)
     if type(value) is dict:
-        return {key: _gathered(item) for key, item in value.items()}
+        return {key: _detached(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_gathered(item) for item in value)
+        return type(value)(_detached(item) for item in value)
     return value

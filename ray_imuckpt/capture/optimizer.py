@@ -19,9 +19,8 @@ from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.loading import load_exactly
 from ray_imuckpt.capture.names import parameter_names
 from ray_imuckpt.capture.sharding import (
-    consolidated,
+    detached,
     is_zero_redundancy,
-    whole,
 )
 from ray_imuckpt.capture.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.errors import StateMismatchError
@@ -33,14 +32,12 @@ OptimizerState = dict[str, Any]
 
 
 @uncollected
-def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState | None:
-    """The state of `optimizer` on the ranks that have all of it, ``None`` on the others.
+def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState:
+    """Return the state of `optimizer`; what is sharded stays so.
 
-    A collective for `ZeroRedundancyOptimizer` (consolidated to rank 0) and for sharded parameters.
+    A `ZeroRedundancyOptimizer` must have been consolidated, to this rank.
     """
     optimizer = bare_optimizer(optimizer)
-    if not consolidated(optimizer):
-        return None
     plain = optimizer.state_dict()
     check_layout(optimizer, plain)
     names = _names_by_index(optimizer, plain, model)
@@ -48,7 +45,7 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
         {**group, "params": [names[index] for index in group["params"]]}
         for group in plain["param_groups"]
     ]
-    state = {names.get(index, index): _whole(values) for index, values in plain["state"].items()}
+    state = {names.get(index, index): _detached(values) for index, values in plain["state"].items()}
     rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
     return {"class": class_name(optimizer), "param_groups": groups, "state": state, **rest}
 
@@ -138,7 +135,7 @@ class LiveOptimizer:
     def load(
         self, saved: OptimizerState, layouts: SavedLayouts, *, keep_options: bool = False
     ) -> None:
-        """Load what `check` has accepted. A collective for sharded parameters.
+        """Load what `check` has accepted.
 
         Args:
             saved: What `take_optimizer` gave.
@@ -204,10 +201,10 @@ def _may_be_new(parameter: torch.Tensor) -> bool:
     return is_plain(parameter) and parameter.dim() > 0
 
 
-_NEVER_SHARDED = {torch.Tensor, bool, int, float, str, type(None)}
+_HAS_NO_HISTORY = {torch.Tensor, bool, int, float, str, type(None)}
 
 
-def _whole(values: Any) -> Any:
-    if not isinstance(values, Mapping) or _NEVER_SHARDED.issuperset(map(type, values.values())):
+def _detached(values: Any) -> Any:
+    if not isinstance(values, Mapping) or _HAS_NO_HISTORY.issuperset(map(type, values.values())):
         return values
-    return {k: whole(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    return {k: detached(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}

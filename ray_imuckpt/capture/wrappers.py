@@ -46,6 +46,14 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def shares_buffers(model: nn.Module) -> bool:
+    """Return whether DDP gives all ranks rank 0's buffers, before each forward pass."""
+    return any(
+        isinstance(part, DistributedDataParallel) and part.broadcast_buffers
+        for part in model.modules()
+    )
+
+
 def bare_optimizer(optimizer: Any) -> Any:
     """Return the optimizer inside the wrappers of accelerate and Lightning, in any nesting."""
     while isinstance(optimizer, _classes(_OPTIMIZERS)):

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
 from torch import nn
 
-from ray_imuckpt import chunks, codec, layout, tree
+from ray_imuckpt import codec, layout, tree
 from ray_imuckpt._version import __version__
-from ray_imuckpt.capture.model import take_model
-from ray_imuckpt.capture.objects import classes, is_stateful, may_be_sharded, take_object
+from ray_imuckpt.capture.model import ModelState, take_model
+from ray_imuckpt.capture.objects import classes, is_stateful, take_object
 from ray_imuckpt.capture.optimizer import take_optimizer
 from ray_imuckpt.capture.random_state import take_random
+from ray_imuckpt.capture.sharding import (
+    consolidate,
+    gathered,
+    is_zero_redundancy,
+    try_state,
+)
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import ImuckptError, SaveFailedError, UnsupportedStateError
+from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.manifest import Ancestor, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.transaction import save
+from ray_imuckpt.transaction import save, traits
+from ray_imuckpt.transaction.agreement import Traits, agreed
 
 logger = logging.getLogger("ray_imuckpt")
-
-_TOLD: set[str] = set()  # names that were warned of in this process
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Run:
         branch_begun: Whether what this run leaves behind has been recorded.
         resumed_from: The epoch that this process continued from.
         foreign: Whether `parent` lies in another directory, so that what this one holds is left.
+        compared: Whether the ranks have made sure that they hold the same.
     """
 
     id: str
@@ -48,43 +53,22 @@ class Run:
     branch_begun: bool
     resumed_from: int | None = None
     foreign: bool = False
+    compared: bool = False
 
 
-def signature(
-    model: nn.Module,
-    optimizer: Any,
-    per_rank: Mapping[str, Any] | None,
-    other: Mapping[str, Any],
-    epoch: Any,
-) -> dict[str, Any]:
-    """What must be the same in the calls of all ranks."""
-    return {
-        "model": type(model).__name__,
-        "optimizer": None if optimizer is None else type(optimizer).__name__,
-        "per_rank": sorted(per_rank or {}),
-        "keywords": sorted(other),
-        "epoch": epoch,
-    }
+@dataclass(frozen=True)
+class _Taken:
+    """The state of this rank, before anything of it was asked of the others."""
 
-
-def agree(ranks: Ranks, call: str, mine: dict[str, Any]) -> None:
-    """Raise on every rank if the ranks did not call with the same arguments.
-
-    Raises:
-        ValueError: It names the argument and both ranks.
-    """
-    told = [json.loads(data) for data in ranks.all_gather(json.dumps(mine).encode())]
-    for rank, theirs in enumerate(told):
-        for name in mine:
-            if theirs[name] != told[0][name]:
-                raise ValueError(
-                    f"{call}() was called with different arguments: {name} is {told[0][name]!r} on "
-                    f"rank 0 and {theirs[name]!r} on rank {rank}. Every rank passes the same."
-                )
+    model: ModelState
+    optimizer: dict[str, Any] | None
+    other: Mapping[str, Any]
+    own: dict[str, Any]
 
 
 def capture(
     ranks: Ranks,
+    run: Run,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
     log: Any,
@@ -93,73 +77,90 @@ def capture(
 ) -> codec.TrainingState:
     """Take the state on every rank; what is returned is complete on rank 0.
 
+    What is replicated is compared between the ranks when it is taken for the first time in a run.
+
     Raises:
         UnsupportedStateError: On every rank, when one rank's own state cannot be stored.
+        StateMismatchError: On every rank, when the ranks' states do not make one checkpoint.
     """
 
-    def mine() -> bytes:
-        state = {name: take_object(per_rank[name]) for name in sorted(per_rank)}
-        mine = {"random": take_random(), "per_rank": state, "classes": classes(per_rank)}
-        return codec.encode_rank(mine, ranks.rank)
+    def local() -> tuple[_Taken, Traits]:
+        taken = _take(model, optimizer, per_rank, other)
+        if ranks.world_size == 1:
+            return taken, Traits()
+        shards = traits.of_shards({"other": taken.other, "per_rank": taken.own["per_rank"]})
+        tensors = traits.Shapes(taken.model, taken.optimizer, shards)
+        kept = traits.fingerprints(other, taken.other, tensors=not run.compared)
+        if run.compared:
+            return taken, Traits(tensors=tensors, kept=kept)
+        kept |= traits.buffer_values(model, per_rank, taken.model)
+        values = traits.replicated_values(model, optimizer, per_rank, taken.model, taken.optimizer)
+        return taken, Traits(tensors=tensors, values=values, kept=kept)
 
-    blobs = ranks.gather(together(ranks, mine))
-    gathered = [name for name in sorted(other) if may_be_sharded(other[name])]
+    # What a rank may fail at alone, and whatever differs, comes first: in a gathering of sharded
+    # tensors the others would wait for it.
+    taken = agreed(ranks, "checkpoint", local)
+    run.compared = True
 
-    def local() -> tuple[dict[str, Any], bytes]:
-        values = {name: take_object(other[name]) for name in other if name not in gathered}
-        return values, b"" if ranks.world_size == 1 else _fingerprints(values)
-
-    # What one rank alone may fail at comes first: it would be missed in a gathering.
-    values, fingerprints = together(ranks, local)
-    if ranks.world_size > 1:
-        _tell_what_differs(ranks.gather(fingerprints))
-
-    def shared() -> codec.TrainingState:
-        return codec.TrainingState(
-            model=take_model(model),
-            optimizer=None if optimizer is None else take_optimizer(optimizer, model),
+    def shared() -> tuple[codec.TrainingState, bytes]:
+        state = codec.TrainingState(
+            model=replace(
+                taken.model,
+                tensors=gathered(dict(taken.model.tensors)),
+                extra=gathered(dict(taken.model.extra)),
+            ),
+            optimizer=gathered(taken.optimizer),
             log=[] if log is None else log,
-            other={**values, **{name: take_object(other[name]) for name in gathered}},
+            other=_all_of(taken.other, other),
             objects=[name for name, value in other.items() if is_stateful(value)],
-            ranks=blobs,
+            ranks=[],
             classes=classes(other),
         )
+        if optimizer is not None and is_zero_redundancy(optimizer) and consolidate(optimizer):
+            state = replace(state, optimizer=take_optimizer(optimizer, model))
+        own = {**taken.own, "per_rank": _all_of(taken.own["per_rank"], per_rank)}
+        return state, codec.encode_rank(own, ranks.rank)
 
-    return together(ranks, shared)
-
-
-def _tell_what_differs(gathered: list[bytes]) -> None:
-    """Warn of what is passed by keyword and is not the same on every rank; once for each name.
-
-    Rank 0's is stored and given to all: a detector that was fed with each rank's own loss would
-    be another one after the restart. Tensors are not compared.
-
-    Args:
-        gathered: Every rank's `_fingerprints` on rank 0, nothing elsewhere.
-    """
-    told = [json.loads(data) for data in gathered]
-    for name in sorted(set(told[0]) - _TOLD) if told else ():
-        differing = [rank for rank, theirs in enumerate(told) if theirs.get(name) != told[0][name]]
-        if differing:
-            _TOLD.add(name)
-            logger.warning(
-                "%r on rank %s is not what it is on rank 0, whose state is stored and will be "
-                "restored on every rank. Pass what differs by rank in per_rank; what steers "
-                "training (learning rate, stopping) should be the same on all ranks.",
-                name,
-                ", ".join(map(str, differing)),
-            )
+    state, mine = together(ranks, shared)
+    return replace(state, ranks=ranks.gather(mine))
 
 
-def _fingerprints(values: Mapping[str, Any]) -> bytes:
-    return json.dumps({name: _fingerprint(value, name) for name, value in values.items()}).encode()
+def _take(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    per_rank: Mapping[str, Any],
+    other: Mapping[str, Any],
+) -> _Taken:
+    """Take what can be taken without the other ranks."""
+    taken = None
+    if is_zero_redundancy(optimizer):
+        try_state(optimizer)
+    elif optimizer is not None:
+        taken = take_optimizer(optimizer, model)
+    states = _states({name: per_rank[name] for name in sorted(per_rank)})
+    own = {"random": take_random(), "per_rank": states, "classes": classes(per_rank)}
+    return _Taken(take_model(model), taken, _states(other), own)
 
 
-def _fingerprint(value: Any, name: str) -> str:
-    try:
-        return chunks.checksum([tree.dumps(tree.encode(value, {}, name))])
-    except UnsupportedStateError:
-        return ""  # whoever stores it will say so
+def _states(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of the objects, ``None`` for what is still to be consolidated."""
+    states: dict[str, Any] = {}
+    for name, value in objects.items():
+        if is_zero_redundancy(value):
+            try_state(value)
+            states[name] = None
+        else:
+            states[name] = take_object(value)
+    return states
+
+
+def _all_of(states: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states with all that other ranks hold of them, on rank 0; a collective."""
+    whole: dict[str, Any] = gathered(dict(states))
+    for name in sorted(objects):
+        if is_zero_redundancy(objects[name]) and consolidate(objects[name]):
+            whole[name] = take_object(objects[name])
+    return whole
 
 
 def job(

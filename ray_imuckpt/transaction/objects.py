@@ -12,6 +12,7 @@ from torch import nn
 
 from ray_imuckpt.capture.layouts import SavedLayouts
 from ray_imuckpt.capture.live import LeftOut
+from ray_imuckpt.capture.names import names_of
 from ray_imuckpt.capture.objects import (
     apply_object,
     check_class,
@@ -21,6 +22,7 @@ from ray_imuckpt.capture.objects import (
     may_be_sharded,
 )
 from ray_imuckpt.capture.random_state import is_generator, seed_generator
+from ray_imuckpt.capture.wrappers import bare_optimizer
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
@@ -110,10 +112,12 @@ class Objects:
         saved = saved_per_rank(loaded, ranks)
         per_rank = sorted(targets.per_rank.items())
         found |= {f"per_rank[{n!r}]": (target, saved[n]) for n, target in per_rank if n in saved}
-        # Where parts are sharded it is a collective: what one rank may refuse alone comes before.
+        # What the model or the optimizer holds as well: each rank's own counts, and comes last.
+        self._late = {n: found.pop(n) for n in list(found) if self._is_of_model(n, targets)}
+        # Models and optimizers after the others: they are not all put back when one refuses.
         self._steps = [
-            {name: pair for name, pair in found.items() if may_be_sharded(pair[0]) == sharded}
-            for sharded in (False, True)
+            {name: pair for name, pair in found.items() if may_be_sharded(pair[0]) == large}
+            for large in (False, True)
         ]
         self._new = {}
         if ranks.rank >= len(loaded.ranks):
@@ -125,21 +129,35 @@ class Objects:
         """Restore them, on every rank; a collective."""
 
         def look() -> None:
-            everything = {n: target for step in self._steps for n, (target, _) in step.items()}
+            steps = (*self._steps, self._late)
+            everything = {n: target for step in steps for n, (target, _) in step.items()}
             self._undo = {name: keep(target) for name, target in everything.items()}
             self._undo |= {f"per_rank[{name!r}]": keep(g) for name, g in self._new.items()}
 
-        def apply(step: Mapping[str, tuple[Any, Any]]) -> None:
-            for name, (target, state) in step.items():
-                self._begun.append(name)
-                self._apply(name, target, state)
-
         together(self._ranks, look)
         for step in self._steps:
-            together(self._ranks, lambda: apply(step))  # noqa: B023 - used up before the next turn
+            together(self._ranks, lambda: self._apply_all(step))  # noqa: B023 - used up at once
         for name, generator in self._new.items():
             self._begun.append(f"per_rank[{name!r}]")
             seed_generator(generator, self._loaded.ranks[0]["random"], self._ranks.rank, name)
+
+    def put_back_late(self) -> None:
+        """Restore what must not be overwritten by the model's and the optimizer's state."""
+        self._apply_all(self._late)
+
+    @staticmethod
+    def _is_of_model(name: str, targets: Targets) -> bool:
+        for key, value in targets.per_rank.items():
+            if name == f"per_rank[{key!r}]":
+                if isinstance(value, nn.Module):
+                    return bool(names_of(targets.model, [value]))
+                return bare_optimizer(value) is bare_optimizer(targets.optimizer)
+        return False
+
+    def _apply_all(self, step: Mapping[str, tuple[Any, Any]]) -> None:
+        for name, (target, state) in step.items():
+            self._begun.append(name)
+            self._apply(name, target, state)
 
     def _apply(self, name: str, target: Any, state: Any) -> None:
         """Put one object back; what it raises is an error that names it."""

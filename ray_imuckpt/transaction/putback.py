@@ -58,7 +58,7 @@ def put_back(
             together(ranks, targets.move)
             model = together(ranks, lambda: LiveModel(targets.model))
         _put_back_tensors(
-            loaded, targets, ranks, model, optimizer, layouts, keep_options=keep_options
+            loaded, targets, ranks, model, optimizer, layouts, objects, keep_options=keep_options
         )
     except Exception as error:
         objects.undo(error)
@@ -106,6 +106,7 @@ def _put_back_tensors(
     model: LiveModel,
     optimizer: LiveOptimizer | None,
     layouts: SavedLayouts,
+    objects: Objects,
     *,
     keep_options: bool,
 ) -> None:
@@ -128,6 +129,7 @@ def _put_back_tensors(
         model.load(tensors, extra, loaded.model_versions)
         if optimizer is not None and state is not None:
             optimizer.load(state, layouts, keep_options=keep_options)
+        objects.put_back_late()
         _apply_random(loaded, targets, ranks)
 
     together(ranks, lambda: _or_say_partly(apply, loaded, ranks))

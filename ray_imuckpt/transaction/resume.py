@@ -12,8 +12,10 @@ from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.catalog import Catalog, in_history
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.manifest import Manifest
-from ray_imuckpt.ranks import Ranks, on_rank_zero, together
+from ray_imuckpt.ranks import Ranks, on_rank_zero
 from ray_imuckpt.storage import Storage, same_place
+from ray_imuckpt.transaction import traits
+from ray_imuckpt.transaction.agreement import Traits, agreed
 from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.pointers import pointed_at
@@ -75,12 +77,20 @@ def begin(
     run = Run(attempt.run_id or uuid.uuid4().hex, None, branch_begun=False)
     own = attempt.run_id if attempt.may_be_restart else None
     found = restore(ranks, storage, choice, own, targets, strict=strict, handed=handed)
+    if found is None or not strict:  # what was restored in full is what rank 0 has read
+        agreed(ranks, "start", lambda: (None, _in_place(ranks, targets)))
     if found is None:
-        together(ranks, targets.move)
         return run, None
     loaded, run.foreign = found
     run.parent, run.resumed_from = loaded.manifest, loaded.epoch
     return run, loaded
+
+
+def _in_place(ranks: Ranks, targets: Targets) -> Traits:
+    targets.move()
+    if ranks.world_size == 1:
+        return Traits()
+    return Traits(values=traits.live_values(targets.model, targets.per_rank))
 
 
 def restore(

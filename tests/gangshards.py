@@ -1,0 +1,163 @@
+"""Sharded tensors of which one rank fails alone; run by gangs.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+from conftest import small_model
+from gangcommon import error_of, same_everywhere
+from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError, ranks
+
+
+def _sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    for part in (*model, model):
+        fully_shard(part, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def _fails(*_: Any) -> None:
+    raise RuntimeError("the hook of one rank")
+
+
+def _same_error(call: Any, told: str) -> Exception:
+    error = error_of(call)
+    assert isinstance(error, ImuckptError)
+    assert told in str(error), error
+    same_everywhere(str(error))
+    return error
+
+
+def a_rank_that_fails_alone_stops_a_sharded_save(directory: Path, rank: int) -> None:
+    """What one rank may fail at comes before the first gathering; the gang can save again."""
+    checkpointer = Checkpointer(directory)
+    model, optimizer = _sharded()
+    hook = model.register_state_dict_post_hook(_fails) if rank else None
+    _same_error(
+        lambda: checkpointer.checkpoint(1, model=model, optimizer=optimizer), "hook of one rank"
+    )
+    _same_error(lambda: checkpointer.checkpoint(1, model=nn.Linear(1, 1), average=model), "hook")
+    if hook is not None:
+        hook.remove()
+    lost = optimizer.state.pop(next(iter(model.parameters()))) if rank else None
+    error = _same_error(
+        lambda: checkpointer.checkpoint(1, model=model, optimizer=optimizer), "not there on rank 1"
+    )
+    assert isinstance(error, StateMismatchError)
+    if lost is not None:
+        optimizer.state[next(iter(model.parameters()))] = lost
+    hook = optimizer.register_state_dict_post_hook(_fails) if rank else None
+    _same_error(
+        lambda: checkpointer.checkpoint(1, model=model, optimizer=optimizer), "hook of one rank"
+    )
+    if hook is not None:
+        hook.remove()
+
+    replicated = DistributedDataParallel(small_model())
+    spread = ZeroRedundancyOptimizer(replicated.parameters(), torch.optim.SGD, lr=0.1)
+    hook = spread.optim.register_state_dict_post_hook(_fails) if rank else None
+    for given in ({"optimizer": spread}, {"second": spread}):
+        _same_error(lambda: checkpointer.checkpoint(1, model=replicated, **given), "hook")  # noqa: B023
+    if hook is not None:
+        hook.remove()
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    checkpointer.checkpoint(2, model=replicated, optimizer=spread)
+    checkpointer.wait()
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 2]
+
+
+def a_rank_that_fails_alone_stops_a_sharded_restore(directory: Path, rank: int) -> None:
+    """Restoring asks the other ranks for nothing, so that none waits; each holds its part alone."""
+    checkpointer = Checkpointer(directory)
+    model, optimizer = _sharded()
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    checkpointer.wait()
+    whole = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    fresh, fresh_optimizer = _sharded()
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    hook = fresh.register_load_state_dict_pre_hook(_fails) if rank else None
+    _same_error(lambda: checkpointer.start(fresh, fresh_optimizer), "hook of one rank")
+    if hook is not None:
+        hook.remove()
+    assert checkpointer.start(fresh, fresh_optimizer).start_epoch == 2
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor.full_tensor(), whole[name])
+    for state in fresh_optimizer.state.values():
+        part = state["exp_avg"].to_local()
+        assert part.untyped_storage().nbytes() == part.nbytes, "not a view of all of it"
+
+
+def one_rank_may_load_alone(directory: Path, rank: int) -> None:
+    """`load` into a sharded model is no collective."""
+    checkpointer = Checkpointer(directory)
+    model, optimizer = _sharded()
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    checkpointer.wait()
+    mine = [parameter.to_local().clone() for parameter in model.parameters()]
+    if rank == 0:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.to_local().zero_()
+        checkpointer.load(model, 1)
+    for parameter, before in zip(model.parameters(), mine, strict=True):
+        assert torch.equal(parameter.to_local(), before)
+
+
+def fsdp1_is_refused(directory: Path, rank: int) -> None:
+    """Bare, inside another module, by keyword and per rank; with the way out."""
+
+    def flat(**options: Any) -> nn.Module:
+        return FullyShardedDataParallel(nn.Linear(3, 3), device_id=torch.device("cpu"), **options)
+
+    checkpointer = Checkpointer(directory)
+    outer = nn.ModuleDict({"part": flat()})
+    bare = nn.Linear(1, 1)
+    with torch.no_grad():
+        bare.weight.zero_()
+        bare.bias.zero_()
+    checkpointer.checkpoint(1, model=bare)
+    checkpointer.wait()
+    for call in (
+        lambda: checkpointer.start(flat()),
+        lambda: checkpointer.start(flat(use_orig_params=True)),
+        lambda: checkpointer.start(outer),
+        lambda: checkpointer.start(bare, average=flat()),
+        lambda: checkpointer.start(bare, per_rank={"stage": flat()}),
+        lambda: checkpointer.checkpoint(1, model=flat()),
+        lambda: checkpointer.checkpoint(1, model=torch.compile(outer, backend="eager")),
+        lambda: checkpointer.checkpoint(1, model=bare, average=outer),
+        lambda: checkpointer.checkpoint(1, model=bare, per_rank={"stage": outer}),
+        lambda: checkpointer.load(flat(), 1),
+    ):
+        error = error_of(call)
+        assert isinstance(error, UnsupportedStateError), error
+        assert "(FSDP1)" in str(error)
+        assert "fully_shard" in str(error)
+
+
+def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
+    """A group has threads and sockets: there is one for a timeout, however many Checkpointers."""
+    first, second, third = (Checkpointer(directory / str(i)) for i in range(3))
+    for checkpointer in (first, second):
+        checkpointer.start(nn.Module())
+    assert first._session is not second._session
+    assert first._session.ranks is second._session.ranks
+    third.timeout = Checkpointer(timeout=60).timeout
+    third.start(nn.Module())
+    assert third._session.ranks is not first._session.ranks
+    assert len(ranks._MADE) == 2
