@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +106,3 @@ def test_resumed_with_another_schedule_and_left_alone_the_rate_stays_until_adjus
     log, _, _ = run(tmp_path, 10, Exponential(2.0**-3, 0.5))
     # epoch 9 has the restored rate; the plateau at its end moves to state 4 of the new schedule
     assert [math.log2(rate) for rate in log[7:]] == [-9, -9, -6]
-
-
-def test_the_python_of_the_page_from_julia_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "from-julia.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert blocks
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "docs/from-julia.md", "exec"), names)
