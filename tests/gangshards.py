@@ -164,7 +164,7 @@ def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
 
 
 def no_thread_of_a_group_outlives_its_end(directory: Path, rank: int) -> None:
-    """What runs at exit ends the threads of our groups: one that goes on could abort the process."""
+    """What runs at exit ends the threads of our groups: one that goes on could abort."""
     ranks._close_all()
     before = _threads_of_gloo()
     Checkpointer(directory).start(nn.Module())
