@@ -3,27 +3,14 @@
 A checkpoint is committed exactly when its directory holds a manifest. Names that are not
 ``checkpoint=<epoch>``, and directories without a manifest, are never taken for one.
 
-Lineage: a run that resumes from epoch 10 of a directory that holds 1…20 begins a new branch, and
-11…20 are abandoned by it: they stay, but must not be picked as "the last". The record of that is
-``lineage.json``: each abandoned epoch with the attempt and run that made it. It is written just
-before the new branch's first commit. An epoch that the new branch saves again has another attempt
-id than the record says, and so is live by itself: no further write is needed.
-
-A record that was cut or altered is made again from the manifests (`Catalog.abandoned`), by what it
-follows from: the checkpoint that was committed last is the present branch's, and each manifest says
-what it came from.
+Which of them are the present branch's follows from the record of branches and from the manifests:
+`ray_imuckpt.lineage` has the rules.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta
+from collections.abc import Iterator
 
 from ray_imuckpt import layout
 from ray_imuckpt.errors import (
@@ -32,35 +19,11 @@ from ray_imuckpt.errors import (
     StorageError,
     UnsupportedFormatError,
 )
-from ray_imuckpt.manifest import (
-    FORMAT,
-    USE_ANOTHER,
-    Manifest,
-    Text,
-    seal,
-    stated_maker,
-    unseal,
-)
+from ray_imuckpt.lineage import Abandoned, Lineage, lost, of_newest
+from ray_imuckpt.manifest import USE_ANOTHER, Manifest, stated_maker
 from ray_imuckpt.storage import NotAFileError, Storage
 
 logger = logging.getLogger("ray_imuckpt")
-
-_HINT = "Name what to continue from (continue_from=<epoch>): the next save writes this file anew."
-
-
-@dataclass(frozen=True)
-class Abandoned:
-    """Who made an abandoned checkpoint; ``None`` where its manifest could not be read."""
-
-    attempt_id: Text | None
-    run_id: Text | None
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What ``lineage.json`` says."""
-
-    abandoned: dict[Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,17})(?!\n)$")], Abandoned]
 
 
 class Catalog:
@@ -101,15 +64,36 @@ class Catalog:
     def live(self, below: int | None = None) -> Iterator[int]:
         """The committed epochs that are not abandoned, the latest first.
 
-        Reads the manifests of those epochs only that are in the record of abandoned ones.
+        Reads few manifests: of the epochs that the record lists, and one that shows whether the
+        record is of the present branch. What vanishes meanwhile is passed over.
 
         Args:
             below: Only epochs before this one.
+
+        Raises:
+            CorruptCheckpointError: See `lineage`.
+            UnsupportedFormatError: A newer release wrote the record.
         """
-        abandoned = self.abandoned()
+        lineage, confirmed = self.lineage(), False
         for epoch in reversed(self.committed()):
-            if (below is None or epoch < below) and not self._is_abandoned(epoch, abandoned):
-                yield epoch
+            if below is not None and epoch >= below:
+                continue
+            if epoch in lineage.abandoned or not confirmed:
+                try:
+                    manifest = self.seen(epoch)
+                except CheckpointNotFoundError:
+                    continue
+                if manifest is None:
+                    if self._is_left_unread(epoch, lineage):
+                        continue
+                elif lineage.is_behind(manifest):
+                    lineage = self._rebuilt(lost(self._record_url, manifest))
+                    if not lineage.holds(manifest):
+                        continue
+                elif not lineage.holds(manifest):
+                    continue
+                confirmed = confirmed or manifest is not None
+            yield epoch
 
     def last(self) -> int | None:
         """The latest live epoch."""
@@ -145,11 +129,33 @@ class Catalog:
             ) from error
         return Manifest.from_bytes(data, f"{self.url(epoch)}/{layout.MANIFEST}", epoch)
 
-    def abandoned(self) -> dict[int, Abandoned]:
-        """The record of abandoned checkpoints; some may have been saved anew since.
+    def seen(self, epoch: int) -> Manifest | None:
+        """The commit record of `epoch`, ``None`` where it cannot be understood.
 
-        One that was cut or altered is made again from the manifests, with a warning. That is not
-        written: the next branch's first save does so.
+        Raises:
+            CheckpointNotFoundError: It is not committed.
+        """
+        try:
+            return self.manifest(epoch)
+        except (CorruptCheckpointError, UnsupportedFormatError):
+            return None
+
+    def maker(self, epoch: int) -> Abandoned:
+        """Who made the checkpoint of `epoch`, as far as that can be read."""
+        try:
+            manifest = self.manifest(epoch)
+        except (CorruptCheckpointError, CheckpointNotFoundError):
+            return Abandoned(None, None)
+        except UnsupportedFormatError:  # it may be left behind without being understood
+            name = layout.checkpoint_name(epoch)
+            return Abandoned(*stated_maker(self._storage.get(f"{name}/{layout.MANIFEST}")))
+        return Abandoned(manifest.attempt_id, manifest.run_id)
+
+    def lineage(self) -> Lineage:
+        """What is recorded of the directory's branches.
+
+        A record that was cut or altered is made again from the manifests, with a warning. That is
+        not written: the next run's first save does so.
 
         Raises:
             CorruptCheckpointError: It was, and a checkpoint of a newer format is there, of which
@@ -157,49 +163,27 @@ class Catalog:
             UnsupportedFormatError: A newer release wrote the record.
         """
         try:
-            return self._recorded(self._record())
+            return self.recorded(self.record())
         except CorruptCheckpointError as error:
             return self._rebuilt(error)
 
-    def begin_branch(self, parent: Manifest | None) -> Callable[[], None]:
-        """Record what a run that continues `parent` leaves behind; call before its first commit.
-
-        Args:
-            parent: What the run was resumed from, ``None`` from scratch.
-
-        Returns:
-            Puts back the record as it was; for a first commit that failed.
-        """
-        old = self._record()
-        before: dict[int, Abandoned] | None
+    def record(self) -> bytes | None:
+        """The bytes of the record of branches, ``None`` where there is none."""
         try:
-            before = self._recorded(old)
-        except CorruptCheckpointError:
-            before = None  # the manifests tell all that is needed here
-        after: dict[int, Abandoned] = {}
-        returning = before is None or (
-            parent is not None and self._is_abandoned(parent.epoch, before)
-        )
-        for epoch in self.committed():
-            was = before is not None and self._is_abandoned(epoch, before)
-            if parent is not None and epoch <= parent.epoch and not was and not returning:
-                continue  # the common case: history that stays history, without reading it
-            who = self._maker(epoch)
-            if parent is not None and in_history(epoch, who.run_id, parent):
-                continue
-            after[epoch] = who
-        if after == before:
-            return lambda: None
-        fields = {
-            str(e): {"attempt_id": w.attempt_id, "run_id": w.run_id} for e, w in after.items()
-        }
-        try:
-            self._storage.put(layout.LINEAGE, seal({"format": FORMAT, "abandoned": fields}))
-        except Exception:
-            with contextlib.suppress(Exception):  # it may have arrived all the same
-                self._put_back(old)
-            raise
-        return lambda: self._put_back(old)
+            return self._storage.get(layout.LINEAGE)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except NotAFileError:
+            return b""  # damaged, not missing
+
+    def recorded(self, data: bytes | None) -> Lineage:
+        """What a record says; see `Lineage.from_bytes`."""
+        return Lineage.from_bytes(data, self._record_url)
+
+    def is_abandoned(self, epoch: int, lineage: Lineage) -> bool:
+        """Whether the record lists what is at `epoch`."""
+        left = lineage.abandoned.get(epoch)
+        return left is not None and self.maker(epoch).attempt_id in (left.attempt_id, None)
 
     def delete(self, epoch: int) -> None:
         """Remove a checkpoint, its manifest first: from then on it does not exist."""
@@ -216,37 +200,15 @@ class Catalog:
                 hint="Give the directory that holds it as `dir`; or `load` from it, by this path.",
             )
 
-    def _record(self) -> bytes | None:
-        try:
-            return self._storage.get(layout.LINEAGE)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except NotAFileError:
-            return b""  # damaged, not missing
+    @property
+    def _record_url(self) -> str:
+        return layout.join(self._storage.url, layout.LINEAGE)
 
-    def _put_back(self, old: bytes | None) -> None:
-        if old is None:
-            self._storage.delete(layout.LINEAGE)
-        else:
-            self._storage.put(layout.LINEAGE, old)
+    def _is_left_unread(self, epoch: int, lineage: Lineage) -> bool:
+        return epoch in lineage.abandoned and self.is_abandoned(epoch, lineage)
 
-    def _recorded(self, data: bytes | None) -> dict[int, Abandoned]:
-        if data is None:
-            return {}
-        url = layout.join(self._storage.url, layout.LINEAGE)
-        fields = unseal(data, url, _HINT)
-        try:
-            record = msgspec.convert(fields, _Record)
-        except ValueError as error:  # msgspec's own among them
-            raise CorruptCheckpointError(
-                f"The record of abandoned branches is damaged: {error}.",
-                url=url,
-                hint=_HINT,
-            ) from error
-        return {int(epoch): who for epoch, who in record.abandoned.items()}
-
-    def _rebuilt(self, damage: CorruptCheckpointError) -> dict[int, Abandoned]:
-        """What is not of the history of the checkpoint that was committed last.
+    def _rebuilt(self, damage: CorruptCheckpointError) -> Lineage:
+        """What the manifests tell, with a warning.
 
         A checkpoint whose own manifest is damaged counts as live, as it does without a record: who
         picks it finds the damage, says so and passes it over.
@@ -259,36 +221,15 @@ class Catalog:
                 continue
             except UnsupportedFormatError as error:
                 raise damage from error
-        tip = max(found, key=lambda manifest: (manifest.created, manifest.epoch), default=None)
-        left = [m for m in found if tip and not in_history(m.epoch, m.run_id, tip)]
+        lineage, tip = of_newest(found)
         logger.warning(
-            "The record of abandoned branches is damaged (%s). By the manifests the present branch "
-            "is that of epoch %s, which was committed last, and %s are abandoned.",
+            "%s By the manifests the present branch is that of epoch %s, and %s are abandoned. The "
+            "next save writes the record anew.",
             damage,
             tip and tip.epoch,
-            [manifest.epoch for manifest in left],
+            sorted(lineage.abandoned),
         )
-        return {m.epoch: Abandoned(m.attempt_id, m.run_id) for m in left}
-
-    def _is_abandoned(self, epoch: int, record: dict[int, Abandoned]) -> bool:
-        return epoch in record and self._maker(epoch).attempt_id in (record[epoch].attempt_id, None)
-
-    def _maker(self, epoch: int) -> Abandoned:
-        try:
-            manifest = self.manifest(epoch)
-        except (CorruptCheckpointError, CheckpointNotFoundError):
-            return Abandoned(None, None)
-        except UnsupportedFormatError:  # it may be left behind without being understood
-            name = layout.checkpoint_name(epoch)
-            return Abandoned(*stated_maker(self._storage.get(f"{name}/{layout.MANIFEST}")))
-        return Abandoned(manifest.attempt_id, manifest.run_id)
-
-
-def in_history(epoch: int, run_id: str | None, newer: Manifest) -> bool:
-    """Whether what a run saved at `epoch` is what `newer` came from, or is `newer`."""
-    if run_id == newer.run_id:
-        return epoch <= newer.epoch
-    return any(run_id == a.run_id and epoch <= a.epoch for a in newer.ancestors)
+        return lineage
 
 
 def _shortened(epochs: list[int]) -> str:

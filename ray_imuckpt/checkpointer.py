@@ -32,9 +32,9 @@ from ray_imuckpt.storage import Storage, shown
 from ray_imuckpt.transaction import gang, resume, traits
 from ray_imuckpt.transaction.agreement import Traits, agreed
 from ray_imuckpt.transaction.audit import Audit
-from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.restore import LoadedCheckpoint
+from ray_imuckpt.transaction.run import Run
 from ray_imuckpt.turns import Turns, in_turn
 from ray_imuckpt.writer import finish_all
 

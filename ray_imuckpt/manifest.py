@@ -103,6 +103,8 @@ class Manifest:
         versions: Versions of the packages that wrote it.
         metrics: The numbers given to `checkpoint`, as a tree (`ray_imuckpt.tree`).
         files: Every data file.
+        branch: The number of the branch that it is of (`ray_imuckpt.lineage`); 0 where branches
+            were not counted.
     """
 
     epoch: Count
@@ -115,6 +117,7 @@ class Manifest:
     versions: Mapping[str, Text]
     metrics: Mapping[str, Any]
     files: tuple[FileEntry, ...]
+    branch: Count = 0
 
     @property
     def origin(self) -> Origin:

@@ -22,7 +22,8 @@ from ray_imuckpt.errors import GangBrokenError, SaveFailedError
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.transaction.gang import Run, job
+from ray_imuckpt.transaction.gang import job
+from ray_imuckpt.transaction.run import Run
 from ray_imuckpt.writer import Writing
 
 logger = logging.getLogger("ray_imuckpt")

@@ -72,7 +72,7 @@ def place_of_death(attempt: int) -> Callable[[], None]:
     elif where == "write":
         before(posix, "pwrite_all")
     elif where == "commit":
-        before(local.LocalStorage, "put")
+        before(local.LocalStorage, "put_if")
     return die if where == "loop" else lambda: None
 
 

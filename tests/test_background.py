@@ -227,11 +227,11 @@ def test_pools_still_work_while_the_last_save_is_written(tmp_path: Path) -> None
         "from ray_imuckpt import Checkpointer\n"
         "from ray_imuckpt.storage.local import LocalStorage\n"
         "pool = ThreadPoolExecutor(1)\n"
-        "real = LocalStorage.put\n"
-        "def put(self, name, data):\n"
+        "real = LocalStorage.put_if\n"
+        "def put(self, name, data, seen):\n"
         "    time.sleep(0.5)\n"
-        "    pool.submit(real, self, name, data).result()\n"
-        "LocalStorage.put = put\n"
+        "    return pool.submit(real, self, name, data, seen).result()\n"
+        "LocalStorage.put_if = put\n"
         "Checkpointer(sys.argv[1]).checkpoint(1, model=nn.Linear(2, 2))\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

@@ -13,7 +13,7 @@ from conftest import small_model
 from ray_imuckpt import Checkpointer, SaveFailedError
 
 
-@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "fsync", "replace", "open", "mkdir"])
+@pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "fsync", "link", "open", "mkdir"])
 def test_an_error_of_the_operating_system_is_a_failed_save_that_leaves_nothing(
     trained: Any, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -102,19 +102,20 @@ def test_a_store_that_loses_its_answer_to_the_commit(
     from ray_imuckpt.storage.local import LocalStorage
 
     directory = trained(1)
-    real_put, real_get = LocalStorage.put, LocalStorage.get
+    real_put, real_get = LocalStorage.put_if, LocalStorage.get
 
-    def put(self: LocalStorage, name: str, data: bytes) -> None:
-        real_put(self, name, data)
+    def put(self: LocalStorage, name: str, data: bytes, seen: bytes | None) -> bool:
+        sure = real_put(self, name, data, seen)
         if name.endswith("manifest.json"):
             raise TimeoutError("no answer")
+        return sure
 
     def get(self: LocalStorage, name: str) -> bytes:
         if answer == "unknown" and name.endswith("manifest.json"):
             raise TimeoutError("no answer")
         return real_get(self, name)
 
-    monkeypatch.setattr(LocalStorage, "put", put)
+    monkeypatch.setattr(LocalStorage, "put_if", put)
     monkeypatch.setattr(LocalStorage, "get", get)
     checkpointer = Checkpointer(directory, blocking=True)
     if answer == "lost":

@@ -20,6 +20,7 @@ from ray_imuckpt import (
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.cli import main
 from ray_imuckpt.manifest import seal
+from ray_imuckpt.storage import ConflictError
 from ray_imuckpt.storage.local import LocalStorage
 
 
@@ -36,20 +37,20 @@ def live(directory: Path) -> list[int]:
 
 
 def failing(name: str, error: Exception, *, lost: bool = False) -> Any:
-    """`LocalStorage.put` that fails for one file name; with `lost`, after it did the work."""
-    put = LocalStorage.put
+    """`LocalStorage.put_if` that fails for one file name; with `lost`, after it did the work."""
+    put = LocalStorage.put_if
 
-    def fail(self: LocalStorage, path: str, data: bytes) -> None:
+    def fail(self: LocalStorage, path: str, data: bytes, seen: bytes | None) -> bool:
         if not path.endswith(name):
-            return put(self, path, data)
+            return put(self, path, data, seen)
         if lost:
-            put(self, path, data)
+            put(self, path, data, seen)
         raise error
 
     return fail
 
 
-@pytest.mark.parametrize("before", [False, True], ids=["no record", "a record"])
+@pytest.mark.parametrize("before", [False, True], ids=["one branch", "two branches"])
 def test_a_first_save_that_fails_leaves_nothing_abandoned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: bool
 ) -> None:
@@ -57,15 +58,16 @@ def test_a_first_save_that_fails_leaves_nothing_abandoned(
     if before:
         train(tmp_path, 5, continue_from=4)
     record = tmp_path / "lineage.json"
-    told, was = record.read_bytes() if before else None, live(tmp_path)
+    told, was = record.read_bytes(), live(tmp_path)
     checkpointer = Checkpointer(tmp_path, continue_from=2, blocking=True)
     model = small_model()
     checkpointer.start(model)
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "put", failing("manifest.json", OSError(28, "No space left")))
+        fault = failing("manifest.json", OSError(28, "No space left"))
+        patch.setattr(LocalStorage, "put_if", fault)
         with pytest.raises(SaveFailedError, match="No space left"):
             checkpointer.checkpoint(3, model=model)
-    assert (record.read_bytes() if record.exists() else None) == told
+    assert record.read_bytes() == told
     assert live(tmp_path) == was
     checkpointer.checkpoint(3, model=model)
     assert live(tmp_path) == [1, 2, 3], "the branch begins with the save that succeeds"
@@ -88,13 +90,17 @@ def test_a_first_save_that_may_be_committed_keeps_the_record(
     lost: list[bytes] = []
     put = failing("manifest.json", OSError("timed out"), lost=True)
 
-    def put_and_lose(self: LocalStorage, path: str, data: bytes) -> None:
-        if path.endswith("manifest.json"):
+    def put_and_lose(self: LocalStorage, path: str, data: bytes, seen: bytes | None) -> bool:
+        try:
+            return put(self, path, data, seen)
+        except ConflictError:  # there is an epoch 3 to replace
+            raise
+        except OSError:
             lost.append(b"committed")
-        put(self, path, data)
+            raise
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "put", put_and_lose)
+        patch.setattr(LocalStorage, "put_if", put_and_lose)
         patch.setattr(LocalStorage, "get", unreachable)
         with pytest.raises(SaveFailedError, match="may be committed or not") as caught:
             checkpointer.checkpoint(3, model=model)
@@ -112,29 +118,31 @@ def test_a_record_that_cannot_be_written_is_a_save_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path, 3)
+    told = (tmp_path / "lineage.json").read_bytes()
     checkpointer = Checkpointer(tmp_path, continue_from=1, blocking=True)
     model = small_model()
     checkpointer.start(model)
     fault = failing("lineage.json", OSError("read-only"), lost=True)
-    monkeypatch.setattr(LocalStorage, "put", fault)
+    monkeypatch.setattr(LocalStorage, "put_if", fault)
     with pytest.raises(SaveFailedError, match="read-only") as caught:
         checkpointer.checkpoint(2, model=model)
     assert caught.value.epoch == 2
     assert caught.value.url == str(tmp_path / "checkpoint=2")
-    assert not (tmp_path / "lineage.json").exists(), "it had arrived all the same"
+    assert (tmp_path / "lineage.json").read_bytes() == told, "it had arrived all the same"
     assert live(tmp_path) == [1, 2, 3]
 
 
 def test_a_state_that_is_refused_abandons_nothing(tmp_path: Path) -> None:
     """Safetensors has a use of its own for this name."""
     train(tmp_path, 3)
+    told = (tmp_path / "lineage.json").read_bytes()
     checkpointer = Checkpointer(tmp_path, continue_from=1, blocking=True)
     checkpointer.start(small_model())
     model = small_model()
     model.register_parameter("__metadata__", torch.nn.Parameter(torch.ones(1)))
     with pytest.raises(UnsupportedStateError, match="__metadata__"):
         checkpointer.checkpoint(2, model=model)
-    assert not (tmp_path / "lineage.json").exists()
+    assert (tmp_path / "lineage.json").read_bytes() == told
     assert live(tmp_path) == [1, 2, 3]
 
 

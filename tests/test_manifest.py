@@ -138,8 +138,8 @@ def test_a_wrong_type_in_the_record_of_lineage_is_damage(tmp_path: Path, text: b
     (tmp_path / "lineage.json").write_bytes(text)
     catalog = Catalog(open_storage(str(tmp_path)))
     with pytest.raises(CorruptCheckpointError, match="lineage.json"):
-        catalog._recorded(text)
-    assert catalog.abandoned() == {}
+        catalog.recorded(text)
+    assert catalog.lineage().abandoned == {}
 
 
 def test_an_unknown_field_in_the_record_of_lineage_is_passed_over(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_unknown_field_in_the_record_of_lineage_is_passed_over(tmp_path: Path
     (tmp_path / "lineage.json").write_bytes(
         seal({"format": 1, "abandoned": {"2": who}, "later": {}})
     )
-    assert Catalog(open_storage(str(tmp_path))).abandoned()[2].attempt_id == "a"
+    assert Catalog(open_storage(str(tmp_path))).lineage().abandoned[2].attempt_id == "a"
 
 
 def test_last_passes_over_a_manifest_that_is_no_json(trained: Any) -> None:

@@ -78,17 +78,17 @@ def loop(config: dict[str, Any]) -> None:
 def save_again(checkpointer: Checkpointer, training: Training, log: list[Any], notes: Path) -> None:
     """Epoch 6, which Ray knows, twice more: once the disk is full, once it is slow."""
     checkpointer.wait()
-    put = local.LocalStorage.put
+    put = local.LocalStorage.put_if
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "as the test wants")
 
-    def slow(*arguments: Any) -> None:
+    def slow(*arguments: Any) -> bool:
         time.sleep(4)
-        put(*arguments)
+        return put(*arguments)
 
     for kind, entry in ((full, "lost"), (slow, "saved again")):
-        local.LocalStorage.put = kind
+        local.LocalStorage.put_if = kind
         try:
             checkpointer.checkpoint(
                 6, model=training.model, optimizer=training.optimizer, log=[*log, entry],
@@ -96,7 +96,7 @@ def save_again(checkpointer: Checkpointer, training: Training, log: list[Any], n
             )  # fmt: skip
         except ray_imuckpt.SaveFailedError:
             (notes / f"{entry}-{training.rank}").touch()
-    local.LocalStorage.put = put
+    local.LocalStorage.put_if = put
 
 
 def fit(

@@ -143,14 +143,13 @@ class Storage(Protocol):
         Where the storage has no such operation, another process can come between look and removal.
         """
 
-    def claim(self, name: str, note: bytes) -> Claim:
+    def claim(self, note: bytes) -> Claim:
         """Claim the directory for this process, as long as the claim is held or the process lives.
 
         Nothing is prevented: others who claim it are told. Where the storage knows no locks that
         end with the process that holds them, nobody is.
 
         Args:
-            name: Of the file that stands for the claim.
             note: What to tell the others.
         """
 

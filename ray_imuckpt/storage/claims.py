@@ -1,16 +1,20 @@
-"""Telling a second process that a local directory is in use. Touches os and fcntl.
+"""Telling a second process of this machine that a directory is in use. Touches os and fcntl.
 
-A claim is the system's lock on a small file. The system takes it back when the process that holds
-it dies, however it dies: who comes after a crash meets no claim, and no clock is asked. The lock
-binds nobody; what it says is worth a warning.
+A claim is the system's lock on a small file, among the system's temporary ones: nothing is written
+into the directory. The system takes the lock back when the process that holds it dies, however it
+dies: who comes after a crash meets no claim, and no clock is asked. The lock binds nobody; what it
+says is worth a warning.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import tempfile
 import threading
 import weakref
+from typing import BinaryIO
 
 _MAX_NOTE = 4096  # bytes
 
@@ -23,9 +27,9 @@ class Claim:
             there is no telling.
     """
 
-    def __init__(self, other: bytes | None = None, descriptor: int | None = None) -> None:
+    def __init__(self, other: bytes | None = None, file: BinaryIO | None = None) -> None:
         self.other = other
-        self._close = None if descriptor is None else weakref.finalize(self, os.close, descriptor)
+        self._close = None if file is None else weakref.finalize(self, file.close)
 
     @property
     def held(self) -> bool:
@@ -43,9 +47,10 @@ _HELD: weakref.WeakValueDictionary[str, Claim] = weakref.WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
-def claim(path: str, note: bytes) -> Claim:
-    """Claim the file at `path`, which is made; see `ray_imuckpt.storage.Storage.claim`."""
-    path = os.path.realpath(path)
+def claim(directory: str, note: bytes) -> Claim:
+    """Claim a directory; see `ray_imuckpt.storage.Storage.claim`."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:32]
+    path = os.path.join(tempfile.gettempdir(), f"imuckpt-run-{name}.lock")
     with _LOCK:
         mine = _HELD.get(path)
         if mine is None:
@@ -55,23 +60,27 @@ def claim(path: str, note: bytes) -> Claim:
         return mine
 
 
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)  # others may have put a link there
+
+
 def _taken(path: str, note: bytes) -> Claim:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = open(path, "a+b", buffering=0, opener=_open)  # noqa: SIM115 - kept by the claim
     except OSError:
         return Claim()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, note, 0)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.truncate(0)
+        file.write(note)
     except BlockingIOError:
-        other = os.pread(descriptor, _MAX_NOTE, 0)
-        os.close(descriptor)
-        return Claim(other)
+        file.seek(0)
+        with file:
+            return Claim(file.read(_MAX_NOTE))
     except OSError:  # a file system without locks
-        os.close(descriptor)
+        file.close()
         return Claim()
-    return Claim(None, descriptor)
+    return Claim(None, file)
 
 
 def _forget() -> None:

@@ -65,14 +65,19 @@ def _locked(path: str, seen: bytes) -> Iterator[bool]:
             return
         try:
             _lock(descriptor, path)
-            status = os.fstat(descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(status, os.stat(path)):
-                    same = status.st_size == len(seen)
-                    yield same and os.pread(descriptor, len(seen), 0) == seen
-                    return
+            if _is_at(descriptor, path):
+                size = os.fstat(descriptor).st_size
+                yield size == len(seen) and os.pread(descriptor, size, 0) == seen
+                return
         finally:
             os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _open(path: str) -> int:

@@ -123,9 +123,9 @@ class LocalStorage:
         posix.sync_directory(os.path.dirname(path))
         return True
 
-    def claim(self, name: str, note: bytes) -> Claim:
+    def claim(self, note: bytes) -> Claim:
         """See `Storage.claim`."""
-        return claims.claim(self._path(name), note)
+        return claims.claim(self.url, note)
 
     def get(self, name: str) -> bytes:
         """See `Storage.get`."""

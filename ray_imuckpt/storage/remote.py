@@ -179,7 +179,7 @@ class RemoteStorage:
         self._client.remove(path)
         return True
 
-    def claim(self, name: str, note: bytes) -> Claim:  # noqa: ARG002 - see `Storage.claim`
+    def claim(self, note: bytes) -> Claim:  # noqa: ARG002 - see `Storage.claim`
         """See `Storage.claim`. There are no locks that end with a process."""
         return Claim()
 

@@ -24,36 +24,14 @@ from ray_imuckpt.capture.sharding import (
     is_zero_redundancy,
     try_state,
 )
-from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.manifest import Ancestor, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.transaction import save, traits
+from ray_imuckpt.transaction import branch, save, traits
 from ray_imuckpt.transaction.agreement import Traits, agreed
+from ray_imuckpt.transaction.run import Run
 
 logger = logging.getLogger("ray_imuckpt")
-
-
-@dataclass
-class Run:
-    """What a process remembers of its run between saves.
-
-    Attributes:
-        id: The run's id.
-        parent: The checkpoint that training has come from, the newest of this run's if it has one.
-        branch_begun: Whether what this run leaves behind has been recorded.
-        resumed_from: The epoch that this process continued from.
-        foreign: Whether `parent` lies in another directory, so that what this one holds is left.
-        compared: Whether the ranks have made sure that they hold the same.
-    """
-
-    id: str
-    parent: Manifest | None
-    branch_begun: bool
-    resumed_from: int | None = None
-    foreign: bool = False
-    compared: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,10 +158,15 @@ def job(
 
     def commit() -> Manifest:
         parts = codec.layout(plan)
-        manifest = _draft(run, **draft)
-        undo = None if run.branch_begun else _begin_branch(storage, run, manifest.epoch)
+        undo: Callable[[], None] | None = None
+
+        def guard() -> int:
+            nonlocal undo
+            undo = branch.prepare(storage, run, draft["epoch"])
+            return run.branch
+
         try:
-            run.parent = save.commit(storage, manifest, parts, run.parent)
+            committed = save.commit(storage, _draft(run, **draft), parts, run, guard)
         except save.UnknownOutcomeError:
             run.branch_begun = True  # as if it were committed: the record must stand
             raise
@@ -191,26 +174,11 @@ def job(
             if undo is not None:
                 _put_back(undo, storage)
             raise
-        run.branch_begun = True
-        return run.parent
+        run.branch_begun, run.parent = True, committed
+        branch.confirm(storage, run, committed.epoch)
+        return committed
 
     return commit
-
-
-def _begin_branch(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
-    try:
-        return Catalog(storage).begin_branch(None if run.foreign else run.parent)
-    except ImuckptError:
-        raise
-    except Exception as error:
-        raise SaveFailedError(
-            "The save failed, nothing was committed: what this run leaves behind could not be "
-            f"recorded in {layout.LINEAGE}: {type(error).__name__}: {error}.",
-            url=layout.join(storage.url, layout.checkpoint_name(epoch)),
-            epoch=epoch,
-            hint="Check that the directory can be written and has space, then save again. "
-            "Earlier checkpoints are untouched.",
-        ) from error
 
 
 def _put_back(undo: Callable[[], None], storage: Storage) -> None:

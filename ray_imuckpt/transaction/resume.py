@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ray_imuckpt import layout
 from ray_imuckpt.arguments import LAST, NONE
-from ray_imuckpt.catalog import Catalog, in_history
+from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
+from ray_imuckpt.lineage import in_history
 from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.ranks import Ranks, on_rank_zero
 from ray_imuckpt.storage import Storage, same_place
-from ray_imuckpt.transaction import traits
+from ray_imuckpt.transaction import branch, traits
 from ray_imuckpt.transaction.agreement import Traits, agreed
-from ray_imuckpt.transaction.gang import Run
 from ray_imuckpt.transaction.objects import Targets
 from ray_imuckpt.transaction.pointers import pointed_at
 from ray_imuckpt.transaction.putback import put_back, warn
@@ -25,6 +26,7 @@ from ray_imuckpt.transaction.restore import (
     open_checkpoint,
     open_directory,
 )
+from ray_imuckpt.transaction.run import Run
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -75,8 +77,13 @@ def begin(
         The run, and what it continues from, if it does.
     """
     run = Run(attempt.run_id or uuid.uuid4().hex, None, branch_begun=False)
+
+    def look() -> None:
+        run.view = branch.look(storage)
+        branch.claim(storage, run)
+
     own = attempt.run_id if attempt.may_be_restart else None
-    found = restore(ranks, storage, choice, own, targets, strict=strict, handed=handed)
+    found = restore(ranks, storage, choice, own, targets, strict=strict, handed=handed, first=look)
     if found is None or not strict:  # what was restored in full is what rank 0 has read
         agreed(ranks, "start", lambda: (None, _in_place(ranks, targets)))
     if found is None:
@@ -102,6 +109,7 @@ def restore(
     *,
     strict: bool,
     handed: Handed | None = None,
+    first: Callable[[], None] = lambda: None,
 ) -> Resumed | None:
     """Put the checkpoint to continue from into live objects, on every rank; a collective.
 
@@ -119,9 +127,10 @@ def restore(
         handed: What the surroundings give to continue from; used on rank 0 only. This directory's
             own newest goes before it if it came from it, or if it lay in this directory and is gone
             or damaged; one of another run is taken, but the optimizer keeps its own options.
+        first: Called on rank 0 before anything is decided.
 
     Returns:
-        ``None`` to begin from scratch.
+        What it continues from, ``None`` from scratch.
 
     Raises:
         StateMismatchError: Something does not fit; then nothing was changed, on any rank.
@@ -130,18 +139,17 @@ def restore(
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
         StorageError: The directory cannot be written or listed.
     """
-    catalog = Catalog(storage)
     place = storage
 
     def decide() -> bytes:
         nonlocal place
         storage.check_writable()  # before the first epoch, not after it
+        first()
         given = None if handed is None else _of_another_run(storage, handed)
         if given is not None:
             place = given.place
             return given.manifest.to_bytes()
-        restarted = run_id is not None and _own_newest(catalog, run_id)
-        return b"1" if restarted or handed is not None else b""
+        return b"1" if handed is not None or _is_restart(storage, run_id) else b""
 
     told = on_rank_zero(ranks, decide)
     if len(told) > 1:
@@ -149,8 +157,7 @@ def restore(
         with located(foreign.url, epoch=foreign.epoch, rank=ranks.rank):
             put_back(foreign, targets, ranks, set(), strict=strict, keep_options=True)
         return Resumed(foreign, foreign=True)
-    if told:
-        choice = LAST  # a restarted gang goes on where it was, whatever it was first told
+    choice = LAST if told else choice  # a restarted gang goes on where it was, whatever it is told
     loaded = _restore_sound(ranks, storage, choice, targets, strict=strict)
     return None if loaded is None else Resumed(loaded, foreign=False)
 
@@ -247,7 +254,11 @@ def _led_to_ours(catalog: Catalog, given: Manifest) -> bool:
     return False
 
 
-def _own_newest(catalog: Catalog, run_id: str) -> bool:
+def _is_restart(storage: Storage, run_id: str | None) -> bool:
+    """Whether the directory's newest checkpoint is of the run `run_id`."""
+    if run_id is None:
+        return False
+    catalog = Catalog(storage)
     for epoch in catalog.live():
         try:
             return catalog.manifest(epoch).run_id == run_id

@@ -5,29 +5,44 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray_imuckpt import chunks, codec, layout
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.manifest import FileEntry, Manifest
-from ray_imuckpt.storage import NotDurableError, Storage
+from ray_imuckpt.storage import (
+    ConflictError,
+    DoubtfulError,
+    NotAFileError,
+    NotDurableError,
+    Storage,
+)
 from ray_imuckpt.transaction.reading import verify_file
+from ray_imuckpt.transaction.run import Run
 
 logger = logging.getLogger("ray_imuckpt")
+
+_UNREADABLE = b""  # no manifest is empty
 
 _SOUND: set[str] = set()  # files to copy that this process has written, or read and found sound
 
 
 def commit(
-    storage: Storage, draft: Manifest, parts: Sequence[codec.Part], previous: Manifest | None
+    storage: Storage,
+    draft: Manifest,
+    parts: Sequence[codec.Part],
+    run: Run,
+    prepare: Callable[[], int],
 ) -> Manifest:
     """Write all parts, then the manifest: from that instant the checkpoint exists.
 
     Args:
         storage: The directory of the checkpoints.
-        draft: The manifest without its files.
+        draft: The manifest without its files and its branch.
         parts: What to write.
-        previous: The checkpoint before this one, whose unchanged files need not be sent again.
+        run: Whose checkpoint it is. The unchanged files of its last one need not be sent again.
+        prepare: Called between data and manifest; makes sure that the run may commit, and returns
+            the number of its branch.
 
     Returns:
         The manifest as committed.
@@ -39,11 +54,10 @@ def commit(
     """
     directory = layout.checkpoint_name(draft.epoch)
     try:
-        files = tuple(_write(storage, directory, draft, part, previous) for part in parts)
+        files = tuple(_write(storage, directory, draft, part, run.parent) for part in parts)
         _check_complete(storage, directory, parts, files)
-        manifest = dataclasses.replace(draft, files=files)
-        replaced = _named_files(storage, directory)
-        _put_manifest(storage, directory, manifest)
+        manifest = dataclasses.replace(draft, files=files, branch=prepare())
+        replaced = _put_manifest(storage, directory, manifest, run)
     except Exception as error:
         if not isinstance(error, UnknownOutcomeError):
             _discard(storage, directory, draft.attempt_id)
@@ -57,7 +71,7 @@ def commit(
             "Earlier checkpoints are untouched.",
         ) from error
     with contextlib.suppress(Exception):  # the commit stands
-        for name in replaced - {entry.name for entry in files}:
+        for name in replaced:
             storage.delete(f"{directory}/{name}")
     return manifest
 
@@ -66,36 +80,101 @@ class UnknownOutcomeError(SaveFailedError):
     """The manifest may or may not be there: its files must stay. Other ranks get its base."""
 
 
-def _put_manifest(storage: Storage, directory: str, manifest: Manifest) -> None:
-    """Commit. A store can lose its answer after it did the work, so an error is looked into."""
+def _put_manifest(storage: Storage, directory: str, manifest: Manifest, run: Run) -> set[str]:
+    """Commit; return the files that nothing names from now on, and nothing can name again.
+
+    A manifest is created where there is none, and else replaces the one that was read: never one
+    that another process has put in between.
+    """
     path = f"{directory}/{layout.MANIFEST}"
-    data = manifest.to_bytes()
     try:
-        storage.put(path, data)
+        old = _standing(storage, path)
+    except NotAFileError:  # nor is it a manifest
+        storage.put(path, manifest.to_bytes())
+        return set()
+    replaced = None if old is None else _replaceable(storage, directory, old, manifest, run)
+    try:
+        sure = _put(storage, path, manifest, old)
+    except ConflictError as error:
+        # Not tried again: it may have been in place, and whoever replaced it removes its files.
+        raise SaveFailedError(
+            "Nothing was committed: another process has saved this epoch at the same time.",
+            url=layout.join(storage.url, directory),
+            epoch=manifest.epoch,
+            hint="End one of the two, or give it a `dir` of its own; then save again.",
+        ) from error
+    # Where the store cannot make sure, a late put of what was replaced may bring it back.
+    return {entry.name for entry in replaced.files} if replaced and sure else set()
+
+
+def _standing(storage: Storage, path: str) -> bytes | None:
+    try:
+        return storage.get(path)
+    except FileNotFoundError:
+        return None
+
+
+def _read_back(storage: Storage, path: str) -> bytes | None:
+    try:
+        return _standing(storage, path)
+    except Exception:  # noqa: BLE001 - whatever it is, nothing is known
+        return _UNREADABLE
+
+
+def _replaceable(
+    storage: Storage, directory: str, old: bytes, manifest: Manifest, run: Run
+) -> Manifest | None:
+    """Return the manifest that is to be replaced, ``None`` where it is damaged.
+
+    Raises:
+        SaveFailedError: It is another run's newer work.
+    """
+    url = layout.join(storage.url, directory)
+    try:
+        found = Manifest.from_bytes(old, url)
+    except ImuckptError:
+        return None
+    if run.may_replace(found):
+        return found
+    raise SaveFailedError(
+        f"Nothing was committed: run {found.run_id} has saved this epoch since this run, {run.id}, "
+        "looked at the directory.",
+        url=url,
+        epoch=manifest.epoch,
+        hint="End one of the two runs, or give it a `dir` of its own.",
+    )
+
+
+def _put(storage: Storage, path: str, manifest: Manifest, old: bytes | None) -> bool:
+    """Put the manifest, as `Storage.put_if`. An error is looked into: it may be in place."""
+    data = manifest.to_bytes()
+    url = layout.join(storage.url, path.rpartition("/")[0])
+    try:
+        return storage.put_if(path, data, old)
+    except ConflictError:
+        raise
     except NotDurableError as error:  # reading it back would prove nothing: it is in place
         raise UnknownOutcomeError(
             "The manifest is in place, but the disk failed to confirm it: after a crash the "
             f"checkpoint may be there or not ({error}).",
-            url=layout.join(storage.url, directory),
+            url=url,
             epoch=manifest.epoch,
             hint="Look at the disk, then save again: what was committed before is kept until then.",
         ) from error
     except Exception as error:
-        try:
-            committed = storage.get(path) == data
-        except FileNotFoundError:
-            committed = False
-        except Exception:  # noqa: BLE001 - whatever it is, nothing is known
-            raise UnknownOutcomeError(
-                "The manifest was sent, and whether it arrived cannot be told: the checkpoint may "
-                f"be committed or not ({type(error).__name__}: {error}).",
-                url=layout.join(storage.url, directory),
-                epoch=manifest.epoch,
-                hint="When the storage answers again, look with `imuckpt ls`. What is listed is "
-                "whole; saving again does no harm.",
-            ) from error
-        if not committed:
+        found = _read_back(storage, path)
+        if found == data:
+            return False
+        if found != _UNREADABLE and not isinstance(error, DoubtfulError):
             raise
+        raise UnknownOutcomeError(
+            "The manifest was sent, and whether it arrived, or will, cannot be told: the "
+            f"checkpoint may be committed or not ({type(error).__name__}: {error}).",
+            url=url,
+            epoch=manifest.epoch,
+            hint="When the storage answers again, look with `imuckpt ls`. What is listed is whole; "
+            "saving again does no harm.",
+        ) from error
 
 
 def _write(
@@ -167,17 +246,3 @@ def _discard(storage: Storage, directory: str, attempt_id: str) -> None:
             if layout.is_data_file_name(name) and attempt_id in name:
                 storage.delete(f"{directory}/{name}")
         storage.delete_empty(directory)
-
-
-def _named_files(storage: Storage, directory: str) -> set[str]:
-    """The files of the checkpoint that is about to be replaced, if there is one.
-
-    Only these may be removed afterwards: a file that no manifest names may belong to a save that
-    another process has not committed yet.
-    """
-    path = f"{directory}/{layout.MANIFEST}"
-    try:
-        old = Manifest.from_bytes(storage.get(path), layout.join(storage.url, path))
-    except (OSError, ImuckptError):
-        return set()
-    return {entry.name for entry in old.files}
