@@ -14,7 +14,7 @@ from support.invariants import Tally
 from support.operations import SyncDirectory, SyncFile
 from support.stories import STORIES, Story
 from support.sweeps import crashes, second_faults
-from test_lineage_machine import drive
+from support.two_runs import drive
 
 SHARE = float(os.environ.get("SOAK_SHARE", "0.02"))
 

@@ -1,0 +1,286 @@
+"""A state machine of two runs in one directory, beside a plain model of what is there. Touches os.
+
+Each save knows the save that it came from, and the last commit is the tip of the present branch.
+"The last" is the newest checkpoint of the tip's history that is still there, never one of a branch
+that was left; and nothing goes that nobody removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ray_imuckpt import Checkpointer, SaveFailedError
+from ray_imuckpt.transaction import gang
+from support.interposed import Once, checkpointer_on
+from support.recording import Died
+from support.training import Net, objects, version_in, write
+
+WRITERS = st.sampled_from([0, 1])
+
+
+@dataclass
+class Run:
+    """A run, as the model knows it.
+
+    Attributes:
+        checkpointer: The real thing.
+        at: The version that it came from, or saved last.
+        known: The tip when it started or saved last: a newer one is another run's work.
+        parent: The epoch that it came from.
+        dies: Whether it dies before its next commit; not empty if so.
+        committed: Whether it has saved.
+    """
+
+    checkpointer: Checkpointer
+    model: Net
+    optimizer: Any
+    at: int | None
+    known: int | None
+    parent: int | None
+    dies: list[bool]
+    committed: bool = False
+
+
+class TwoRuns(RuleBasedStateMachine):
+    """Two runs in one directory.
+
+    Attributes:
+        at_once: Whether a run may save after another one has.
+        records: Whether the record of branches may be lost, cut, or an old one brought back.
+    """
+
+    at_once = records = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp()) / "run"
+        self.saved: dict[int, tuple[int, int | None]] = {}  # version: its epoch and its parent
+        self.there: dict[int, int] = {}  # epoch: version
+        self.tip: int | None = None
+        self.begun: set[int | None] = set()  # parents of branches that were recorded and died
+        self.writers: list[Run | None] = [None, None]
+        self.older: list[bytes] = []
+        self.offset = timedelta()
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.directory.parent)
+
+    # ------------------------------------------------------------------ the model
+
+    def history(self, version: int | None) -> set[int]:
+        """The version and all that it came from."""
+        found = set()
+        while version is not None:
+            found.add(version)
+            version = self.saved[version][1]
+        return found
+
+    def live(self, tip: int | None) -> dict[int, int]:
+        """The checkpoints of a branch that are there."""
+        history = self.history(tip)
+        return {e: v for e, v in sorted(self.there.items()) if v in history}
+
+    def lasts(self) -> set[int | None]:
+        """What may be "the last"."""
+        return {max(self.live(tip), default=None) for tip in {self.tip, *self.begun}}
+
+    # ------------------------------------------------------------------ runs
+
+    @rule(which=WRITERS, choice=st.data())
+    def start(self, which: int, choice: Any) -> None:
+        """Begin a run: from the last, from an epoch, or from scratch."""
+        choices: list[Any] = ["last", "last", "none", *sorted(self.there)]
+        chosen = choice.draw(st.sampled_from(choices))
+        dies: list[bool] = []
+
+        def before(method: str, name: str) -> None:
+            if dies and method == "put" and name.endswith("manifest.json"):
+                raise Died
+
+        checkpointer = checkpointer_on(str(self.directory), before, chosen)
+        model, optimizer = objects()
+        started = checkpointer.start(model, optimizer)
+        epoch = started.start_epoch - 1 or None
+        if chosen == "last":
+            assert epoch in self.lasts()
+        else:
+            assert epoch == (None if chosen == "none" else chosen)
+        at = None if epoch is None else self.there[epoch]
+        assert (started.log[0] if started.log else None) == at
+        self.writers[which] = Run(checkpointer, model, optimizer, at, self.tip, epoch, dies)
+
+    @precondition(lambda self: any(self.writers))
+    @rule(which=WRITERS, gap=st.sampled_from([1, 1, 1, 2, 4]), dies=st.sampled_from([0, 0, 0, 1]))
+    def save(self, which: int, gap: int, dies: int) -> None:
+        """Save the next epoch or one further on; or die between the record and the commit."""
+        run = self.writers[which] or self.writers[1 - which]
+        assert run is not None
+        hypothesis.assume(self.at_once or run.known == self.tip)
+        run.dies[:] = [True] * dies
+        self._save(run, gap)
+
+    def _save(self, run: Run, gap: int) -> None:
+        epoch = gap + (0 if run.at is None else self.saved[run.at][0])
+        version = len(self.saved) + 1
+        self.saved[version] = epoch, run.at
+        another_saved = run.known != self.tip
+        try:
+            write(run.checkpointer, epoch, version, run.model, run.optimizer)
+        except Died:
+            if not run.committed:
+                self.begun.add(run.at)
+            self.writers[self.writers.index(run)] = None
+            return
+        except SaveFailedError:
+            assert another_saved, "a save was refused though no other run has saved since"
+            self.writers[self.writers.index(run)] = None
+            return
+        assert not another_saved, "a save over another run's newer work was let through"
+        self.there[epoch] = self.tip = run.at = run.known = version
+        run.committed = True
+        self.begun = set()
+
+    # ------------------------------------------------------------------ what else happens
+
+    @precondition(lambda self: self.lasts() - {None})
+    @rule(keep=st.integers(1, 3), which=WRITERS, beside=st.booleans())
+    def prune(self, keep: int, which: int, beside: bool) -> None:
+        """Prune, and maybe let a run save in the middle; what is live and newest stays."""
+        old = [self.live(tip) for tip in {self.tip, *self.begun}]
+        run = self.writers[which]
+        act = Once(lambda: None, 1, "delete_tree")  # right after the first manifest has gone
+        if beside and run is not None and run.known == self.tip:
+            run.dies.clear()
+            act = Once(lambda: self._save(run, 1), 1, "delete_tree")
+        gone = set(checkpointer_on(str(self.directory), act).prune(keep_last=keep))
+        if act.call:
+            gone -= {first := int(act.call[1].removeprefix("checkpoint="))}
+            self.there.pop(first)
+        new = self.live(self.tip)
+        assert gone <= {epoch for live in (*old, new) for epoch in sorted(live)[:-1]}
+        assert not gone & set(sorted(new)[-keep:]), "the present branch's newest are kept"
+        if run is not None and run.committed and run.at == self.tip:
+            assert run.parent not in gone, "what the present run has come from is kept"
+        for epoch in gone:
+            self.there.pop(epoch)
+
+    @precondition(lambda self: len(self.there) > 1)
+    @rule(choice=st.data())
+    def delete_by_hand(self, choice: Any) -> None:
+        """Remove a checkpoint that is not the tip, as `rm` does."""
+        epochs = sorted(e for e, v in self.there.items() if v != self.tip)
+        if epochs:
+            epoch = choice.draw(st.sampled_from(epochs))
+            shutil.rmtree(self.directory / f"checkpoint={epoch}")
+            self.there.pop(epoch)
+
+    @rule(hours=st.integers(-48, 48))
+    def set_clock(self, hours: int) -> None:
+        """Let the clock of the next saves be wrong."""
+        self.offset = timedelta(hours=hours)
+
+    @precondition(
+        lambda self: self.records and self.record.exists() and self.tip in self.there.values()
+    )
+    @rule(how=st.sampled_from(["lose", "cut", "empty"]))
+    def damage_the_record(self, how: str) -> None:
+        """Lose or cut the record of branches."""
+        data = self.record.read_bytes()
+        if how == "lose":
+            self.record.unlink()
+        else:
+            self.record.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
+        self.begun = {self.tip} if self.begun else set()
+
+    @property
+    def record(self) -> Path:
+        """The record of branches."""
+        return self.directory / "lineage.json"
+
+    @precondition(lambda self: self.record.exists())
+    @rule()
+    def copy_the_record(self) -> None:
+        """Keep a copy of the record, as a backup does."""
+        self.older.append(self.record.read_bytes())
+
+    @precondition(lambda self: self.records and self.older and self.tip in self.there.values())
+    @rule()
+    def bring_back_an_older_record(self) -> None:
+        """Restore the record from a backup."""
+        self.record.write_bytes(self.older.pop())
+
+    # ------------------------------------------------------------------ what must hold
+
+    @invariant()
+    def nothing_goes_by_itself(self) -> None:
+        """Every checkpoint holds what was saved, and no other is listed."""
+        reader = Checkpointer(self.directory)
+        found = reader.list_existing_checkpoint_indices() if self.directory.exists() else []
+        assert {epoch: version_in(reader, epoch) for epoch in found} == self.there
+
+    @invariant()
+    def the_last_is_of_the_present_branch(self) -> None:
+        """The last, and the last before it, are of the present branch."""
+        if not self.there:
+            return
+        reader = Checkpointer(self.directory)
+        last = reader.index_of_last_checkpoint()
+        assert last in self.lasts()
+        if last is not None and not self.begun:
+            prior = max((e for e in self.live(self.tip) if e < last), default=None)
+            assert reader.index_of_last_checkpoint_prior_to(last) == prior
+
+
+def drive(
+    monkeypatch: pytest.MonkeyPatch, stories: int, steps: int, *, at_once: bool, records: bool
+) -> None:
+    """Run the machine, always the same way.
+
+    Args:
+        monkeypatch: For the clock that checkpoints are dated by.
+        stories: How many.
+        steps: Of each story.
+        at_once: As for `TwoRuns`.
+        records: As for `TwoRuns`.
+    """
+    machines: list[TwoRuns] = []
+
+    def make() -> TwoRuns:
+        machines[:] = [TwoRuns()]
+        machines[0].at_once, machines[0].records = at_once, records
+        return machines[0]
+
+    class Clock:
+        @staticmethod
+        def now(zone: Any = None) -> datetime:
+            return datetime.now(zone) + machines[0].offset
+
+    monkeypatch.setattr(gang, "datetime", Clock)
+    run_state_machine_as_test(
+        make,
+        settings=hypothesis.settings(
+            max_examples=stories,
+            stateful_step_count=steps,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # shrinking takes hours
+            suppress_health_check=list(hypothesis.HealthCheck),
+        ),
+    )
