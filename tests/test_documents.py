@@ -131,3 +131,16 @@ def test_every_page_is_in_the_index_of_the_documents() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
     assert [name for name in pages if f"]({name})" not in index] == []
+
+
+def test_every_failure_mode_is_shown_by_tests_that_exist() -> None:
+    """Each row of the tables names at least one, and none that is not there."""
+    text = (ROOT / "docs" / "failure-modes.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "::" in line]
+    assert len(rows) >= 25
+    faults = text.split("## How often")[0].splitlines()
+    table = [line for line in faults if line.startswith("| ") and not line.startswith("| fault")]
+    assert [row for row in table if "::test_" not in row] == []
+    sources = {path.name: path.read_text() for path in ROOT.glob("tests/**/*.py")}
+    named = re.findall(r"`(\w+\.py)::(\w+)`", text)
+    assert [n for n in named if f"def {n[1]}(" not in sources.get(n[0], "")] == []

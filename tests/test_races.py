@@ -15,6 +15,7 @@ import pytest
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError, ImuckptError, SaveFailedError
 from support.interposed import Once, checkpointer_on
 from support.invariants import Tally
+from support.object_store import Bucket
 from support.stories import three_epochs
 from support.training import Expectation, Ledger, Net, Training, objects, version_in, write
 
@@ -196,3 +197,27 @@ def test_prune_beside_another_process_keeps_what_is_newest(
         found.check("two processes", f"{other.__name__} before {call}", url, expected)
     tally.merge(found)
     assert found.reports == []
+
+
+@NOT_YET
+def test_a_listing_that_lags_is_no_damage(tally: Tally) -> None:
+    """What it still shows and is gone is passed over; what it does not show yet is not harmed."""
+    bucket = Bucket()
+    url, options = "objects://bucket/run", {"storage_options": {"bucket": bucket}}
+    three_epochs(Ledger(), url, **options)
+    gone = [name for name in bucket.objects if "checkpoint=3/" in name]
+    for name in gone:
+        bucket.change(lambda name=name: bucket.objects.pop(name))
+    bucket.lag = len(gone)
+    reader = Checkpointer(url, **options)
+    assert reader.list_existing_checkpoint_indices() == [1, 2, 3], "the listing lags"
+    assert load_last(reader) == 2
+    assert start(Checkpointer(url, **options)) == 2
+    with pytest.raises(CheckpointNotFoundError):
+        load_third(reader)
+    assert reader.prune(keep_last=1, dry_run=True) == [1]
+    bucket.lag = 0
+    Training(Ledger(), url, **options).save(3, 4)
+    bucket.lag = 1  # the manifest of 3 is not listed yet
+    assert start(Checkpointer(url, **options)) in (2, 4)
+    assert load_third(reader) == 4
