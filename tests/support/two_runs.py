@@ -126,9 +126,15 @@ class TwoRuns(RuleBasedStateMachine):
         self.writers[which] = Run(checkpointer, model, optimizer, at, self.tip, epoch, dies)
 
     @precondition(lambda self: any(self.writers))
-    @rule(which=WRITERS, gap=st.sampled_from([1, 1, 1, 2, 4]), dies=st.sampled_from([0, 0, 0, 1]))
-    def save(self, which: int, gap: int, dies: int) -> None:
-        """Save the next epoch or one further on; or die between the record and the commit."""
+    @rule(
+        which=WRITERS,
+        gap=st.sampled_from([1, 1, 1, 2, 4]),
+        dies=st.sampled_from([0, 0, 0, 1]),
+        hours=st.sampled_from([0, -48, 48]),
+    )
+    def save(self, which: int, gap: int, dies: int, hours: int) -> None:
+        """Save the next epoch or one further on, or die between the record and the commit."""
+        self.offset = timedelta(hours=hours)
         run = self.writers[which] or self.writers[1 - which]
         assert run is not None
         hypothesis.assume(self.at_once or run.known == self.tip)
@@ -189,11 +195,6 @@ class TwoRuns(RuleBasedStateMachine):
             epoch = choice.draw(st.sampled_from(epochs))
             shutil.rmtree(self.directory / f"checkpoint={epoch}")
             self.there.pop(epoch)
-
-    @rule(hours=st.integers(-48, 48))
-    def set_clock(self, hours: int) -> None:
-        """Let the clock of the next saves be wrong."""
-        self.offset = timedelta(hours=hours)
 
     @precondition(
         lambda self: self.records and self.record.exists() and self.tip in self.there.values()
