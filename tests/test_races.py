@@ -199,7 +199,6 @@ def test_prune_beside_another_process_keeps_what_is_newest(
     assert found.reports == []
 
 
-@NOT_YET
 def test_a_listing_that_lags_is_no_damage(tally: Tally) -> None:
     """What it still shows and is gone is passed over; what it does not show yet is not harmed."""
     bucket = Bucket()

@@ -69,6 +69,7 @@ class TwoRuns(RuleBasedStateMachine):
         self.begun: set[int | None] = set()  # parents of branches that were recorded and died
         self.writers: list[Run | None] = [None, None]
         self.older: list[bytes] = []
+        self.stale = False  # whether an older record is in place
         self.offset = timedelta()
 
     def teardown(self) -> None:
@@ -141,6 +142,7 @@ class TwoRuns(RuleBasedStateMachine):
         try:
             write(run.checkpointer, epoch, version, run.model, run.optimizer)
         except Died:
+            self.stale = False
             if not run.committed:
                 self.begun.add(run.at)
             self.writers[self.writers.index(run)] = None
@@ -152,7 +154,7 @@ class TwoRuns(RuleBasedStateMachine):
         assert not another_saved, "a save over another run's newer work was let through"
         self.there[epoch] = self.tip = run.at = run.known = version
         run.committed = True
-        self.begun = set()
+        self.begun, self.stale = set(), False
 
     # ------------------------------------------------------------------ what else happens
 
@@ -210,11 +212,15 @@ class TwoRuns(RuleBasedStateMachine):
         """Keep a copy of the record, as a backup does."""
         self.older.append(self.record.read_bytes())
 
-    @precondition(lambda self: self.older and self.tip in self.there.values())
+    # It is noticed by the checkpoint with the highest epoch, or not at all.
+    @precondition(
+        lambda self: self.older and self.tip == self.there.get(max(self.there, default=0))
+    )
     @rule()
     def bring_back_an_older_record(self) -> None:
         """Restore the record from a backup."""
         self.record.write_bytes(self.older.pop())
+        self.stale = True
 
     # ------------------------------------------------------------------ what must hold
 
@@ -233,7 +239,7 @@ class TwoRuns(RuleBasedStateMachine):
         reader = Checkpointer(self.directory)
         last = reader.index_of_last_checkpoint()
         assert last in self.lasts()
-        if last is not None and not self.begun:
+        if last is not None and not self.begun and not self.stale:
             prior = max((e for e in self.live(self.tip) if e < last), default=None)
             assert reader.index_of_last_checkpoint_prior_to(last) == prior
 
