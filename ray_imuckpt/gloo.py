@@ -7,6 +7,7 @@ error on every rank.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -61,6 +62,18 @@ class TorchRanks:
     def stale(self) -> bool:
         """See `Ranks.stale`."""
         return dist.group.WORLD is not self._world
+
+    def close(self) -> None:
+        """Let the group go, once its threads have done with the last collective; no collective.
+
+        They outlive it by a moment, and drop its tensors then. A thread of torch that does so while
+        the interpreter shuts down is ended within C++, which aborts the process.
+        """
+        group, self._group = self._group, None
+        self._broken = GangBrokenError("The gang was left: its process ends.", rank=self.rank)
+        if group is not None and not self.stale():
+            with contextlib.suppress(ValueError):  # destroyed by someone else
+                dist.destroy_process_group(group)
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """See `Ranks.all_gather`."""

@@ -9,6 +9,7 @@ exchange of outcomes, so that all ranks raise the same error instead of waiting 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable
@@ -81,8 +82,14 @@ class SoloRanks:
 
 
 # One group for all Checkpointers of a process: each has threads, and sockets to every rank, until
-# the default group is destroyed.
+# it is closed.
 _MADE: dict[timedelta, TorchRanks] = {}
+
+
+@atexit.register
+def _close_all() -> None:
+    while _MADE:
+        _MADE.popitem()[1].close()
 
 
 def current(timeout: timedelta) -> Ranks:
@@ -109,7 +116,7 @@ def current(timeout: timedelta) -> Ranks:
 
 def _gang(timeout: timedelta) -> TorchRanks:
     for made in [key for key, ranks in _MADE.items() if ranks.stale()]:
-        del _MADE[made]
+        _MADE.pop(made).close()
     if timeout not in _MADE:
         _MADE[timeout] = TorchRanks(timeout)
     return _MADE[timeout]

@@ -134,7 +134,11 @@ class Watch:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        # A daemon thread that comes back from torch's store while the interpreter shuts down is
+        # ended there within C++, which aborts the process: what answers in time is waited for.
         self._done.set()
+        for thread in self._threads:
+            thread.join(_PATIENCE)
 
     def _look(self) -> None:
         try:

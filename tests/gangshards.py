@@ -161,3 +161,18 @@ def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
     third.start(nn.Module())
     assert third._session.ranks is not first._session.ranks
     assert len(ranks._MADE) == 2
+
+
+def no_thread_of_a_group_outlives_its_end(directory: Path, rank: int) -> None:
+    """What runs at exit ends the threads of our groups: one that goes on could abort."""
+    ranks._close_all()
+    before = _threads_of_gloo()
+    Checkpointer(directory).start(nn.Module())
+    assert _threads_of_gloo() > before, "the threads have another name: look for it"
+    ranks._close_all()
+    assert _threads_of_gloo() == before
+
+
+def _threads_of_gloo() -> int:
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)

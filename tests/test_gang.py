@@ -57,6 +57,7 @@ STORIES = [
         "a_rank_that_fails_alone_stops_a_sharded_restore",
         "one_rank_may_load_alone",
         "all_checkpointers_share_one_group",
+        "no_thread_of_a_group_outlives_its_end",
     ],
     [
         "every_rank_gets_the_same_error",

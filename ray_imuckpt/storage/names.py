@@ -1,7 +1,7 @@
 """What a user's name for a place means: one place for each name, or an error. Touches os.
 
 The rules, of which each ends in an absolute path, in a URL whose scheme fsspec knows, or in a
-``ValueError`` that says how to write what was probably meant (docs/adr/0020-one-place-per-name.md):
+``ValueError`` that says how to write what was probably meant (ADR 20):
 
 - ``<scheme>://…`` is a URL. Schemes are told apart without regard to case; ``file://`` and
   ``local://`` are paths.

@@ -59,7 +59,7 @@ def check_objects(
     """
     missing = [name for name in targets.objects if name not in loaded.objects]
     partly: list[LeftOut] = []
-    for name, target in targets.objects.items():
+    for name, target in _optimizers_first(targets.objects):
         if name in loaded.objects:
             if strict:
                 check_class(target, loaded.classes.get(name), name)
@@ -68,7 +68,7 @@ def check_objects(
         saved = saved_per_rank(loaded, ranks)
         classes = loaded.ranks[ranks.rank].get("classes", {})
         missing += [f"per_rank[{name!r}]" for name in targets.per_rank if name not in saved]
-        for name, target in targets.per_rank.items():
+        for name, target in _optimizers_first(targets.per_rank):
             if name in saved:
                 shown = f"per_rank[{name!r}]"
                 if strict:
@@ -86,6 +86,11 @@ def check_objects(
         (*missing, *(name for part in partly for name in part.missing)),
         tuple(name for part in partly for name in part.unexpected),
     )
+
+
+def _optimizers_first(objects: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the objects, optimizers before those that hang on them, a scheduler for example."""
+    return sorted(objects.items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer))
 
 
 class Objects:
