@@ -8,6 +8,7 @@ error on every rank.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -74,6 +75,9 @@ class TorchRanks:
         if group is not None and not self.stale():
             with contextlib.suppress(ValueError):  # destroyed by someone else
                 dist.destroy_process_group(group)
+        # Of a default group that was destroyed this may be the last reference.
+        self._world = None
+        self._register = Register(None, self.rank, self.world_size)
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """See `Ranks.all_gather`."""
@@ -239,8 +243,8 @@ def _ended(work: Any, seconds: float) -> bool:
 
 
 def _shortened(error: Exception) -> str:
-    """Return what gloo says without its advice."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].split(". ")[0]
+    """Return what gloo says, without the line of its source and without its advice."""
+    return re.sub(r"^\[\S+\] ", "", str(error)).split("\n")[0].split(". ")[0]
 
 
 def _block(payload: bytes) -> torch.Tensor:

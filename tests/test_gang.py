@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import HERE, python_path, train
+from ray_imuckpt import Checkpointer
 from schemas import check_all
 
 
@@ -82,3 +83,11 @@ def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
             assert (tmp_path / name / f"passed-on-rank-{rank}").exists(), f"{name} did not run"
         if name != "fallback_is_taken_by_all":  # which damages one
             check_all(tmp_path / name)
+
+
+@pytest.mark.slow
+def test_a_gang_ends_well_with_its_checkpointers(tmp_path: Path) -> None:
+    """A Checkpointer at the top of a script outlives `main`; its group must not outlive Python."""
+    result = torchrun(HERE / "gangend.py", tmp_path / "run", ranks=4)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert Checkpointer(tmp_path / "run").list_existing_checkpoint_indices() == [1]

@@ -163,11 +163,18 @@ _REFUSE = {
 
 
 def _differing(told: list[dict[str, str]]) -> dict[str, list[int]]:
-    """Return the names that differ from rank 0's, and the ranks on which they do."""
+    """Return the names that differ from rank 0's, and the ranks on which they do.
+
+    A rank that tells nothing has not looked: it has compared these objects before.
+    """
+    if not told[0]:
+        return {}
     names = dict.fromkeys(name for theirs in told for name in theirs)
     found = {
         name: [
-            rank for rank, theirs in enumerate(told) if _differ(told[0].get(name), theirs.get(name))
+            rank
+            for rank, theirs in enumerate(told)
+            if theirs and _differ(told[0].get(name), theirs.get(name))
         ]
         for name in names
     }

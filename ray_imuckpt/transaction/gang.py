@@ -24,6 +24,7 @@ from ray_imuckpt.capture.sharding import (
     is_zero_redundancy,
     try_state,
 )
+from ray_imuckpt.capture.wrappers import bare, bare_optimizer
 from ray_imuckpt.manifest import Ancestor, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import Storage
@@ -55,12 +56,14 @@ def capture(
 ) -> codec.TrainingState:
     """Take the state on every rank; what is returned is complete on rank 0.
 
-    What is replicated is compared between the ranks when it is taken for the first time in a run.
+    What is replicated is compared between the ranks when a model and an optimizer are taken for the
+    first time in a run.
 
     Raises:
         UnsupportedStateError: On every rank, when one rank's own state cannot be stored.
         StateMismatchError: On every rank, when the ranks' states do not make one checkpoint.
     """
+    these = id(bare(model)), id(bare_optimizer(optimizer))
 
     def local() -> tuple[_Taken, Traits]:
         taken = _take(model, optimizer, per_rank, other)
@@ -68,8 +71,8 @@ def capture(
             return taken, Traits()
         shards = traits.of_shards({"other": taken.other, "per_rank": taken.own["per_rank"]})
         tensors = traits.Shapes(taken.model, taken.optimizer, shards)
-        kept = traits.fingerprints(other, taken.other, tensors=not run.compared)
-        if run.compared:
+        kept = traits.fingerprints(other, taken.other, tensors=run.compared != these)
+        if run.compared == these:
             return taken, Traits(tensors=tensors, kept=kept)
         kept |= traits.buffer_values(model, per_rank, taken.model)
         values = traits.replicated_values(model, optimizer, per_rank, taken.model, taken.optimizer)
@@ -78,7 +81,7 @@ def capture(
     # What a rank may fail at alone, and whatever differs, comes first: in a gathering of sharded
     # tensors the others would wait for it.
     taken = agreed(ranks, "checkpoint", local)
-    run.compared = True
+    run.compared = these
 
     def shared() -> tuple[codec.TrainingState, bytes]:
         state = codec.TrainingState(

@@ -26,7 +26,7 @@ class Run:
         branch_begun: Whether what this run leaves behind has been recorded.
         resumed_from: The epoch that this process continued from.
         foreign: Whether `parent` lies in another directory, so that what this one holds is left.
-        compared: Whether the ranks have made sure that they hold the same.
+        compared: The ``id()`` of the model and the optimizer whose values the ranks have compared.
         view: What the directory held when the run looked first; on the rank that writes.
         record: The record of branches as this run left it.
         branch: The number of this run's branch; 0 while none was begun.
@@ -39,7 +39,7 @@ class Run:
     branch_begun: bool
     resumed_from: int | None = None
     foreign: bool = False
-    compared: bool = False
+    compared: tuple[int, int] | None = None
     view: View | None = None
     record: bytes | None = None
     branch: int = 0
