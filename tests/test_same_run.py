@@ -93,7 +93,7 @@ def test_killed_in_the_loop_the_snapshot_the_write_and_the_commit(
 
 @pytest.mark.slow
 def test_a_gang_of_four_that_loses_a_rank(tmp_path: Path, finished: dict[int, Path]) -> None:
-    kills = [["loop", 3, 5], ["snapshot", 0, 3], ["write", 0, 7], ["commit", 0, 1]]
+    kills = [["loop", 3, 5], ["snapshot", 0, 3], ["write", 0, 3], ["commit", 0, 1]]
     told = run(tmp_path / "run", 4, kills=kills)
     assert told[0]["start_epoch"] > 1
     assert comparable(told) == comparable(told_by(finished[4], 4))
