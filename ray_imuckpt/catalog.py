@@ -9,6 +9,7 @@ Which of them are the present branch's follows from the record of branches and f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 
@@ -111,8 +112,25 @@ class Catalog:
             CorruptCheckpointError: The manifest was cut or altered.
             UnsupportedFormatError: A newer release wrote it.
         """
+        url = f"{self.url(epoch)}/{layout.MANIFEST}"
+        data = self.stored(epoch)
         try:
-            data = self._storage.get(f"{layout.checkpoint_name(epoch)}/{layout.MANIFEST}")
+            return Manifest.from_bytes(data, url, epoch)
+        except CorruptCheckpointError:
+            again = self.stored(epoch)
+            if again == data:
+                raise
+            return Manifest.from_bytes(again, url, epoch)  # one bad read is not damage
+
+    def stored(self, epoch: int) -> bytes:
+        """The bytes of the commit record of `epoch`.
+
+        Raises:
+            CheckpointNotFoundError: It is not committed.
+            CorruptCheckpointError: What lies in its place is no record.
+        """
+        try:
+            return self._storage.get(f"{layout.checkpoint_name(epoch)}/{layout.MANIFEST}")
         except (FileNotFoundError, NotADirectoryError) as error:
             existing = self.committed()
             raise CheckpointNotFoundError(
@@ -127,7 +145,6 @@ class Catalog:
             raise CorruptCheckpointError(
                 f"The manifest {error}.", url=self.url(epoch), epoch=epoch, hint=USE_ANOTHER
             ) from error
-        return Manifest.from_bytes(data, f"{self.url(epoch)}/{layout.MANIFEST}", epoch)
 
     def seen(self, epoch: int) -> Manifest | None:
         """The commit record of `epoch`, ``None`` where it cannot be understood.
@@ -185,11 +202,26 @@ class Catalog:
         left = lineage.abandoned.get(epoch)
         return left is not None and self.maker(epoch).attempt_id in (left.attempt_id, None)
 
-    def delete(self, epoch: int) -> None:
-        """Remove a checkpoint, its manifest first: from then on it does not exist."""
+    def delete(self, epoch: int, stored: bytes) -> bool:
+        """Remove a checkpoint, its manifest first: from then on it does not exist.
+
+        Only the files that it names go: what another process writes into the directory stays.
+
+        Args:
+            epoch: Its epoch.
+            stored: Its manifest. Another save of the epoch is left alone.
+
+        Returns:
+            Whether it was still there.
+        """
         name = layout.checkpoint_name(epoch)
-        self._storage.delete(f"{name}/{layout.MANIFEST}")
-        self._storage.delete_tree(name)
+        if not self._storage.delete_if(f"{name}/{layout.MANIFEST}", stored):
+            return False
+        with contextlib.suppress(CorruptCheckpointError, UnsupportedFormatError):
+            for entry in Manifest.from_bytes(stored, self.url(epoch), epoch).files:
+                self._storage.delete(f"{name}/{entry.name}")
+        self._storage.delete_empty(name)
+        return True
 
     def _refuse_checkpoint(self) -> None:
         """Raise if the manifest in the directory itself is one of ours, not another program's."""

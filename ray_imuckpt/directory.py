@@ -97,9 +97,14 @@ class CheckpointDirectory:
                 `ray_imuckpt.errors`; the model is unchanged.
             CorruptCheckpointError: As for `start`.
         """
-        loaded = self.read(checkpoint)
-        source.load_into(arguments.model(model), loaded, device, strict=strict)
-        self.left_out = loaded.left_out
+        arguments.model(model)
+
+        def load() -> None:
+            loaded = self.read(checkpoint)
+            source.load_into(model, loaded, device, strict=strict)
+            self.left_out = loaded.left_out
+
+        source.while_it_changes(load)
         return model
 
     @public
@@ -155,8 +160,9 @@ class CheckpointDirectory:
         Raises:
             CorruptCheckpointError: It names the file and the bytes.
         """
-        manifest = self._catalog().manifest(arguments.epoch(i))
-        verify(self._storage(), layout.checkpoint_name(manifest.epoch), manifest)
+        epoch, catalog = arguments.epoch(i), self._catalog()
+        name = layout.checkpoint_name(epoch)
+        source.while_it_changes(lambda: verify(self._storage(), name, catalog.manifest(epoch)))
 
     def _storage(self, session: Session | None = None) -> Storage:
         if self.dir is not None:

@@ -9,7 +9,13 @@ from typing import Any
 
 from ray_imuckpt import arguments, layout, tree
 from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+)
+from ray_imuckpt.lineage import Lineage
+from ray_imuckpt.manifest import Manifest
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.transaction.reading import verify
 
@@ -64,11 +70,12 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
         CorruptCheckpointError: There are checkpoints, but none is sound; then nothing is deleted.
     """
     catalog = Catalog(storage)
+    record = catalog.record()
     epochs = sorted(catalog.live())
     if not epochs:
         return []
     newest = _newest_sound(catalog, storage, epochs)
-    keep = protected | {newest} | {a.epoch for a in catalog.manifest(newest).ancestors[-1:]}
+    keep = protected | {newest.epoch} | {a.epoch for a in newest.ancestors[-1:]}
     keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
     keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
     if rules.keep_best:
@@ -77,22 +84,69 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
             return []
         keep |= best
     doomed = [epoch for epoch in epochs if epoch not in keep and not _is_link(storage, epoch)]
-    if not dry_run:
-        for epoch in doomed:
-            catalog.delete(epoch)
-    return doomed
+    if dry_run:
+        return doomed
+    return _delete(catalog, doomed, newest, record)
 
 
-def _newest_sound(catalog: Catalog, storage: Storage, epochs: list[int]) -> int:
+def _delete(
+    catalog: Catalog, doomed: list[int], newest: Manifest, record: bytes | None
+) -> list[int]:
+    """Delete what was judged, as long as it is what was judged; return the epochs that went.
+
+    Before each one, all that the judgement rests on is looked at again: another process may have
+    begun a branch, for which other checkpoints count, or removed the one that is to stay.
+    """
+    try:
+        lineage = catalog.recorded(record)
+    except CorruptCheckpointError:  # so that the manifests told what is live
+        lineage = Lineage()
+    found = {epoch: _stored(catalog, epoch, lineage) for epoch in doomed}
+    judged = {epoch: data for epoch, data in found.items() if data is not None}
+    gone = []
+    for epoch, data in judged.items():
+        if catalog.record() != record or not _stands(catalog, newest):
+            logger.warning(
+                "Epoch %d and what else was to be pruned stays: another run has begun a branch in "
+                "the meantime, or removed the newest checkpoint. Prune again to decide anew.",
+                epoch,
+            )
+            break
+        if catalog.delete(epoch, data):
+            gone.append(epoch)
+    return gone
+
+
+def _stored(catalog: Catalog, epoch: int, lineage: Lineage) -> bytes | None:
+    """Return the manifest of what is to go; ``None``: it is gone already, or was left behind."""
+    try:
+        data = catalog.stored(epoch)
+        manifest = Manifest.from_bytes(data, catalog.url(epoch), epoch)
+    except CheckpointNotFoundError:
+        return None
+    except (CorruptCheckpointError, UnsupportedFormatError):
+        return data
+    return data if lineage.holds(manifest) else None
+
+
+def _stands(catalog: Catalog, manifest: Manifest) -> bool:
+    try:
+        return catalog.manifest(manifest.epoch).attempt_id == manifest.attempt_id
+    except (CheckpointNotFoundError, CorruptCheckpointError, UnsupportedFormatError):
+        return False
+
+
+def _newest_sound(catalog: Catalog, storage: Storage, epochs: list[int]) -> Manifest:
     for epoch in reversed(epochs):
         try:
-            verify(storage, layout.checkpoint_name(epoch), catalog.manifest(epoch))
+            manifest = catalog.manifest(epoch)
+            verify(storage, layout.checkpoint_name(epoch), manifest)
         except CheckpointNotFoundError:
-            continue  # another process has pruned it
+            continue  # another process has pruned it, or saves it anew
         except CorruptCheckpointError as error:
             logger.warning("Not counting a damaged checkpoint: %s", error)
         else:
-            return epoch
+            return manifest
     raise CorruptCheckpointError(
         "Every checkpoint is damaged; nothing was pruned.",
         url=storage.url,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,8 +16,13 @@ from ray_imuckpt.errors import CheckpointNotFoundError, located, public
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
 from ray_imuckpt.transaction import restore
 from ray_imuckpt.transaction.putback import tell_left_out
+from ray_imuckpt.transaction.reading import CheckpointChangedError
 from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
 from ray_imuckpt.writer import finish_all
+
+T = TypeVar("T")
+
+_TRIES = 5  # to read what others save anew
 
 
 def read(
@@ -53,15 +59,27 @@ def read(
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
     catalog = Catalog(storage)
-    last = catalog.last() if epoch is None else int(epoch)
-    if last is None:
-        raise CheckpointNotFoundError(
-            "There is no committed checkpoint.",
-            url=storage.url,
-            hint="Look at `dir`, or train first.",
-        )
-    manifest = catalog.manifest(last)
-    return restore.open_checkpoint(storage, layout.checkpoint_name(last), manifest)
+    for chosen in catalog.live() if epoch is None else [int(epoch)]:
+        try:
+            manifest = catalog.manifest(chosen)
+        except CheckpointNotFoundError:
+            if epoch is None:  # it was deleted right now
+                continue
+            raise
+        return restore.open_checkpoint(storage, layout.checkpoint_name(chosen), manifest)
+    raise CheckpointNotFoundError(
+        "There is no committed checkpoint.", url=storage.url, hint="Look at `dir`, or train first."
+    )
+
+
+def while_it_changes(step: Callable[[], T]) -> T:
+    """Do what reads a checkpoint again, if that was saved anew or deleted meanwhile."""
+    for _ in range(_TRIES - 1):
+        try:
+            return step()
+        except CheckpointChangedError:
+            continue
+    return step()
 
 
 @public
@@ -84,8 +102,9 @@ def load(
         `model`.
     """
     finish_all()
-    return load_into(
-        arguments.model(model), read(checkpoint, open_storage(".")), device, strict=strict
+    arguments.model(model)
+    return while_it_changes(
+        lambda: load_into(model, read(checkpoint, open_storage(".")), device, strict=strict)
     )
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 
 from ray_imuckpt import layout
@@ -40,7 +40,14 @@ _CURE = (
 def look(storage: Storage) -> View:
     """Return what a directory holds now."""
     catalog = Catalog(storage)
-    return View(catalog.record(), frozenset(catalog.committed()))
+    record, epochs = catalog.record(), catalog.committed()
+    lineage = _checked(catalog, record)
+    if lineage is None or any(map(lineage.is_behind, _seen(catalog, epochs[-1:]))):
+        branch, listed = _largest(_seen(catalog, epochs)), epochs
+    else:
+        branch, listed = lineage.branch, [e for e in epochs if e in lineage.abandoned]
+    attempts = {epoch: catalog.maker(epoch).attempt_id for epoch in listed}
+    return View(record, frozenset(epochs), branch, attempts)
 
 
 def claim(storage: Storage, run: Run) -> None:
@@ -79,18 +86,10 @@ def prepare(storage: Storage, run: Run, epoch: int) -> Callable[[], None] | None
         SaveFailedError: Another run has begun to save here, or the record cannot be written.
     """
     try:
-        if (
-            run.branch_begun and run.view is None
-        ):  # no start(): whatever is there, this run adds to it
-            run.view = look(storage)
-            run.record, run.branch = run.view.record, Catalog(storage).lineage().branch
-            run.joined = True
-        elif not run.branch_begun:
+        if not run.branch_begun or (not run.joined and run.view and _is_replaced(storage, run)):
             return _begin(storage, run, epoch)
-        elif _is_replaced(storage, run):
-            if run.joined:  # nothing is known of where it would branch off
-                raise _superseded(storage, Catalog(storage).lineage(), epoch)
-            return _begin(storage, run, epoch)
+        if run.joined or run.view is None:
+            _join(storage, run, epoch)
     except ImuckptError:
         raise
     except Exception as error:
@@ -122,8 +121,20 @@ def confirm(storage: Storage, run: Run, epoch: int) -> None:
                 )
 
 
+def _join(storage: Storage, run: Run, epoch: int) -> None:
+    """Take the present branch for that of a run without start(), which knows no other."""
+    catalog = Catalog(storage)
+    record = catalog.record()
+    if run.joined and record == run.record:
+        return
+    lineage = catalog.lineage()
+    if run.joined and lineage.branch > run.branch:
+        raise _superseded(storage, lineage, epoch)
+    run.record, run.branch, run.joined = record, lineage.branch, True
+
+
 def _is_replaced(storage: Storage, run: Run) -> bool:
-    """Whether another run has begun a branch; put back a record that was lost."""
+    """Whether the record is no longer this run's: another run has begun, or it was lost."""
     catalog = Catalog(storage)
     found = catalog.record()
     if found == run.record:
@@ -131,13 +142,13 @@ def _is_replaced(storage: Storage, run: Run) -> bool:
     lineage = _checked(catalog, found)
     if lineage is not None and found is not None and lineage.branch >= max(run.branch, 1):
         return True
+    if found is None and run.record is None:
+        return False
     logger.warning(
         "%s is missing or damaged, or an older one was put in its place: it is written anew.",
         layout.join(storage.url, layout.LINEAGE),
     )
-    if run.record is not None:
-        storage.put_if(layout.LINEAGE, run.record, found)
-    return False
+    return True
 
 
 def _begin(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
@@ -149,13 +160,12 @@ def _begin(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
     committed = catalog.committed()
     if before is not None and run.view is not None and old not in (run.view.record, run.record):
         _refuse_begun(storage, catalog, run, epoch, before, committed)
-    newest = catalog.seen(committed[-1]) if committed else None
-    manifests = [m for m in (parent, newest) if m is not None]
+    manifests = [*([parent] if parent else []), *_seen(catalog, committed[-1:])]
     if before is not None and any(map(before.is_behind, manifests)):
         before = None
     _refuse_newer(storage, catalog, run, epoch, committed)
     after, branch = _left_behind(catalog, committed, parent, before)
-    branch = max(branch, *(m.branch for m in manifests), 0) + 1
+    branch = max(branch, _largest(manifests)) + 1
     since = None if parent is None else Point(parent.epoch, parent.branch)
     lineage = Lineage(branch, run.id, since, after)
     data = lineage.to_bytes()
@@ -179,6 +189,19 @@ def _begin(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
     return undo
 
 
+def _seen(catalog: Catalog, epochs: Iterable[int]) -> list[Manifest]:
+    """Return the manifests of those that are there and can be understood."""
+    found = []
+    for epoch in epochs:
+        with contextlib.suppress(CheckpointNotFoundError):
+            found.append(catalog.seen(epoch))
+    return [manifest for manifest in found if manifest is not None]
+
+
+def _largest(manifests: Iterable[Manifest]) -> int:
+    return max((manifest.branch for manifest in manifests), default=0)
+
+
 def _checked(catalog: Catalog, record: bytes | None) -> Lineage | None:
     try:
         return catalog.recorded(record)
@@ -198,14 +221,11 @@ def _refuse_begun(
 
     One that died before it did is nobody's newer work.
     """
-    known = _checked(catalog, run.view.record) if run.view else None
-    if lineage.run_id == run.id or lineage.branch <= max(run.branch, known.branch if known else 0):
+    known = max(run.branch, run.view.branch if run.view else 0)
+    if lineage.run_id == run.id or lineage.branch <= known:
         return
-    for other in reversed(committed):
-        with contextlib.suppress(CheckpointNotFoundError):
-            manifest = catalog.seen(other)
-            if manifest is not None and manifest.branch >= lineage.branch:
-                raise _superseded(storage, lineage, epoch)
+    if _largest(_seen(catalog, committed)) >= lineage.branch:
+        raise _superseded(storage, lineage, epoch)
 
 
 def _refuse_newer(
@@ -214,8 +234,13 @@ def _refuse_newer(
     """Raise if another run has committed since this one looked first."""
     if run.view is None:
         return
-    for new in sorted(set(committed) - run.view.epochs):
-        run_id = catalog.maker(new).run_id
+    for new in committed:
+        if new in run.view.epochs and new not in run.view.attempts:
+            continue
+        found = catalog.maker(new)
+        if found.attempt_id == run.view.attempts.get(new, ""):
+            continue
+        run_id = found.run_id
         if run_id not in (run.id, None):
             raise SaveFailedError(
                 f"Nothing was committed: run {run_id} has saved epoch {new} here since this run, "

@@ -8,6 +8,7 @@ the processor's caches, and what storage holds is read once.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -15,10 +16,18 @@ from itertools import accumulate
 import torch
 
 from ray_imuckpt import chunks, layout, parallel, snapshot, tensors
-from ray_imuckpt.errors import CorruptCheckpointError, adopted
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    ImuckptError,
+    UnsupportedFormatError,
+    adopted,
+)
 from ray_imuckpt.manifest import USE_ANOTHER, FileEntry, Manifest
 from ray_imuckpt.ranks import Ranks, together
 from ray_imuckpt.storage import NotAFileError, Storage
+
+logger = logging.getLogger("ray_imuckpt")
 
 _WINDOW = 64 * 1024 * 1024
 _PARTLY = f"""{USE_ANOTHER} The objects that were being restored may hold a part of this epoch: \
@@ -190,14 +199,20 @@ def verify_file(storage: Storage, directory: str, epoch: int, entry: FileEntry) 
 def _check_size(storage: Storage, directory: str, epoch: int, entry: FileEntry) -> None:
     """Raise `CorruptCheckpointError` unless the file is there and as long as it should be."""
     path = f"{directory}/{entry.name}".lstrip("/")
+
+    def found() -> str:
+        try:
+            size = storage.size(path)
+        except FileNotFoundError:
+            return "it is missing"
+        return "" if size == entry.size else f"it has {size} bytes instead of {entry.size}"
+
     try:
-        size = storage.size(path)
-    except FileNotFoundError as error:
-        raise _corrupt(storage, path, epoch, "it is missing") from error
+        wrong = found() and found()
     except OSError as error:
         raise adopted(error, url=layout.join(storage.url, path), epoch=epoch) from error
-    if size != entry.size:
-        raise _corrupt(storage, path, epoch, f"it has {size} bytes instead of {entry.size}")
+    if wrong:
+        raise _damaged(storage, directory, epoch, entry, wrong)
 
 
 def _checker(
@@ -206,29 +221,75 @@ def _checker(
     """Fills memory with chunk `index` of a file, or raises; any thread."""
     path = f"{directory}/{entry.name}".lstrip("/")
 
-    def check(index: int, views: list[memoryview]) -> None:
+    def fill(index: int, views: list[memoryview]) -> str:
+        """Return what is wrong with the chunk."""
         begin = index * entry.chunk_size
         digest = chunks.Digest()
         try:
             storage.read_into(path, begin, views, digest.update)
         except (FileNotFoundError, NotAFileError, EOFError) as error:
-            what = f"it is missing or cut ({error})"
-            raise _corrupt(storage, path, epoch, what, hint) from error
+            return f"it is missing or cut ({error})"
+        if digest.hexdigest() == entry.checksums[index]:
+            return ""
+        return f"bytes {begin} to {min(begin + entry.chunk_size, entry.size)} were altered"
+
+    def check(index: int, views: list[memoryview]) -> None:
+        try:
+            wrong = fill(index, views)
+        except OSError as error:
+            wrong = f"it could not be read ({error})"
+        if not wrong:
+            return
+        try:
+            still = fill(index, views)  # one bad read is not damage
         except OSError as error:
             raise adopted(error, url=layout.join(storage.url, path), epoch=epoch) from error
-        if digest.hexdigest() != entry.checksums[index]:
-            end = min(begin + entry.chunk_size, entry.size)
-            raise _corrupt(storage, path, epoch, f"bytes {begin} to {end} were altered", hint)
+        if still:
+            raise _damaged(storage, directory, epoch, entry, still, hint)
+        logger.warning(
+            "%s was read again, and is sound; the first time, %s.",
+            layout.join(storage.url, path),
+            wrong,
+        )
 
     return check
 
 
-def _corrupt(
-    storage: Storage, path: str, epoch: int, what: str, hint: str = USE_ANOTHER
-) -> CorruptCheckpointError:
+class CheckpointChangedError(CheckpointNotFoundError):
+    """The checkpoint was saved anew or deleted while it was read: look again for what is there."""
+
+
+def _damaged(
+    storage: Storage,
+    directory: str,
+    epoch: int,
+    entry: FileEntry,
+    what: str,
+    hint: str = USE_ANOTHER,
+) -> ImuckptError:
+    """Return the error of a file that is not as it should be, if it still should be."""
+    if not _is_named(storage, directory, entry):
+        return CheckpointChangedError(
+            "The checkpoint was saved anew, or deleted, while it was being read.",
+            url=layout.join(storage.url, directory),
+            epoch=epoch,
+            hint="Read it again.",
+        )
     return CorruptCheckpointError(
         f"A data file of a committed checkpoint is damaged: {what}.",
-        url=layout.join(storage.url, path),
+        url=layout.join(storage.url, f"{directory}/{entry.name}".lstrip("/")),
         epoch=epoch,
         hint=hint,
     )
+
+
+def _is_named(storage: Storage, directory: str, entry: FileEntry) -> bool:
+    """Whether the manifest that is there now names a file; also where there is no telling."""
+    path = f"{directory}/{layout.MANIFEST}".lstrip("/")
+    try:
+        manifest = Manifest.from_bytes(storage.get(path), layout.join(storage.url, path))
+    except FileNotFoundError:
+        return False
+    except (OSError, CorruptCheckpointError, UnsupportedFormatError):
+        return True
+    return any(named.name == entry.name for named in manifest.files)

@@ -30,6 +30,8 @@ from ray_imuckpt.transaction.run import Run
 
 logger = logging.getLogger("ray_imuckpt")
 
+_CHANGES = 10  # of what is there, while a run looks for what to continue from
+
 
 class Resumed(NamedTuple):
     """What a run continues from, and whether that lies in another directory than its own."""
@@ -170,6 +172,7 @@ def _restore_sound(
     damaged: CorruptCheckpointError | None = None
     below: int | None = None
     touched: set[str] = set()
+    changes = 0
     while True:
         here = below
         told = on_rank_zero(ranks, lambda: _pick(catalog, choice, here, damaged))  # noqa: B023
@@ -180,6 +183,10 @@ def _restore_sound(
         try:
             with located(loaded.url, epoch=loaded.epoch, rank=ranks.rank):
                 put_back(loaded, targets, ranks, touched, strict=strict)
+        except CheckpointNotFoundError:  # saved anew or deleted since it was picked: look again
+            changes += 1
+            if changes > _CHANGES:
+                raise
         except CorruptCheckpointError as error:
             if exact:
                 raise
@@ -196,7 +203,7 @@ def _pick(
     if choice == NONE:
         return b""
     if isinstance(choice, int) and below is None:
-        if catalog.is_committed(choice):
+        with contextlib.suppress(CheckpointNotFoundError):
             return b"!" + catalog.manifest(choice).to_bytes()
         logger.warning(
             "There is no checkpoint of epoch %d in %s; looking for the last one before it.",
@@ -207,6 +214,8 @@ def _pick(
     for epoch in catalog.live(below):
         try:
             return b"?" + catalog.manifest(epoch).to_bytes()
+        except CheckpointNotFoundError:  # deleted right now
+            continue
         except CorruptCheckpointError as error:
             damaged = error
             logger.warning("Passing over a damaged checkpoint: %s", error)
@@ -244,12 +253,11 @@ def _lay_in(storage: Storage, handed: Handed) -> bool:
 
 def _led_to_ours(catalog: Catalog, given: Manifest) -> bool:
     """Whether `given` is this directory's own, or what its newest checkpoint came from."""
-    if catalog.is_committed(given.epoch):
-        with contextlib.suppress(CorruptCheckpointError):
-            if catalog.manifest(given.epoch).attempt_id == given.attempt_id:
-                return True
+    with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
+        if catalog.manifest(given.epoch).attempt_id == given.attempt_id:
+            return True
     for epoch in catalog.live():
-        with contextlib.suppress(CorruptCheckpointError):
+        with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
             return in_history(given.epoch, given.run_id, catalog.manifest(epoch))
     return False
 
@@ -262,6 +270,6 @@ def _is_restart(storage: Storage, run_id: str | None) -> bool:
     for epoch in catalog.live():
         try:
             return catalog.manifest(epoch).run_id == run_id
-        except CorruptCheckpointError:
+        except (CheckpointNotFoundError, CorruptCheckpointError):
             continue
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +11,19 @@ from ray_imuckpt.storage import Claim
 
 
 class View(NamedTuple):
-    """What a directory held at some time: the record of branches, and the committed epochs."""
+    """What a directory held at some time.
+
+    Attributes:
+        record: The record of branches.
+        epochs: Those that were committed.
+        branch: The largest number of a branch.
+        attempts: Which save was at the epochs that the record lists as left behind.
+    """
 
     record: bytes | None
     epochs: frozenset[int]
+    branch: int
+    attempts: Mapping[int, str | None]
 
 
 @dataclass

@@ -164,14 +164,18 @@ class TwoRuns(RuleBasedStateMachine):
         """Prune, and maybe let a run save in the middle; what is live and newest stays."""
         old = [self.live(tip) for tip in {self.tip, *self.begun}]
         run = self.writers[which]
-        act = Once(lambda: None, 1, "delete_tree")  # right after the first manifest has gone
-        if beside and run is not None and run.known == self.tip:
-            run.dies.clear()
-            act = Once(lambda: self._save(run, 1), 1, "delete_tree")
-        gone = set(checkpointer_on(str(self.directory), act).prune(keep_last=keep))
-        if act.call:
-            gone -= {first := int(act.call[1].removeprefix("checkpoint="))}
-            self.there.pop(first)
+        saves = beside and run is not None and run.known == self.tip
+        first: set[int] = set()
+
+        def right_after_the_first_has_gone() -> None:
+            first.add(int(act.call[1].removeprefix("checkpoint=")))
+            self.there.pop(*first)
+            if saves:
+                run.dies.clear()
+                self._save(run, 1)
+
+        act = Once(right_after_the_first_has_gone, 1, "delete_empty")
+        gone = set(checkpointer_on(str(self.directory), act).prune(keep_last=keep)) - first
         new = self.live(self.tip)
         assert gone <= {epoch for live in (*old, new) for epoch in sorted(live)[:-1]}
         assert not gone & set(sorted(new)[-keep:]), "the present branch's newest are kept"
