@@ -15,9 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from ray_imuckpt import ImuckptError, codec, tensors, tree
-from ray_imuckpt.catalog import Catalog, in_history
+from ray_imuckpt.lineage import Abandoned, Lineage, Point, in_history
 from ray_imuckpt.manifest import Manifest, seal
-from ray_imuckpt.storage import open_storage
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.transaction.pointers import pointed_at
 
@@ -66,9 +65,10 @@ class OneFile(LocalStorage):
 
 
 def lineage(data: bytes) -> None:
-    """The record of abandoned branches: every epoch of it is one."""
-    found = Catalog(OneFile(sealed(data)))._recorded(sealed(data))
-    assert all(type(epoch) is int and epoch >= 0 for epoch in found)
+    """The record of branches: every epoch of it is one, and it is the same when written again."""
+    found = Lineage.from_bytes(sealed(data), "")
+    assert all(type(epoch) is int and epoch >= 0 for epoch in found.abandoned)
+    assert Lineage.from_bytes(found.to_bytes(), "") == found
 
 
 def pointer(data: bytes) -> None:
@@ -122,15 +122,14 @@ def accepts(target: str, data: bytes) -> bool:
 def seeds(directory: Path) -> dict[str, list[bytes]]:
     """Real texts for each parser, from checkpoints that are made in `directory`."""
     from forgeries import make
-    from ray_imuckpt.layout import LINEAGE
 
     make(directory)
     here = directory / "checkpoint=2"
     headers = [path.read_bytes() for path in here.glob("*.safetensors")]
     for path in here.glob("*.safetensors"):
         STORED.update(load_file(path))
-    storage = open_storage(str(directory))
-    Catalog(storage).begin_branch(Catalog(storage).manifest(1))
+    abandoned = {2: Abandoned("0123456789abcdef", "another"), 3: Abandoned(None, None)}
+    record = Lineage(branch=2, run_id="run", since=Point(1, 1), abandoned=abandoned)
     values = {
         "set": {1, 2.5}, "deep": [({"a": (1, b"x")},)], "text": np.array(["a", "bc"]), 1: None,
         "scalar": np.float32(1), "big": 10**400, "dtype": torch.float32, "size": torch.Size([2]),
@@ -139,7 +138,7 @@ def seeds(directory: Path) -> dict[str, list[bytes]]:
     extra["log"] = tree.encode(values, {}, "log")
     return {
         "manifest": [(here / "manifest.json").read_bytes()],
-        "lineage": [(directory / LINEAGE).read_bytes()],
+        "lineage": [record.to_bytes(), Lineage().to_bytes()],
         "pointer": [b'{"url":"/tmp/a","sibling":"checkpoint=1"}', b'{"url":"file:///tmp/a"}'],
         "header": [data[8 : 8 + int.from_bytes(data[:8], "little")] for data in headers],
         "state": [next(here.glob("state-*.json")).read_bytes(), json.dumps(extra).encode()],
