@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import torch
 
-from ray_imuckpt import layout, tensors
+from ray_imuckpt import layout, leftovers, tensors
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import (
@@ -170,13 +170,17 @@ def _verify(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
 def _prune(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     _epochs(checkpointer)
     best = tuple(options.keep_best) if options.keep_best else None
+    left = leftovers.sweep(open_storage(absolute(options.dir)), dry_run=options.dry_run)
     gone = checkpointer.prune(
         keep_last=options.keep_last,
         keep_every=options.keep_every,
         keep_best=best,
         dry_run=options.dry_run,
     )
-    _say(f"{'would delete' if options.dry_run else 'deleted'} {len(gone)}: {gone}")
+    deleted = "would delete" if options.dry_run else "deleted"
+    _say(f"{deleted} {len(gone)}: {gone}")
+    if left.files or left.uploads:
+        _say(f"{deleted} {left}")
     return 0
 
 

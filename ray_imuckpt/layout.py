@@ -17,6 +17,7 @@ MAX_RECORD = 64 * 1024 * 1024  # bytes of any of these; the manifest of 10 TB ha
 
 _CHECKPOINT = re.compile(r"checkpoint=(0|[1-9][0-9]*)", re.ASCII)
 _DATA_FILE = re.compile(r"[a-z_]+-[0-9a-f]{16}\.(safetensors|json)", re.ASCII)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.ASCII)
 
 
 def checkpoint_name(epoch: int) -> str:
@@ -55,3 +56,23 @@ def is_data_file_name(name: str) -> bool:
 def temporary_name(name: str) -> str:
     """A name beside `name` for bytes that are not complete yet."""
     return f".{name}.{secrets.token_hex(4)}.tmp"
+
+
+def is_temporary_name(name: str) -> bool:
+    """Whether `name` is one that `temporary_name` gives."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def attempt_of(name: str) -> str:
+    """The attempt id in the name of a data file."""
+    return name.rpartition("-")[2].partition(".")[0]
+
+
+def is_ours(path: str) -> bool:
+    """Whether a path in a directory of checkpoints is that of a file that a save of ours writes."""
+    directory, _, name = path.rpartition("/")
+    if directory and parse_checkpoint_name(directory) is None:
+        return False
+    if directory and (name == MANIFEST or is_data_file_name(name)):
+        return True
+    return name == LINEAGE or is_temporary_name(name)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ray_imuckpt import arguments, layout, tree
+from ray_imuckpt import arguments, layout, leftovers, tree
 from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
@@ -51,7 +51,7 @@ class Rules:
 
 
 def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool) -> list[int]:
-    """Delete the committed checkpoints that no rule keeps, the oldest first.
+    """Delete the committed checkpoints that no rule keeps, the oldest first; then `leftovers`.
 
     Never deleted: the newest sound one (it is read and verified first), the one that its run was
     resumed from, those in `protected`, abandoned branches (they are not this run's to delete), and
@@ -69,6 +69,12 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
     Raises:
         CorruptCheckpointError: There are checkpoints, but none is sound; then nothing is deleted.
     """
+    gone = _prune(storage, rules, protected, dry_run=dry_run)
+    leftovers.sweep(storage, dry_run=dry_run)
+    return gone
+
+
+def _prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool) -> list[int]:
     catalog = Catalog(storage)
     record = catalog.record()
     epochs = sorted(catalog.live())

@@ -159,7 +159,9 @@ def _entry(entry: os.DirEntry[str], root: str) -> Entry | None:
         status = entry.stat(follow_symlinks=False)
     except FileNotFoundError:  # by now
         return None
-    return Entry(os.path.relpath(entry.path, root), status.st_size, status.st_mtime)
+    # A link to an old file is new: its status has changed.
+    modified = max(status.st_mtime, status.st_ctime)
+    return Entry(os.path.relpath(entry.path, root), status.st_size, modified)
 
 
 @contextlib.contextmanager
