@@ -148,7 +148,7 @@ def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
     """What a power cut can lose, no test sees: the order of the calls is what POSIX promises on."""
     calls: list[tuple[str, str]] = []
     paths: dict[int, str] = {}
-    real_open, real_fsync, real_replace = os.open, os.fsync, os.replace
+    real_open, real_fsync, real_link = os.open, os.fsync, os.link
 
     def open_(path: Any, *rest: Any) -> int:
         descriptor = real_open(path, *rest)
@@ -159,16 +159,16 @@ def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
         calls.append(("fsync", paths[descriptor]))
         real_fsync(descriptor)
 
-    def replace(source: Any, target: Any) -> None:
-        calls.append(("replace", os.path.relpath(target, tmp_path)))
-        real_replace(source, target)
+    def link(source: Any, target: Any) -> None:
+        calls.append(("link", os.path.relpath(target, tmp_path)))
+        real_link(source, target)
 
-    for name, fake in (("open", open_), ("fsync", fsync), ("replace", replace)):
+    for name, fake in (("open", open_), ("fsync", fsync), ("link", link)):
         monkeypatch.setattr(local.os, name, fake)
     Checkpointer(tmp_path / "run", blocking=True).checkpoint(1, model=nn.Linear(2, 2))
     monkeypatch.undo()
     here = "run/checkpoint=1"
-    commit = calls.index(("replace", f"{here}/manifest.json"))
+    commit = calls.index(("link", f"{here}/manifest.json"))
     before, after = calls[:commit], calls[commit + 1 :]
     data = sorted(f"{here}/{path.name}" for path in (tmp_path / here).glob("*-*"))
     assert len(data) == 3
