@@ -108,8 +108,8 @@ def test_each_guarantee_in_the_readme_links_to_its_test() -> None:
 
 
 def test_every_decision_is_in_the_index_with_its_title_and_status() -> None:
-    """Numbers are unique, and the index says of each decision what its page says."""
-    rows = []
+    """Numbers are unique and without gaps; the index says of each decision what its page says."""
+    rows, numbers = [], []
     for page in sorted((ROOT / "docs" / "adr").glob("0*.md")):
         text = page.read_text()
         heading = re.match(r"# (\d+)\. (.+)\n", text)
@@ -117,9 +117,9 @@ def test_every_decision_is_in_the_index_with_its_title_and_status() -> None:
         assert heading, page.name
         assert status, f"{page.name} has no status"
         assert page.name.startswith(f"{int(heading[1]):04}-"), page.name
+        numbers.append(int(heading[1]))
         rows.append(f"| [{heading[1]}]({page.name}) | {heading[2]} | {status[1]} | ")
-    numbers = [row.split("]")[0] for row in rows]
-    assert len(numbers) == len(set(numbers))
+    assert numbers == list(range(1, len(numbers) + 1))
     index = (ROOT / "docs" / "adr" / "README.md").read_text()
     listed = [line for line in index.splitlines() if line.startswith("| [")]
     assert len(listed) == len(rows)
