@@ -20,11 +20,11 @@ from ray_imuckpt.errors import (
     UnsupportedFormatError,
     UnsupportedStateError,
 )
-from ray_imuckpt.saver import PendingSave
+from ray_imuckpt.loading.start import Start
+from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.saving.saver import PendingSave
 from ray_imuckpt.schedules import PlateauDetector
 from ray_imuckpt.source import load
-from ray_imuckpt.start import Start
-from ray_imuckpt.transaction.restore import LoadedCheckpoint
 
 __all__ = [
     "CheckpointNotFoundError",

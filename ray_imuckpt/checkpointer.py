@@ -15,28 +15,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt import arguments, codec, preemption, retention, sessions, tree
-from ray_imuckpt.begun import says_what_stands
-from ray_imuckpt.capture.fitting import check_early
-from ray_imuckpt.capture.live import LeftOut
-from ray_imuckpt.capture.names import check_names
-from ray_imuckpt.capture.objects import check_given
+from ray_imuckpt import arguments
+from ray_imuckpt.agreement import traits
+from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.directory import CheckpointDirectory
+from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import located, public
-from ray_imuckpt.journal import Journal
-from ray_imuckpt.ranks import together
-from ray_imuckpt.saver import PendingSave, Saver
-from ray_imuckpt.sessions import SavedEpoch, Session
-from ray_imuckpt.start import Start, started
+from ray_imuckpt.gang.ranks import together
+from ray_imuckpt.loading import selection
+from ray_imuckpt.loading.objects import Targets
+from ray_imuckpt.loading.start import Start, started
+from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.reporting.audit import Audit
+from ray_imuckpt.reporting.journal import Journal
+from ray_imuckpt.repository import codec, retention
+from ray_imuckpt.repository.run import Run
+from ray_imuckpt.runtime import preemption, sessions
+from ray_imuckpt.runtime.sessions import SavedEpoch, Session
+from ray_imuckpt.saving import collect
+from ray_imuckpt.saving.operation import says_what_stands
+from ray_imuckpt.saving.saver import PendingSave, Saver
+from ray_imuckpt.saving.writer import finish_all
+from ray_imuckpt.state.fitting import check_early
+from ray_imuckpt.state.live import LeftOut
+from ray_imuckpt.state.names import check_names
+from ray_imuckpt.state.objects import check_given
 from ray_imuckpt.storage import Storage, shown
-from ray_imuckpt.transaction import gang, resume, traits
-from ray_imuckpt.transaction.agreement import Traits, agreed
-from ray_imuckpt.transaction.audit import Audit
-from ray_imuckpt.transaction.objects import Targets
-from ray_imuckpt.transaction.restore import LoadedCheckpoint
-from ray_imuckpt.transaction.run import Run
-from ray_imuckpt.turns import Turns, in_turn
-from ray_imuckpt.writer import finish_all
+from ray_imuckpt.threads.turns import Turns, in_turn
 
 _AS_BUILT: Any = object()
 
@@ -186,10 +191,10 @@ class Checkpointer(CheckpointDirectory):
         strict: bool,
     ) -> LoadedCheckpoint | None:
         ranks, began = session.ranks, time.perf_counter()
-        attempt = resume.Attempt(session.run_id(), session.may_be_restart())
-        place = None if handed is None else resume.Handed(handed, self._storage_options)
+        attempt = selection.Attempt(session.run_id(), session.may_be_restart())
+        place = None if handed is None else selection.Handed(handed, self._storage_options)
         with located(storage.url, rank=ranks.rank):
-            run, loaded = resume.begin(
+            run, loaded = selection.begin(
                 ranks, storage, choice, attempt, targets, strict=strict, handed=place
             )
             if loaded is not None:
@@ -259,7 +264,7 @@ class Checkpointer(CheckpointDirectory):
             return None
         self._saver.settle(ranks)
         run = self._known_run(session, storage, epoch)
-        state = gang.capture(ranks, run, model, optimizer, log, mine, other)
+        state = collect.capture(ranks, run, model, optimizer, log, mine, other)
         objects = [optimizer, *other.values(), *mine.values()]
         return self._save(session, storage, state, epoch, numbers, objects, began)
 
@@ -350,7 +355,7 @@ class Checkpointer(CheckpointDirectory):
         keep_best: tuple[str, str] | None = None,
         dry_run: bool = False,
     ) -> list[int]:
-        """Delete the checkpoints that no rule keeps; see `ray_imuckpt.retention.prune`."""
+        """Delete the checkpoints that no rule keeps; see `repository.retention.prune`."""
         finish_all()
         run = self._saver.run
         protected = {run.resumed_from} if run and run.resumed_from is not None else set()

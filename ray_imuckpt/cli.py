@@ -16,15 +16,16 @@ from typing import Any, TextIO
 
 import torch
 
-from ray_imuckpt import layout, leftovers, tensors
-from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.checkpointer import Checkpointer
+from ray_imuckpt.encoding import tensors
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     ImuckptError,
     UnsupportedFormatError,
 )
+from ray_imuckpt.repository import leftovers, paths
+from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.storage import absolute, open_storage
 from ray_imuckpt.units import size
 
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 def _ls(checkpointer: Checkpointer, options: argparse.Namespace) -> int:
     storage = open_storage(absolute(options.dir))
     try:
-        storage.holding(layout.MANIFEST)
+        storage.holding(paths.MANIFEST)
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(
             "There is no such directory.", url=storage.url, hint="Look at its name."

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ray_imuckpt import arguments, layout, sessions, source
-from ray_imuckpt.capture.live import LeftOut
-from ray_imuckpt.catalog import Catalog
+from ray_imuckpt import arguments, source
 from ray_imuckpt.errors import public
-from ray_imuckpt.sessions import Session
+from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.repository import paths
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.files import verify
+from ray_imuckpt.runtime import sessions
+from ray_imuckpt.runtime.sessions import Session
+from ray_imuckpt.saving.writer import finish_all
+from ray_imuckpt.state.live import LeftOut
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
-from ray_imuckpt.transaction.reading import verify
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
-from ray_imuckpt.writer import finish_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -150,7 +152,7 @@ class CheckpointDirectory:
             CheckpointNotFoundError: It is not committed.
         """
         catalog = self._catalog()
-        name = layout.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
+        name = paths.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
         return sessions.ray().checkpoint_at(self._storage(), name)
 
     @public
@@ -161,7 +163,7 @@ class CheckpointDirectory:
             CorruptCheckpointError: It names the file and the bytes.
         """
         epoch, catalog = arguments.epoch(i), self._catalog()
-        name = layout.checkpoint_name(epoch)
+        name = paths.checkpoint_name(epoch)
         source.while_it_changes(lambda: verify(self._storage(), name, catalog.manifest(epoch)))
 
     def _storage(self, session: Session | None = None) -> Storage:
@@ -180,7 +182,7 @@ class CheckpointDirectory:
 def _of_checkpoints(name: str) -> str:
     """Return the directory's name, unless it is that of a single checkpoint."""
     parent, _, last = name.rpartition("/")
-    epoch = layout.parse_checkpoint_name(last)
+    epoch = paths.parse_checkpoint_name(last)
     if epoch is not None:
         raise ValueError(
             f"dir={name!r} is a checkpoint, not a directory of checkpoints. Give dir={parent!r}, "

@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ray_imuckpt import arguments, layout
-from ray_imuckpt.capture.live import LiveModel
-from ray_imuckpt.catalog import Catalog
+from ray_imuckpt import arguments
 from ray_imuckpt.errors import CheckpointNotFoundError, located, public
+from ray_imuckpt.loading import stored
+from ray_imuckpt.loading.restore import tell_left_out
+from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.repository import paths
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.files import CheckpointChangedError
+from ray_imuckpt.saving.writer import finish_all
+from ray_imuckpt.state.live import LiveModel
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
-from ray_imuckpt.transaction import restore
-from ray_imuckpt.transaction.putback import tell_left_out
-from ray_imuckpt.transaction.reading import CheckpointChangedError
-from ray_imuckpt.transaction.restore import LoadedCheckpoint, open_directory
-from ray_imuckpt.writer import finish_all
 
 T = TypeVar("T")
 
@@ -66,7 +67,7 @@ def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
             if epoch is None:  # it was deleted right now
                 continue
             raise
-        return restore.open_checkpoint(storage, layout.checkpoint_name(chosen), manifest)
+        return stored.open_checkpoint(storage, paths.checkpoint_name(chosen), manifest)
     raise CheckpointNotFoundError(
         "There is no committed checkpoint.", url=storage.url, hint="Look at `dir`, or train first."
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgeries import KINDS, Forged, replaced
-from ray_imuckpt.manifest import seal
+from ray_imuckpt.repository.manifest import seal
 
 CASES: dict[str, Callable[[Forged], object]] = {}
 SOUND = set()

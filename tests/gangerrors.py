@@ -26,7 +26,7 @@ from ray_imuckpt import (
     StorageError,
     UnsupportedStateError,
 )
-from ray_imuckpt.capture.objects import take_object
+from ray_imuckpt.state.objects import take_object
 
 
 class Unreachable(AbstractFileSystem):

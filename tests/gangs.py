@@ -25,11 +25,8 @@ import gangshards
 import gangvalues
 from conftest import adamw, same_bytes, small_model
 from gangcommon import Position, error_of, same_everywhere
-from ray_imuckpt import (
-    Checkpointer,
-    UnsupportedStateError,
-    preemption,
-)
+from ray_imuckpt import Checkpointer, UnsupportedStateError
+from ray_imuckpt.runtime import preemption
 
 
 def _ddp_run(directory: Path, last: int, rank: int) -> tuple[nn.Module, list[Any], int]:
@@ -209,8 +206,8 @@ def what_one_rank_does_not_save_is_an_error_on_all(directory: Path, rank: int) -
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
     """gather, all_gather and broadcast with nothing, little and much; rank 0 names the run."""
-    from ray_imuckpt import sessions
-    from ray_imuckpt.gloo import TorchRanks
+    from ray_imuckpt.gang.gloo import TorchRanks
+    from ray_imuckpt.runtime import sessions
 
     ranks = TorchRanks(timedelta(seconds=60))
     for size in (0, 1, 5_000_000):

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import small_model
 from gangcommon import error_of, same_everywhere
-from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError, ranks
+from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError
+from ray_imuckpt.gang import ranks
 
 
 def _sharded() -> tuple[nn.Module, torch.optim.Optimizer]:

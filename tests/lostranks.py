@@ -21,7 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ray_imuckpt import Checkpointer, GangBrokenError, watch
+from ray_imuckpt import Checkpointer, GangBrokenError
+from ray_imuckpt.gang import watch
 
 RANKS = 3
 

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ray_imuckpt import Checkpointer, PlateauDetector, snapshot
-from ray_imuckpt.chunks import checksum
+from ray_imuckpt import Checkpointer, PlateauDetector, staging
+from ray_imuckpt.encoding.chunks import checksum
 from ray_imuckpt.schedules import Exponential
 from ray_imuckpt.storage import local, posix
 
@@ -68,7 +68,7 @@ def place_of_death(attempt: int) -> Callable[[], None]:
         setattr(holder, name, wrapped)
 
     if where == "snapshot":
-        before(snapshot.copies, "copy_on_host")
+        before(staging.copies, "copy_on_host")
     elif where == "write":
         before(posix, "pwrite_all")
     elif where == "commit":

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt import Checkpointer, parallel
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.threads import parallel
 
 HANGS = 60  # seconds after which a call is taken for one that waits for ever
 

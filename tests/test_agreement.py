@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from ray_imuckpt.agreement import agreement
+from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.errors import StateMismatchError
-from ray_imuckpt.ranks import SoloRanks
-from ray_imuckpt.transaction import agreement
-from ray_imuckpt.transaction.agreement import Traits, agreed
+from ray_imuckpt.gang.ranks import SoloRanks
 
 
 class MadeUp(SoloRanks):

@@ -17,7 +17,7 @@ from torch import nn
 
 from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError, UnsupportedStateError
-from ray_imuckpt.snapshot import HostBuffers
+from ray_imuckpt.staging import HostBuffers
 from ray_imuckpt.storage.local import LocalStorage
 
 

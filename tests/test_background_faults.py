@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from conftest import adamw, same_bytes
-from ray_imuckpt import Checkpointer, SaveFailedError, tensors
+from ray_imuckpt import Checkpointer, SaveFailedError
+from ray_imuckpt.encoding import tensors
+from ray_imuckpt.encoding.tensors import memory
 from ray_imuckpt.storage import posix
-from ray_imuckpt.tensors import memory
 
 
 def large() -> nn.Module:

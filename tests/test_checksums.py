@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ray_imuckpt.capture import checksums
-from ray_imuckpt.tensors.dtypes import _STORABLE
+from ray_imuckpt.encoding.tensors.dtypes import _STORABLE
+from ray_imuckpt.state import checksums
 
 BOTH = [checksums._on_host, checksums._on_device]
 

@@ -79,17 +79,17 @@ def test_two_writers_of_one_epoch_leave_a_whole_checkpoint(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A zombie commits after the restarted gang has: whichever is last is whole."""
-    from ray_imuckpt.transaction import save
+    from ray_imuckpt.saving import commit
 
     directory = trained(1)
-    real = save._check_complete
+    real = commit._check_complete
 
     def meanwhile(*arguments: Any) -> None:
         real(*arguments)
-        monkeypatch.setattr(save, "_check_complete", real)
+        monkeypatch.setattr(commit, "_check_complete", real)
         Checkpointer(directory, blocking=True).checkpoint(2, model=small_model())
 
-    monkeypatch.setattr(save, "_check_complete", meanwhile)
+    monkeypatch.setattr(commit, "_check_complete", meanwhile)
     Checkpointer(directory, blocking=True).checkpoint(2, model=small_model(3))
     Checkpointer(directory).verify(2)
 

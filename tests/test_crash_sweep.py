@@ -50,15 +50,15 @@ def test_the_sweep_finds_that_files_are_deleted_before_their_manifest(
     tmp_path: Path, tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep that found nothing there would prove nothing elsewhere."""
-    real = LocalStorage.delete
+    real = LocalStorage.delete_if
 
-    def delete(self: LocalStorage, name: str) -> None:
+    def delete_if(self: LocalStorage, name: str, seen: bytes) -> bool:
         directory, base = os.path.split(name)
-        if base == "manifest.json":
-            for other in self.files(directory):
-                real(self, f"{directory}/{other}")
-        real(self, name)
+        for other in self.files(directory):
+            if other != base:
+                self.delete(f"{directory}/{other}")
+        return real(self, name, seen)
 
-    monkeypatch.setattr(LocalStorage, "delete", delete)
+    monkeypatch.setattr(LocalStorage, "delete_if", delete_if)
     pruned = next(story for story in STORIES if story.name == "pruned")
     assert crashes(pruned, tmp_path, most=16, share=0.0).broken["torn"]

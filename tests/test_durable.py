@@ -14,7 +14,7 @@ from torch import nn
 
 from conftest import small_model, train
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
-from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import NotDurableError, open_storage
 
 

@@ -13,7 +13,7 @@ import torch
 
 from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, StateMismatchError
-from ray_imuckpt.capture import random_state
+from ray_imuckpt.state import random_state
 
 KINDS = {
     "python": (random.Random, lambda g: [g.random(), g.gauss(0, 1)]),
@@ -78,7 +78,7 @@ def test_cuda_states_without_their_devices_are_told_of(
     def with_cuda() -> dict[str, Any]:
         return {**real(), "cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}
 
-    monkeypatch.setattr("ray_imuckpt.transaction.gang.take_random", with_cuda)
+    monkeypatch.setattr("ray_imuckpt.saving.collect.take_random", with_cuda)
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model())
     if not torch.cuda.is_available():
         model = small_model(seed=1)

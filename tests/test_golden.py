@@ -39,7 +39,7 @@ def test_every_part_of_it_reads_as_it_did() -> None:
     assert loaded.other["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert loaded.other["raw"] == b"\x00\xff"
     assert loaded.objects == {"plateau"}
-    assert set(loaded.ranks[0]) == {"random", "per_rank"}
+    assert set(loaded.ranks[0]) == {"random", "per_rank", "classes"}
 
 
 def test_a_run_can_go_on_from_it(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CorruptCheckpointError
-from ray_imuckpt.chunks import Chunks
-from ray_imuckpt.manifest import seal
-from ray_imuckpt.tensors import byte_view, first_of_tied, parse_header, row
+from ray_imuckpt.encoding.chunks import Chunks
+from ray_imuckpt.encoding.tensors import byte_view, first_of_tied, parse_header, row
+from ray_imuckpt.repository.manifest import seal
 
 
 def test_the_manifest_holds_the_checksum_of_each_header(tmp_path: Path) -> None:

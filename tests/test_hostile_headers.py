@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ray_imuckpt import CorruptCheckpointError
-from ray_imuckpt.tensors import encode, header_length, parse_header, room, row
+from ray_imuckpt.encoding.tensors import encode, header_length, parse_header, room, row
 
 A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 B = {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}

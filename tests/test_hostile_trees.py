@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from conftest import small_model
-from ray_imuckpt import Checkpointer, CorruptCheckpointError, ImuckptError, load, tree
+from ray_imuckpt import Checkpointer, CorruptCheckpointError, ImuckptError, load
+from ray_imuckpt.encoding import tree
 
 STORED = {"t": torch.arange(4), "c": torch.ones(2, dtype=torch.complex64), "e": torch.zeros(0),
           "m": torch.tensor([-1], dtype=torch.int32)}  # fmt: skip

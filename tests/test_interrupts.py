@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from conftest import adamw, in_a_child, python_path, same_bytes, small_model
-from ray_imuckpt import Checkpointer, SaveFailedError, saver, threads, writer
+from ray_imuckpt import Checkpointer, SaveFailedError
+from ray_imuckpt.saving import saver, writer
 from ray_imuckpt.storage.local import LocalStorage
+from ray_imuckpt.threads import worker
 
 
 def filled(value: float) -> nn.Module:
@@ -75,11 +77,11 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
         if place == "copy":
             interrupted_after(checkpointer._saver._buffers, "copy", patch)
         elif place == "start":
-            interrupted_after(threads.Worker, "start", patch)
+            interrupted_after(worker.Worker, "start", patch)
         elif place == "started":
             interrupted_after(writer.Writing, "start", patch)
         else:  # before the thread is there, and again before the save is given up
-            patch.setattr(threads.Worker, "start", interrupt)
+            patch.setattr(worker.Worker, "start", interrupt)
             patch.setattr(saver.Begun, "give_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             checkpointer.checkpoint(1, model=model, optimizer=optimizer)

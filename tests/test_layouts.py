@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import same_bytes
-from ray_imuckpt import Checkpointer, CorruptCheckpointError, tree
-from ray_imuckpt.tensors import encode, parse_header
+from ray_imuckpt import Checkpointer, CorruptCheckpointError
+from ray_imuckpt.encoding import tree
+from ray_imuckpt.encoding.tensors import encode, parse_header
 
 Build = Callable[[nn.Module], torch.optim.Optimizer]
 

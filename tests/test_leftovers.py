@@ -11,8 +11,9 @@ from torch import nn
 
 from conditional_store import Contents
 from conftest import train
-from ray_imuckpt import Checkpointer, leftovers
+from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
+from ray_imuckpt.repository import leftovers
 from ray_imuckpt.storage import Entry, open_storage
 from ray_imuckpt.storage.local import LocalStorage
 
@@ -99,7 +100,7 @@ def test_a_dry_run_tells_and_removes_nothing(
     """On the command line; the clock is this machine's, since nothing is written."""
     before = names(directory)
     monkeypatch.setattr(
-        "ray_imuckpt.leftovers.time.time", lambda: os.stat(directory).st_mtime + 1e6
+        "ray_imuckpt.repository.leftovers.time.time", lambda: os.stat(directory).st_mtime + 1e6
     )
     assert main(["prune", str(directory), "--keep-last", "10", "--dry-run"]) == 0
     assert "would delete 5 leftover file(s)" in capsys.readouterr().out

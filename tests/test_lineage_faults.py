@@ -17,9 +17,9 @@ from ray_imuckpt import (
     SaveFailedError,
     UnsupportedStateError,
 )
-from ray_imuckpt.catalog import Catalog
 from ray_imuckpt.cli import main
-from ray_imuckpt.manifest import seal
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.manifest import seal
 from ray_imuckpt.storage import ConflictError
 from ray_imuckpt.storage.local import LocalStorage
 

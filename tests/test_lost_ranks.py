@@ -15,8 +15,8 @@ import pytest
 
 from conftest import HERE, python_path
 from ray_imuckpt import Checkpointer
-from ray_imuckpt.ranks import SoloRanks, together
-from ray_imuckpt.watch import Register, Watch, ask
+from ray_imuckpt.gang.ranks import SoloRanks, together
+from ray_imuckpt.gang.watch import Register, Watch, ask
 
 Told = dict[int, dict[str, Any]]
 

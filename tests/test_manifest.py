@@ -11,8 +11,8 @@ import pytest
 
 from conftest import adamw, small_model
 from ray_imuckpt import Checkpointer, CorruptCheckpointError
-from ray_imuckpt.catalog import Catalog
-from ray_imuckpt.manifest import Manifest, seal
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.manifest import Manifest, seal
 from ray_imuckpt.storage import open_storage
 
 SUM = "0123456789abcdef" * 2
@@ -29,8 +29,8 @@ FIELDS: dict[str, Any] = {
     "format": 1,
     "epoch": 3,
     "run_id": "r2",
-    "attempt_id": "0123456789abcdef",
-    "parent": {"epoch": 2, "run_id": "r1", "attempt_id": "a"},
+    "save_id": "0123456789abcdef",
+    "parent": {"epoch": 2, "run_id": "r1", "save_id": "a"},
     "ancestors": [{"run_id": "r1", "epoch": 2}],
     "world_size": 2,
     "created": "2026-01-01T00:00:00+00:00",
@@ -55,9 +55,9 @@ WRONG = [
     ("format", 0), ("format", True), ("format", "1"),
     ("epoch", True), ("epoch", 3.0),
     ("epoch", "3"), ("epoch", -3), ("epoch", 10**30), ("epoch", None),
-    ("run_id", 5), ("run_id", "r" * 2000), ("attempt_id", None), ("attempt_id", ["a"]),
+    ("run_id", 5), ("run_id", "r" * 2000), ("save_id", None), ("save_id", ["a"]),
     ("parent", []), ("parent", {}), ("parent.epoch", "../../etc"), ("parent.epoch", True),
-    ("parent.run_id", 5), ("parent.attempt_id", None), ("parent", "r1"),
+    ("parent.run_id", 5), ("parent.save_id", None), ("parent", "r1"),
     ("ancestors", {}), ("ancestors", [5]), ("ancestors.0.epoch", "2"), ("ancestors.0.epoch", None),
     ("ancestors.0.run_id", [1]), ("ancestors.0", {"run_id": "r1"}),
     ("world_size", True), ("world_size", 0), ("world_size", 10**30), ("world_size", 1.5),
@@ -126,11 +126,11 @@ def test_a_record_that_is_larger_than_any_is_not_taken_apart(filler: str) -> Non
 @pytest.mark.parametrize(
     "text",
     [b'{"format": 1, "abandoned": {}, "x": NaN, "checksum": "0"}',
-     seal({"format": 1, "abandoned": {"2": {"attempt_id": [1], "run_id": None}}}),
-     seal({"format": 1, "abandoned": {"2": {"attempt_id": "a"}}}),
-     seal({"format": 1, "abandoned": {"-2": {"attempt_id": "a", "run_id": "r"}}}),
-     seal({"format": 1, "abandoned": {"1_0": {"attempt_id": "a", "run_id": "r"}}}),
-     seal({"format": 1, "abandoned": {"9" * 5000: {"attempt_id": "a", "run_id": "r"}}}),
+     seal({"format": 1, "abandoned": {"2": {"save_id": [1], "run_id": None}}}),
+     seal({"format": 1, "abandoned": {"2": {"save_id": "a"}}}),
+     seal({"format": 1, "abandoned": {"-2": {"save_id": "a", "run_id": "r"}}}),
+     seal({"format": 1, "abandoned": {"1_0": {"save_id": "a", "run_id": "r"}}}),
+     seal({"format": 1, "abandoned": {"9" * 5000: {"save_id": "a", "run_id": "r"}}}),
      seal({"format": 1, "abandoned": []})],
 )  # fmt: skip
 def test_a_wrong_type_in_the_record_of_lineage_is_damage(tmp_path: Path, text: bytes) -> None:
@@ -144,11 +144,11 @@ def test_a_wrong_type_in_the_record_of_lineage_is_damage(tmp_path: Path, text: b
 
 def test_an_unknown_field_in_the_record_of_lineage_is_passed_over(tmp_path: Path) -> None:
     """At both of its levels."""
-    who = {"attempt_id": "a", "run_id": None, "later": 1}
+    who = {"save_id": "a", "run_id": None, "later": 1}
     (tmp_path / "lineage.json").write_bytes(
         seal({"format": 1, "abandoned": {"2": who}, "later": {}})
     )
-    assert Catalog(open_storage(str(tmp_path))).lineage().abandoned[2].attempt_id == "a"
+    assert Catalog(open_storage(str(tmp_path))).lineage().abandoned[2].save_id == "a"
 
 
 def test_last_passes_over_a_manifest_that_is_no_json(trained: Any) -> None:

@@ -18,9 +18,9 @@ from torch import nn
 
 from conftest import Wrapper, same_bytes
 from ray_imuckpt import Checkpointer, SaveFailedError, UnsupportedStateError
-from ray_imuckpt.snapshot import HostBuffers, copies
+from ray_imuckpt.encoding.tensors import byte_view, memory
+from ray_imuckpt.staging import HostBuffers, copies
 from ray_imuckpt.storage import local
-from ray_imuckpt.tensors import byte_view, memory
 
 MEGABYTE = 1024 * 1024
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model, train
 from ray_imuckpt import Checkpointer, SaveFailedError
-from ray_imuckpt.capture.fence import Fence
-from ray_imuckpt.snapshot import copies
+from ray_imuckpt.staging import copies
+from ray_imuckpt.staging.fence import Fence
 
 
 class Gate:

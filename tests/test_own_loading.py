@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, StateMismatchError
-from ray_imuckpt.capture.rehearsal import own_loading
+from ray_imuckpt.state.rehearsal import own_loading
 
 
 def save(directory: Path, model: nn.Module, **other: Any) -> None:

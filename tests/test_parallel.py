@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from conftest import in_a_child
-from ray_imuckpt import parallel, threads
-from ray_imuckpt.parallel import uncollected
+from ray_imuckpt.threads import parallel, worker
+from ray_imuckpt.threads.parallel import uncollected
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def interrupted_at(step: int, call: Callable[[], Any]) -> KeyboardInterrupt | No
     left = [step]
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code.co_filename not in (parallel.__file__, threads.__file__):
+        if frame.f_code.co_filename not in (parallel.__file__, worker.__file__):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

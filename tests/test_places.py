@@ -180,7 +180,7 @@ def test_an_epoch_is_not_saved_through_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("operation", ["put", "write", "copy", "delete", "delete_tree"])
 def test_nothing_is_changed_through_a_link(tmp_path: Path, operation: str) -> None:
     """Every operation of the storage that changes something refuses, each by itself."""
-    from ray_imuckpt.chunks import Chunks
+    from ray_imuckpt.encoding.chunks import Chunks
     from ray_imuckpt.storage import open_storage
 
     archive, run = linked(tmp_path)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_imuckpt import Checkpointer, preemption
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.runtime import preemption
 
 SCRIPT = """if True:
     import os, signal, sys

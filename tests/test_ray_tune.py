@@ -20,9 +20,9 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
-from ray_imuckpt.ranks import SoloRanks
+from ray_imuckpt.gang.ranks import SoloRanks
+from ray_imuckpt.loading import restore, selection
 from ray_imuckpt.storage import open_storage
-from ray_imuckpt.transaction import putback, resume
 
 HERE = Path(__file__).parent
 
@@ -251,9 +251,9 @@ def handed(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
 
 def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
     """The epoch that a trial goes on from."""
-    targets = putback.Targets(model, adamw(model))
-    place = resume.Handed(open_storage(str(pointer)))
-    found = resume.restore(
+    targets = restore.Targets(model, adamw(model))
+    place = selection.Handed(open_storage(str(pointer)))
+    found = selection.restore(
         SoloRanks(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
     )
     assert found is not None

@@ -15,7 +15,7 @@ import filesystems
 from conftest import small_model
 from filesystems import checkpointer_on, storage_on
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
-from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import from_arrow, open_storage, same_place, to_arrow
 from ray_imuckpt.storage.local import LocalStorage
 

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import Wrapper, adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer
-from ray_imuckpt.tensors import first_of_tied
+from ray_imuckpt.encoding.tensors import first_of_tied
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,

@@ -11,8 +11,8 @@ import fsspec
 import pyarrow.fs
 import pytest
 
-from ray_imuckpt import chunks
-from ray_imuckpt.chunks import Chunks
+from ray_imuckpt.encoding import chunks
+from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage, same_place, to_arrow
 
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from conftest import in_a_child
 from ray_imuckpt import Checkpointer, ImuckptError
-from ray_imuckpt.snapshot import copies
+from ray_imuckpt.staging import copies
 from ray_imuckpt.storage.local import LocalStorage
-from ray_imuckpt.threads import Worker
-from ray_imuckpt.turns import Turns
+from ray_imuckpt.threads.turns import Turns
+from ray_imuckpt.threads.worker import Worker
 
 
 def filled(value: float) -> nn.Module:

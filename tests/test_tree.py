@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_imuckpt import CorruptCheckpointError, UnsupportedStateError, tree
+from ray_imuckpt import CorruptCheckpointError, UnsupportedStateError
+from ray_imuckpt.encoding import tree
 
 
 class Color(enum.Enum):

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ray_imuckpt import UnsupportedStateError, tree
+from ray_imuckpt import UnsupportedStateError
+from ray_imuckpt.encoding import tree
 from test_tree import Color, there_and_back
 
 

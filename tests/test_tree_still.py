@@ -15,7 +15,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from ray_imuckpt import Checkpointer, UnsupportedStateError, tree
+from ray_imuckpt import Checkpointer, UnsupportedStateError
+from ray_imuckpt.encoding import tree
 from ray_imuckpt.storage.local import LocalStorage
 from test_tree import TREES
 

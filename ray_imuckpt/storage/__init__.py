@@ -15,8 +15,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.storage.claims import Claim
+from ray_imuckpt.storage.content import Content
 from ray_imuckpt.storage.found import Entry, Upload
 from ray_imuckpt.storage.names import absolute, is_path, shown
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Claim",
     "ConflictError",
+    "Content",
     "DoubtfulError",
     "Entry",
     "LinkedDirectoryError",
@@ -105,8 +106,8 @@ class Storage(Protocol):
     def beside(self, name: str) -> Storage:
         """The directory `name` beside this one; ``""`` is the directory that holds both."""
 
-    def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
-        """Create the file `name` from `chunks`, calling `observe` for each; durable on return."""
+    def write(self, name: str, content: Content, observe: Observer) -> None:
+        """Create the file `name` from `content`, calling `observe` for each; durable on return."""
 
     def put(self, name: str, data: bytes) -> None:
         """Create or replace the file `name` atomically; durable on return.

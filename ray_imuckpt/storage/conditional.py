@@ -15,10 +15,10 @@ import posixpath
 from collections.abc import Callable
 from typing import Any
 
-from ray_imuckpt.layout import temporary_name
 from ray_imuckpt.storage import ConflictError, DoubtfulError, filesystems
 from ray_imuckpt.storage.client import Client
 from ray_imuckpt.storage.filesystems import Kind
+from ray_imuckpt.storage.names import temporary_name
 
 _NO_ETAG = '"00000000000000000000000000000000"'
 

@@ -13,9 +13,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_imuckpt import parallel
-from ray_imuckpt.chunks import Chunks
-from ray_imuckpt.layout import MAX_RECORD, temporary_name
 from ray_imuckpt.storage import (
     Claim,
     Entry,
@@ -28,7 +25,10 @@ from ray_imuckpt.storage import (
     exclusive,
     posix,
 )
+from ray_imuckpt.storage.content import Content
+from ray_imuckpt.storage.names import MAX_RECORD, temporary_name
 from ray_imuckpt.storage.refusals import disk_error
+from ray_imuckpt.threads import parallel
 
 _PROBE = 4096  # bytes, so that a full disk is noticed
 
@@ -62,24 +62,24 @@ class LocalStorage:
         parent = os.path.dirname(self.url.rstrip("/"))
         return LocalStorage(os.path.join(parent, name) if name else parent)
 
-    def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
+    def write(self, name: str, content: Content, observe: Observer) -> None:
         """See `Storage.write`. Chunks are written side by side on a few threads."""
         path = self._prepared(name)
         with posix.discarded_on_error(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                posix.preallocate(descriptor, chunks.size)
+                posix.preallocate(descriptor, content.size)
 
                 def write_chunk(index: int) -> None:
-                    views = chunks[index]
+                    views = content[index]
                     observe(index, views)
-                    begin = index * chunks.chunk_size
+                    begin = index * content.chunk_size
                     posix.pwrite_all(descriptor, views, begin)
                     posix.begin_writeback(
-                        descriptor, begin, min(chunks.chunk_size, chunks.size - begin)
+                        descriptor, begin, min(content.chunk_size, content.size - begin)
                     )
 
-                parallel.each(write_chunk, len(chunks))
+                parallel.each(write_chunk, len(content))
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

@@ -16,6 +16,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import secrets
+
+MAX_RECORD = 64 * 1024 * 1024  # bytes of a file that is read whole; a manifest of 10 TB has 45 MB
 
 _PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]*)://(.*)", re.DOTALL)
@@ -139,3 +142,15 @@ def _protocols() -> set[str]:
     import fsspec  # not before a name needs it
 
     return {*fsspec.available_protocols(), *fsspec.registry}  # the latter: registered as a class
+
+
+def join(url: str, name: str) -> str:
+    """Return the URL of `name` in the directory at `url`, which may be a store's root."""
+    if not name:
+        return url
+    return url + name if url.endswith("/") else f"{url}/{name}"
+
+
+def temporary_name(name: str) -> str:
+    """Return a name beside `name`, for bytes that are not complete yet; nobody reads it."""
+    return f".{name}.{secrets.token_hex(4)}.tmp"

@@ -20,9 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from ray_imuckpt.chunks import Chunks
 from ray_imuckpt.errors import StorageError
-from ray_imuckpt.layout import join, temporary_name
 from ray_imuckpt.storage import (
     Claim,
     Entry,
@@ -33,7 +31,9 @@ from ray_imuckpt.storage import (
     listings,
 )
 from ray_imuckpt.storage.client import Client, abandon
+from ray_imuckpt.storage.content import Content
 from ray_imuckpt.storage.filesystems import Kind, replaces_atomically
+from ray_imuckpt.storage.names import join, temporary_name
 from ray_imuckpt.storage.refusals import unfit
 
 if TYPE_CHECKING:
@@ -118,13 +118,13 @@ class RemoteStorage:
         if self._client.kind is Kind.UNKNOWN or not replaces_atomically(self._fs):
             raise unfit(self._fs, self.url, "it does not replace a file in one step")
 
-    def write(self, name: str, chunks: Chunks, observe: Observer) -> None:
+    def write(self, name: str, content: Content, observe: Observer) -> None:
         """See `Storage.write`."""
         path = self._prepared(name)
-        if chunks.size <= _PUT_WHOLE:
+        if content.size <= _PUT_WHOLE:
             pieces = []
-            for index in range(len(chunks)):
-                views = chunks[index]
+            for index in range(len(content)):
+                views = content[index]
                 observe(index, views)
                 pieces += views
             self._client.upload(path, b"".join(pieces))
@@ -132,8 +132,8 @@ class RemoteStorage:
         with self._client.calling() as filesystem:
             file = filesystem.open(path, "wb")
         try:
-            for index in range(len(chunks)):
-                views = chunks[index]
+            for index in range(len(content)):
+                views = content[index]
                 observe(index, views)
                 with self._client.calling():
                     for view in views:

@@ -25,7 +25,7 @@ TAGS = [
 KEYS = [
     "$", "v", "dtype", "shape", "order", "maxlen", "zone", "data_offsets", "__metadata__",
     "imuckpt.aliases", "imuckpt.dtypes", "imuckpt.strides", "imuckpt.extra", "imuckpt.versions",
-    "format", "epoch", "run_id", "attempt_id", "files", "url", "sibling", "abandoned", "2", "",
+    "format", "epoch", "run_id", "save_id", "files", "url", "sibling", "abandoned", "2", "",
 ]  # fmt: skip
 NUMBERS = [
     *(0, 1, -1, 2, 3, 7, 8, 64, 255, 2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1),

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ray_imuckpt import ImuckptError, codec, tensors, tree
-from ray_imuckpt.lineage import Abandoned, Lineage, Point, in_history
-from ray_imuckpt.manifest import Manifest, seal
+from ray_imuckpt import ImuckptError
+from ray_imuckpt.encoding import tensors, tree
+from ray_imuckpt.repository import codec
+from ray_imuckpt.repository.lineage import Abandoned, Lineage, Point, in_history
+from ray_imuckpt.repository.manifest import Manifest, seal
+from ray_imuckpt.repository.pointers import pointed_at
 from ray_imuckpt.storage.local import LocalStorage
-from ray_imuckpt.transaction.pointers import pointed_at
 
 STORED = {
     "0.weight": torch.ones(2, 4),

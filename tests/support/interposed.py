@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from ray_imuckpt import Checkpointer, writer
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.saving import commit, writer
 from ray_imuckpt.storage import Storage, open_storage
-from ray_imuckpt.transaction import save
 
 METHODS = frozenset(
     name for name in vars(Storage) if not name.startswith("_") and callable(vars(Storage)[name])
@@ -82,5 +82,5 @@ class Once:
 @contextlib.contextmanager
 def another_process() -> Iterator[None]:
     """Forget, while this lasts, what this process knows of its saves in flight."""
-    with mock.patch.object(writer, "_ACTIVE", set()), mock.patch.object(save, "_SOUND", set()):
+    with mock.patch.object(writer, "_ACTIVE", set()), mock.patch.object(commit, "_SOUND", set()):
         yield

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from ray_imuckpt import Checkpointer, SaveFailedError
-from ray_imuckpt.transaction import gang
+from ray_imuckpt.saving import collect
 from support.interposed import Once, checkpointer_on
 from support.recording import Died
 from support.training import Net, objects, version_in, write
@@ -267,7 +267,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, *, stories: int, steps: int) -> None:
         def now(zone: Any = None) -> datetime:
             return datetime.now(zone) + machines[0].offset
 
-    monkeypatch.setattr(gang, "datetime", Clock)
+    monkeypatch.setattr(collect, "datetime", Clock)
     run_state_machine_as_test(
         make,
         settings=hypothesis.settings(

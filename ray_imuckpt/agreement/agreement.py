@@ -1,0 +1,206 @@
+"""What must be the same on every rank of a gang, and what is said where it is not. Collectives.
+
+Each rank boils down to a few digests what it was called with, and sends them with a message that it
+sends anyway. Only where they differ do the ranks exchange the rest, to name what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from ray_imuckpt.agreement.traits import Shapes
+from ray_imuckpt.encoding import chunks
+from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.gang.ranks import Ranks, run_all
+
+logger = logging.getLogger("ray_imuckpt")
+
+T = TypeVar("T")
+
+_NAMED = 5  # tensors of an error
+_TOLD: set[str] = set()  # names that were warned of in this process
+
+PER_RANK = (
+    "What is meant to differ by rank (stages of a pipeline, experts) goes into per_rank={...}: "
+    "modules, with optimizers of their own, and an empty torch.nn.Module() as the model if nothing "
+    "is left."
+)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a rank holds, in words and checksums; each by name.
+
+    Attributes:
+        arguments: What the call was given.
+        tensors: Shape, dtype and placement of what is stored of the model and the optimizer, and of
+            whatever is sharded.
+        values: Checksums of what is replicated, and stored by rank 0 for all.
+        kept: Checksums of what rank 0 stores for all, though another rank may hold another.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, str] | Shapes = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+
+_KINDS = tuple(kind.name for kind in fields(Traits))
+
+
+def agreed(ranks: Ranks, call: str, step: Callable[[], tuple[T, Traits]]) -> T:
+    """Run `step` on every rank, and make sure that all hold the same.
+
+    Args:
+        ranks: The gang.
+        call: What was called, for the error.
+        step: It returns what this rank goes on with, and what it holds; see
+            `ray_imuckpt.gang.ranks.run_all`.
+
+    Raises:
+        ValueError: Arguments differ; on every rank.
+        StateMismatchError: Tensors of the model or the optimizer differ; on every rank.
+    """
+
+    def told() -> tuple[tuple[T, Traits], bytes]:
+        result, mine = step()
+        if ranks.world_size == 1:
+            return (result, mine), b""
+        digests = [_digest(getattr(mine, kind)) for kind in _KINDS]
+        return (result, mine), " ".join(digests).encode()
+
+    (result, mine), messages = run_all(ranks, told)
+    if len(set(messages)) > 1:
+        digests = [message.split() for message in messages]
+        for kind, *theirs in zip(_KINDS, *digests, strict=True):
+            if len(set(theirs)) > 1:
+                gathered = ranks.all_gather(_encoded(getattr(mine, kind)))
+                _REFUSE[kind](call, [json.loads(data) for data in gathered], ranks)
+    return result
+
+
+def _digest(traits: Mapping[str, Any] | Shapes) -> str:
+    return traits.digest() if isinstance(traits, Shapes) else chunks.checksum([_encoded(traits)])
+
+
+def _encoded(traits: Mapping[str, Any] | Shapes) -> bytes:
+    if isinstance(traits, Shapes):
+        traits = traits.words()
+    return json.dumps(traits, default=str, sort_keys=True).encode()
+
+
+def _refuse_arguments(call: str, told: list[dict[str, Any]], _ranks: Ranks) -> None:
+    for rank, theirs in enumerate(told):
+        for name in told[0]:
+            if theirs[name] != told[0][name]:
+                raise ValueError(
+                    f"{call}() was called with different arguments: {name} is {told[0][name]!r} on "
+                    f"rank 0 and {theirs[name]!r} on rank {rank}. Every rank passes the same."
+                )
+
+
+def _refuse_tensors(call: str, told: list[dict[str, str]], _ranks: Ranks) -> None:
+    differing = _differing(told)
+    found = [
+        f"{name} is {_cut(told[0].get(name))} on rank 0 and {_cut(told[others[0]].get(name))} on "
+        f"{_listed(others)}"
+        for name, others in differing.items()
+    ]
+    if not found:  # only their order
+        return
+    raise StateMismatchError(
+        f"{call}() was called with different states: {_shortened(found)}. A checkpoint has one "
+        "model and one optimizer for all ranks.",
+        rank=_first(differing),
+        hint=f"Build them alike on every rank. {PER_RANK}",
+    )
+
+
+def _refuse_values(call: str, told: list[dict[str, str]], _ranks: Ranks) -> None:
+    differing = _differing(told)
+    found = [f"{name} on {_listed(others)}" for name, others in differing.items()]
+    if not found:
+        return
+    raise StateMismatchError(
+        f"{call}(): what every rank should hold alike is not what it is on rank 0, whose state is "
+        f"stored for all: {_shortened(found)}.",
+        rank=_first(differing),
+        hint="Wrap the model in DistributedDataParallel before start(), or build it with the same "
+        f"seed on every rank. {PER_RANK}",
+    )
+
+
+def _tell_kept(_call: str, told: list[dict[str, str]], ranks: Ranks) -> None:
+    """Warn of what is not the same on every rank; once for each name.
+
+    A detector that was fed with each rank's own loss would be another one after the restart.
+    """
+    for name, others in _differing(told).items():
+        if name in _TOLD:
+            continue
+        _TOLD.add(name)
+        if ranks.rank == 0:
+            logger.warning(
+                "%s on %s is not what it is on rank 0, whose state is stored and will be "
+                "restored on every rank. Pass what differs by rank in per_rank; what steers "
+                "training (learning rate, stopping) should be the same on all ranks.",
+                name,
+                _listed(others),
+            )
+
+
+_REFUSE = {
+    "arguments": _refuse_arguments,
+    "tensors": _refuse_tensors,
+    "values": _refuse_values,
+    "kept": _tell_kept,
+}
+
+
+def _differing(told: list[dict[str, str]]) -> dict[str, list[int]]:
+    """Return the names that differ from rank 0's, and the ranks on which they do.
+
+    A rank that tells nothing has not looked: it has compared these objects before.
+    """
+    if not told[0]:
+        return {}
+    names = dict.fromkeys(name for theirs in told for name in theirs)
+    found = {
+        name: [
+            rank
+            for rank, theirs in enumerate(told)
+            if theirs and _differ(told[0].get(name), theirs.get(name))
+        ]
+        for name in names
+    }
+    return {name: others for name, others in found.items() if others}
+
+
+def _first(differing: Mapping[str, list[int]]) -> int:
+    """Return the first rank that differs: the error is to be the same one on all ranks."""
+    return min(others[0] for others in differing.values())
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    """Return whether two traits differ; checksums of different kinds of devices say nothing."""
+    if one is None or other is None or one == other:
+        return one != other
+    return ":" not in one or one.partition(":")[0] == other.partition(":")[0]
+
+
+def _listed(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+def _cut(trait: str | None) -> str:
+    return "not there" if trait is None else textwrap.shorten(trait, 120, placeholder=" ...")
+
+
+def _shortened(found: list[str]) -> str:
+    more = len(found) - _NAMED
+    return "; ".join(found[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

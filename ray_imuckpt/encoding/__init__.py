@@ -1,0 +1,1 @@
+"""Values as bytes: chunks with checksums, tensors as safetensors, trees as JSON. No I/O."""

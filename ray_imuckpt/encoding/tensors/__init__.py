@@ -1,0 +1,37 @@
+"""Tensors as safetensors files, and their memory as bytes. No I/O."""
+
+from __future__ import annotations
+
+from ray_imuckpt.encoding.tensors.dtypes import check_storable, is_storable
+from ray_imuckpt.encoding.tensors.filling import lay_out, room, row, tensor_at
+from ray_imuckpt.encoding.tensors.format import check_names, encode
+from ray_imuckpt.encoding.tensors.header import Header, TensorInfo, header_length, parse_header
+from ray_imuckpt.encoding.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, takes
+from ray_imuckpt.encoding.tensors.strides import Strides, in_same_order, strides_of
+from ray_imuckpt.encoding.tensors.ties import are_tied, first_of_tied
+
+__all__ = [
+    "Bytes",
+    "Header",
+    "Strides",
+    "TensorInfo",
+    "are_tied",
+    "byte_view",
+    "check_names",
+    "check_storable",
+    "disjoint",
+    "encode",
+    "first_of_tied",
+    "flat",
+    "header_length",
+    "in_same_order",
+    "is_plain",
+    "is_storable",
+    "lay_out",
+    "parse_header",
+    "room",
+    "row",
+    "strides_of",
+    "takes",
+    "tensor_at",
+]

@@ -1,0 +1,83 @@
+"""Tensors for the bytes of a file: room to read into, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+import torch
+
+from ray_imuckpt.encoding.tensors.header import Header, TensorInfo
+from ray_imuckpt.encoding.tensors.memory import flat
+from ray_imuckpt.encoding.tensors.strides import laid_out
+from ray_imuckpt.threads.parallel import uncollected
+
+
+def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
+    """The tensor that `info` describes, as a copy out of a file's bytes."""
+    tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
+    flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
+    return tensor if info.strides is None else laid_out(tensor, info.strides)
+
+
+@uncollected
+def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A tensor for each stored one, nothing in it yet; tied names share one.
+
+    Args:
+        header: The file's.
+        live: ``id()`` of a `TensorInfo` to the tensor that takes its bytes. For the others there
+            will be new host tensors.
+    """
+    found: dict[str, torch.Tensor] = {}
+    made: dict[int, torch.Tensor] = {}
+    for name, info in header.tensors.items():
+        key = id(info)
+        tensor = live.get(key)
+        if tensor is None:
+            tensor = made.get(key)
+        if tensor is None:
+            tensor = made[key] = torch.empty(info.shape, dtype=info.dtype, device="cpu")
+        found[name] = tensor
+    return found
+
+
+def lay_out(
+    header: Header, found: dict[str, torch.Tensor], but: Container[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Give tensors that were read the strides they had; tied names go on sharing one tensor.
+
+    Args:
+        header: The file's.
+        found: What `room` gave, filled; changed.
+        but: Names of tensors that stay as they are.
+
+    Returns:
+        `found`.
+    """
+    made: dict[int, torch.Tensor] = {}
+    for name in header.strided:
+        info = header.tensors[name]
+        if info.strides is None or name in but:
+            continue
+        if id(info) not in made:
+            made[id(info)] = laid_out(found[name], info.strides)
+        found[name] = made[id(info)]
+    return found
+
+
+@uncollected
+def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Memory for all bytes of a file in their order: a scratch for the header, then the tensors'.
+
+    Args:
+        header: The file's.
+        found: A contiguous tensor of the stored shape and dtype for each name, on any device; tied
+            names have the same.
+    """
+    row = [torch.empty(header.length, dtype=torch.uint8, device="cpu")]
+    at = header.length
+    for name, (_, _, begin, end, _) in header.tensors.items():
+        if begin == at < end:
+            row.append(found[name])
+            at = end
+    return row

@@ -1,0 +1,4 @@
+"""The processes that train together, and their meetings. The room that touches torch.distributed.
+
+(`ray_imuckpt.state` does so as well where a state is sharded.)
+"""

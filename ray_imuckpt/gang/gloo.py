@@ -1,0 +1,272 @@
+"""The ranks of torch.distributed's default group, spoken to through a gloo group of its own.
+
+Promise 14, no rank waits in vain: every meeting has a deadline, whoever waits says for whom, and
+what breaks a gang (a rank that died, that did not come in time, that left in the middle) is one
+error on every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ray_imuckpt.errors import GangBrokenError
+from ray_imuckpt.gang.watch import Register, Store, Watch, ask
+
+_BROADCAST_BYTES = 256 * 1024 * 1024
+_BLOCK_BYTES = 512  # what is no longer needs one collective, not two
+_SIZE_BYTES = 8
+_TICK = 1.0  # seconds of waiting before, and between, looks at who has come
+
+
+class TorchRanks:
+    """The default process group; see `ray_imuckpt.gang.ranks.Ranks`. Making it is a collective.
+
+    It has a gloo group of its own, because NCCL moves GPU memory only, and because our messages
+    must not mix with the collectives of the user's backward pass.
+
+    Args:
+        timeout: How long a meeting waits for a rank that does not come; the same on all ranks. A
+            rank whose process has ended is noticed at once.
+
+    Raises:
+        GangBrokenError: Not all ranks came.
+    """
+
+    def __init__(self, timeout: timedelta) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self._world = dist.group.WORLD
+        self._timeout = timeout.total_seconds()
+        self._tick = min(_TICK, self._timeout / 4)
+        self._register = self._new_register("being-made")
+        self._meeting = 0
+        self._broken: GangBrokenError | None = None
+        self._group: Any = None
+        self._meet(lambda: self._make(timeout))
+
+    def _make(self, timeout: timedelta) -> None:
+        with Watch(self._register, self._meeting, self._tick):
+            group: Any = dist.new_group(backend="gloo", timeout=timeout)
+        self._group, self._register = group, self._new_register(group.group_name)
+
+    def _new_register(self, name: str) -> Register:
+        return Register(_store(self._world, f"imuckpt-{name}"), self.rank, self.world_size)
+
+    def stale(self) -> bool:
+        """See `Ranks.stale`."""
+        return dist.group.WORLD is not self._world
+
+    def close(self) -> None:
+        """Let the group go, once its threads have done with the last collective; no collective.
+
+        They outlive it by a moment, and drop its tensors then. A thread of torch that does so while
+        the interpreter shuts down is ended within C++, which aborts the process.
+        """
+        group, self._group = self._group, None
+        self._broken = GangBrokenError("The gang was left: its process ends.", rank=self.rank)
+        if group is not None and not self.stale():
+            with contextlib.suppress(ValueError):  # destroyed by someone else
+                dist.destroy_process_group(group)
+        # Of a default group that was destroyed this may be the last reference.
+        self._world = None
+        self._register = Register(None, self.rank, self.world_size)
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """See `Ranks.all_gather`."""
+        sizes, small = self._exchange(payload)
+        if small is not None:
+            return small
+        mine = _padded(payload, max(sizes))
+        theirs = [torch.empty_like(mine) for _ in sizes]
+        self._do(lambda: dist.all_gather(theirs, mine, group=self._group, async_op=True))
+        return [_bytes(tensor, size) for tensor, size in zip(theirs, sizes, strict=True)]
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """See `Ranks.gather`."""
+        sizes, small = self._exchange(payload)
+        if small is not None:
+            return small if self.rank == 0 else []
+        mine = _padded(payload, max(sizes))
+        theirs = [torch.empty_like(mine) for _ in sizes] if self.rank == 0 else None
+        self._do(lambda: dist.gather(mine, theirs, group=self._group, group_dst=0, async_op=True))
+        return [_bytes(tensor, size) for tensor, size in zip(theirs or [], sizes, strict=False)]
+
+    def broadcast(self, payload: bytes | None) -> bytes:
+        """See `Ranks.broadcast`."""
+        block = _block(payload or b"")
+        self.broadcast_into(block)
+        size, small = _unblocked(block)
+        if small is not None:
+            return small
+        buffer = _padded(payload or b"", size)
+        self.broadcast_into(buffer)
+        return _bytes(buffer, size)
+
+    def broadcast_into(self, buffer: torch.Tensor) -> None:
+        """See `Ranks.broadcast_into`."""
+        for piece in torch.split(buffer, _BROADCAST_BYTES):
+            self._broadcast(piece)
+
+    def _broadcast(self, piece: torch.Tensor) -> None:
+        self._do(lambda: dist.broadcast(piece, group=self._group, group_src=0, async_op=True))
+
+    def _exchange(self, payload: bytes) -> tuple[list[int], list[bytes] | None]:
+        """Return the sizes of all payloads and, where all are small, the payloads."""
+        mine = _block(payload)
+        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
+        self._do(lambda: dist.all_gather(theirs, mine, group=self._group, async_op=True))
+        told = [_unblocked(block) for block in theirs]
+        small = [payload for _, payload in told if payload is not None]
+        return [size for size, _ in told], small if len(small) == len(told) else None
+
+    def leave(self, error: BaseException) -> None:
+        """See `Ranks.leave`."""
+        self._broken = GangBrokenError(
+            f"Rank {self.rank} left a meeting of the ranks: {type(error).__name__}.",
+            rank=self.rank,
+            hint=_RESTART,
+        )
+        self._tell(self._broken)
+
+    def _do(self, begin: Callable[[], Any]) -> None:
+        """Run one collective to its end."""
+        self._meet(lambda: self._wait(begin()))
+
+    def _meet(self, step: Callable[[], None]) -> None:
+        """Run a step that waits for the other ranks; whatever ends it early ends the gang."""
+        if self._broken is not None:
+            raise self._broken
+        self._meeting += 1
+        began = time.monotonic()
+        try:
+            step()
+        except GangBrokenError as told:
+            self._broken = told
+            raise
+        except Exception as error:
+            waited = time.monotonic() - began
+            self._broken = self._why(error, waited)
+            raise self._broken from error
+        except BaseException as error:  # an interrupt: the ranks are not in step any more
+            self.leave(error)
+            raise
+
+    def _wait(self, work: Any) -> None:
+        """Wait for a collective in pieces: then a signal is heard, and a rank that has left."""
+        if _ended(work, self._tick):
+            return
+        with Watch(self._register, self._meeting, self._tick, self._tick) as watch:
+            while not _ended(work, self._tick):
+                if watch.left is not None:
+                    raise GangBrokenError(watch.left, rank=self.rank, hint=_RESTART)
+
+    def _why(self, error: Exception, waited: float) -> GangBrokenError:
+        """Return what a collective's error means, and let the others know."""
+        left = ask(self._register.left)
+        if left is not None:
+            return GangBrokenError(left, rank=self.rank, hint=_RESTART)
+        late = waited >= 0.9 * self._timeout
+        missing = self._missing(late=late)
+        whom = missing or "another rank"
+        if late:
+            told = GangBrokenError(
+                f"The ranks waited {self._timeout:g} s for {whom}, in vain.",
+                rank=self.rank,
+                hint=f"Find out what {whom} did instead: every rank must make the same calls in "
+                "the same order (none inside `if rank == 0`). If it may take so long, pass "
+                f"Checkpointer(..., timeout=<seconds>). {_RESTART}",
+            )
+        else:
+            told = GangBrokenError(
+                f"The connection to {whom} was lost: a process has ended, or the network failed "
+                f"({_shortened(error)}).",
+                rank=self.rank,
+                hint=f"Look for the reason in the log of {whom}. {_RESTART}",
+            )
+        self._tell(told)
+        return told
+
+    def _missing(self, *, late: bool) -> str | None:
+        """Return in words which ranks have not come, as far as that is known."""
+        if self.world_size == 2:
+            return f"rank {1 - self.rank}"
+
+        def look() -> list[int] | None:
+            self._register.come(self._meeting)
+            if (
+                not late
+            ):  # the others may be about to find out, and to write down that they are here
+                time.sleep(self._tick)
+            return self._register.missing(self._meeting)
+
+        missing = ask(look)
+        if not missing:
+            return None
+        return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+
+    def _tell(self, told: GangBrokenError) -> None:
+        ask(lambda: self._register.leave(told.message))
+
+
+_RESTART = (
+    'Start the gang again; with continue_from="last" it goes on from the last committed checkpoint.'
+)
+
+
+def _store(world: Any, prefix: str) -> Store | None:
+    """Return a connection of our own to the store that the group was made with, if there is one."""
+    # Not every torch has the method, not every group a store: then nobody knows who has come.
+    try:
+        store: Store = dist.PrefixStore(prefix, world.get_group_store().clone())  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError):
+        return None
+    return store
+
+
+def _ended(work: Any, seconds: float) -> bool:
+    """Wait so long for a collective; return whether it has ended, and raise its error."""
+    try:
+        work.wait(timedelta(seconds=seconds))
+    except RuntimeError:
+        if not work.is_completed():
+            return False
+        work.wait()  # it ended just now, or with an error, which this raises
+    return True
+
+
+def _shortened(error: Exception) -> str:
+    """Return what gloo says, without the line of its source and without its advice."""
+    return re.sub(r"^\[\S+\] ", "", str(error)).split("\n")[0].split(". ")[0]
+
+
+def _block(payload: bytes) -> torch.Tensor:
+    """Return a message of fixed length: the payload's size, and as much of it as there is room."""
+    head = len(payload).to_bytes(_SIZE_BYTES, "little")
+    return _padded((head + payload)[:_BLOCK_BYTES], _BLOCK_BYTES)
+
+
+def _unblocked(block: torch.Tensor) -> tuple[int, bytes | None]:
+    """Return the payload's size and the payload, or ``None`` where that is not all there."""
+    told = _bytes(block, _BLOCK_BYTES)
+    size = int.from_bytes(told[:_SIZE_BYTES], "little")
+    end = _SIZE_BYTES + size
+    return size, told[_SIZE_BYTES:end] if end <= _BLOCK_BYTES else None
+
+
+def _padded(payload: bytes, size: int) -> torch.Tensor:
+    buffer = torch.zeros(size, dtype=torch.uint8, device="cpu")
+    if payload:
+        buffer[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    return buffer
+
+
+def _bytes(tensor: torch.Tensor, size: int) -> bytes:
+    return tensor[:size].numpy().tobytes()

@@ -1,1 +1,0 @@
-"""Ray. The only room that touches it; reached through `ray_imuckpt.sessions`."""

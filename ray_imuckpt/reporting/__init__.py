@@ -1,0 +1,1 @@
+"""What is told of a run: what it goes on from, what was committed, what nobody keeps."""

@@ -1,0 +1,1 @@
+"""A directory of checkpoints on disk: names, manifests, files, lineage, pointers, retention."""

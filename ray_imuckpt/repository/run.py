@@ -1,0 +1,62 @@
+"""What a process remembers of its run between saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.storage import Claim
+
+
+class View(NamedTuple):
+    """What a directory held at some time.
+
+    Attributes:
+        record: The record of branches.
+        epochs: Those that were committed.
+        branch: The largest number of a branch.
+        attempts: Which save was at the epochs that the record lists as left behind.
+    """
+
+    record: bytes | None
+    epochs: frozenset[int]
+    branch: int
+    attempts: Mapping[int, str | None]
+
+
+@dataclass
+class Run:
+    """What a process remembers of its run between saves.
+
+    Attributes:
+        id: The run's id.
+        parent: The checkpoint that training has come from, the newest of this run's if it has one.
+        branch_begun: Whether what this run leaves behind has been recorded.
+        resumed_from: The epoch that this process continued from.
+        foreign: Whether `parent` lies in another directory, so that what this one holds is left.
+        compared: The ``id()`` of the model and the optimizer whose values the ranks have compared.
+        view: What the directory held when the run looked first; on the rank that writes.
+        record: The record of branches as this run left it.
+        branch: The number of this run's branch; 0 while none was begun.
+        joined: Whether that is another run's branch: this one was not started.
+        claim: Tells other processes of this machine that the directory is in use.
+    """
+
+    id: str
+    parent: Manifest | None
+    branch_begun: bool
+    resumed_from: int | None = None
+    foreign: bool = False
+    compared: tuple[int, int] | None = None
+    view: View | None = None
+    record: bytes | None = None
+    branch: int = 0
+    joined: bool = False
+    claim: Claim | None = None
+
+    def may_replace(self, manifest: Manifest) -> bool:
+        """Whether a checkpoint of the epoch that is being saved is not another run's newer work."""
+        own = self.branch + 1 if self.joined else max(self.branch, 1)
+        return manifest.run_id == self.id or manifest.branch < own

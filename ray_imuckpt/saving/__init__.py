@@ -1,0 +1,1 @@
+"""A save: collect → stage → write → commit."""

@@ -1,0 +1,233 @@
+"""The saves of one process, seen by its whole gang: begun together, settled together.
+
+Rank 0 writes in the background; how that ended is known there alone until the ranks meet again.
+Here they meet: at the next call of `checkpoint`, at `wait`, at `start`. No collective is called
+from the writing thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from ray_imuckpt import staging
+from ray_imuckpt.errors import GangBrokenError, SaveFailedError
+from ray_imuckpt.gang.ranks import Ranks, together
+from ray_imuckpt.repository import codec
+from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.run import Run
+from ray_imuckpt.saving.collect import job
+from ray_imuckpt.saving.operation import Begun
+from ray_imuckpt.saving.writer import Writing
+from ray_imuckpt.staging.fence import Fence
+from ray_imuckpt.storage import Storage
+
+logger = logging.getLogger("ray_imuckpt")
+
+_TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
+
+
+class Saver:
+    """Begins one save at a time. Its calls are made in turn, one after the other.
+
+    Attributes:
+        run: What is known of the run; ``None`` before `Checkpointer.start`.
+    """
+
+    def __init__(self) -> None:
+        self.run: Run | None = None
+        self._buffers = staging.HostBuffers()
+        self._fence: Fence | None = None
+        self._begun: Begun | None = None
+
+    def begin(
+        self,
+        ranks: Ranks,
+        storage: Storage,
+        state: codec.TrainingState,
+        *,
+        epoch: int,
+        metrics: dict[str, Any] | None,
+        background: bool,
+        later: Sequence[Any] | None,
+        committed: Callable[[Manifest], None],
+    ) -> Begun:
+        """Copy the state and begin to write it, on rank 0; the one before must have been settled.
+
+        Args:
+            ranks: The gang; all ranks call this.
+            storage: The directory of the checkpoints.
+            state: What to store, complete on rank 0.
+            epoch: Of the checkpoint.
+            metrics: Of the checkpoint.
+            background: Whether to return once the state is copied. Otherwise the state is written
+                from where it is (from a GPU chunk by chunk), and the save has ended well on return.
+            later: Optimizers: what only their steps change may be copied after this has returned,
+                their next step waits for it. ``None``: everything is copied at once.
+            committed: Called with what was committed, on rank 0, on the thread that writes.
+
+        Raises:
+            UnsupportedStateError: Something cannot be stored; nothing was written.
+            SaveFailedError: It failed, and `background` is false.
+        """
+        self._begun = begun = Begun(epoch)
+
+        def write() -> None:
+            if ranks.rank != 0 or self.run is None:
+                return
+            plan = codec.plan(state)
+            if background:
+                self._copy(begun, plan.tensors(), later)
+            host = begun.copy.tensors if begun.copy else staging.in_place(plan.tensors())
+            draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
+            save = job(storage, self.run, plan.holding(host), draft)
+            if begun.copy:
+                save = partial(_after, begun.copy, save, epoch)
+            begun.writing = Writing(partial(_and_tell, save, committed))
+            if self._fence is not None:
+                self._fence.hold(begun.fence)
+            begun.writing.start(background=background)
+
+        try:
+            together(ranks, write)
+        except GangBrokenError:
+            begun.give_up()
+            raise
+        except BaseException:
+            if begun.give_up():
+                self._begun = None
+            raise
+        if not background:
+            self.settle(ranks)
+        return begun
+
+    def _copy(
+        self, begun: Begun, tensors: Mapping[str, torch.Tensor], later: Sequence[Any] | None
+    ) -> None:
+        if self._fence is not None:
+            self._fence.remove()
+            self._fence = None
+        if later is None:
+            begun.copy = self._buffers.copy(tensors)
+            return
+        self._fence = Fence(later)
+        begun.copy = self._buffers.copy(tensors, self._fence.covers)
+
+    def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
+        """Learn on every rank how the save that was begun has ended; raise its error on every rank.
+
+        Args:
+            ranks: The gang; all ranks call this.
+            wait: Whether to wait for the save if it has not ended.
+        """
+        begun = self._begun
+        if begun is None:
+            return
+
+        def look() -> None:
+            if begun.writing is not None:
+                if wait:
+                    _wait_for(begun.writing)
+                if wait or begun.writing.done():
+                    begun.writing.result()
+
+        try:
+            together(ranks, look)
+        except GangBrokenError:  # how the save ends is still to be seen
+            raise
+        except Exception as error:
+            self._begun = None
+            begun.end(error)
+            raise
+        if wait:
+            self._begun = None
+            begun.end()
+
+    def standing(self) -> str:
+        """Return in words what this rank knows of the save that it has not settled."""
+        return "No save was in flight." if self._begun is None else self._begun.standing()
+
+    def finish(self) -> None:
+        """Wait for this process's save without asking the gang."""
+        if self._begun is not None and self._begun.writing is not None:
+            self._begun.writing.wait()
+
+
+def _wait_for(writing: Writing) -> None:
+    began = time.monotonic()
+    if not writing.never_began():
+        writing.wait()
+    waited = time.monotonic() - began
+    if waited >= _TOLD_WAIT:
+        logger.warning("Waited %.1f s for the previous save to end.", waited)
+
+
+def _and_tell(save: Callable[[], Manifest], committed: Callable[[Manifest], None]) -> Manifest:
+    manifest = save()
+    committed(manifest)
+    return manifest
+
+
+def _after(copy: staging.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
+    """Complete the copy, then save."""
+    try:
+        changed = copy.finish()
+    except Exception as error:
+        raise SaveFailedError(
+            f"The state could not be copied, nothing was written: {type(error).__name__}: {error}.",
+            epoch=epoch,
+            hint="Is there host memory for one more copy of the state? Save again, or with "
+            "Checkpointer(..., blocking=True), which needs none.",
+        ) from error
+    if changed is not None:
+        raise SaveFailedError(
+            f"{changed} was changed while it was being copied, and not by an optimizer's step.",
+            epoch=epoch,
+            hint='Use snapshot="eager", or change the model only after the next step or wait().',
+        )
+    return save()
+
+
+class PendingSave:
+    """A save that was begun by `Checkpointer.checkpoint`.
+
+    Args:
+        epoch: Of the checkpoint.
+        begun: The save.
+        settle: Settles `begun`, on every rank.
+        handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
+    """
+
+    def __init__(
+        self, epoch: int, begun: Begun, settle: Callable[[], None], handle: Callable[[int], Any]
+    ) -> None:
+        self.epoch = epoch
+        self._begun = begun
+        self._settle = settle
+        self._handle = handle
+
+    def wait(self) -> None:
+        """Return when the checkpoint is committed and durable. Every rank of a gang calls it.
+
+        Raises:
+            SaveFailedError: The save failed; nothing was committed.
+        """
+        if not self._begun.settled:
+            self._settle()
+        if self._begun.error is not None:
+            raise self._begun.error
+
+    def done(self) -> bool:
+        """Whether the save has ended, well or not, as far as this rank knows."""
+        return self._begun.done()
+
+    @property
+    def checkpoint(self) -> Any:
+        """The committed checkpoint as a ``ray.train.Checkpoint``; waits for it, needs Ray."""
+        self.wait()
+        return self._handle(self.epoch)

@@ -1,9 +1,0 @@
-"""Host copies of tensors, from which a save writes while training goes on: torch, threads."""
-
-from __future__ import annotations
-
-from ray_imuckpt.snapshot.buffers import Copy, HostBuffers
-from ray_imuckpt.snapshot.copies import in_place
-from ray_imuckpt.snapshot.windows import Windows
-
-__all__ = ["Copy", "HostBuffers", "Windows", "in_place"]

@@ -1,0 +1,271 @@
+"""A model that a saved state is put into."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ray_imuckpt.encoding.tensors import (
+    TensorInfo,
+    are_tied,
+    disjoint,
+    first_of_tied,
+    is_plain,
+    takes,
+)
+from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.state.lazy import may_become, shapes_to_be
+from ray_imuckpt.state.model import apart, is_extra, metadata_of, tensors_in
+from ray_imuckpt.state.names import Names
+from ray_imuckpt.state.rehearsal import own_loading, rehearse, without_data
+from ray_imuckpt.state.sharding import is_sharded, like
+from ray_imuckpt.state.wrappers import bare
+from ray_imuckpt.threads.parallel import uncollected
+
+
+class LeftOut(NamedTuple):
+    """What was not restored where the saved names differ from those here.
+
+    Attributes:
+        missing: What is here and was not saved: it stays as it was built.
+        unexpected: What was saved and is not here: it is not used.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+
+class _Fit(NamedTuple):
+    """How saved names fit a model: as `LeftOut`, and name to (shape saved, shape here)."""
+
+    missing: list[str]
+    unexpected: list[str]
+    wrong: dict[str, tuple[list[int], list[int]]]
+
+
+class LiveModel:
+    """A model that a saved state is to be put into; it is gone through once for all steps.
+
+    Args:
+        model: The model, wrapped or bare; only `load` changes it.
+    """
+
+    @uncollected
+    def __init__(self, model: nn.Module) -> None:
+        self._module = bare(model)
+        self._name_of = names = Names(self._module)
+        self._state = self._module.state_dict(keep_vars=True)
+        self._names = {key: names(key) for key in self._state}
+        self._first = first_of_tied(tensors_in(self._state), apart)
+
+    @cached_property
+    def _own(self) -> tuple[str, ...]:
+        """Where the modules themselves decide what saved names mean; see `own_loading`."""
+        return own_loading(self._module)
+
+    @cached_property
+    def _to_be(self) -> dict[int, list[int]]:
+        """What is known of the shapes of lazy parameters."""
+        return shapes_to_be(self._module)
+
+    @uncollected
+    def check(
+        self,
+        tensors: Mapping[str, torch.Tensor | TensorInfo],
+        extra: Mapping[str, Any],
+        versions: Mapping[str, int] | None = None,
+        *,
+        strict: bool,
+    ) -> LeftOut:
+        """Raise unless a state with these tensors can be loaded.
+
+        Where names or shapes differ and modules load in a way of their own, these decide.
+
+        Args:
+            tensors: The saved ones, tied names included, or where they lie; their shapes count.
+            extra: What else was saved.
+            versions: As for `load`.
+            strict: Whether missing and unexpected names are errors. Wrong shapes always are, and
+                that nothing fits.
+
+        Returns:
+            What `load` will leave out; nothing when `strict`.
+
+        Raises:
+            StateMismatchError: It lists every name that does not fit.
+        """
+        self._check_memory(tensors, extra)
+        fit = self._fit_by_names(tensors, extra)
+        if any(fit) and self._own:
+            fit = self._fit_by_rehearsal(tensors, extra, versions, fit)
+        names = {*tensors, *extra}
+        nothing = names.issubset(fit.unexpected) and (names or self._names)
+        if fit.wrong or nothing or (strict and (fit.missing or fit.unexpected)):
+            cure = "Build the model as it was when it was saved"
+            may_be_partial = not (fit.wrong or nothing)
+            raise StateMismatchError(
+                f"{'Nothing in the' if nothing else 'The'} checkpoint "
+                f"{'fits' if nothing else 'does not fit'} this {type(self._module).__name__}.",
+                missing=fit.missing if strict or nothing else [],
+                unexpected=fit.unexpected if strict or nothing else [],
+                wrong_shape=fit.wrong,
+                hint=cure + (", or pass strict=False to load what fits." * may_be_partial or "."),
+            )
+        return LeftOut(tuple(fit.missing), tuple(fit.unexpected))
+
+    def _check_memory(
+        self, tensors: Mapping[str, torch.Tensor | TensorInfo], extra: Mapping[str, Any]
+    ) -> None:
+        """Raise `StateMismatchError` if live tensors have no memory that may be written."""
+        kind = type(self._module).__name__
+        empty = [name for name, value in self._module.named_parameters() if value.is_meta]
+        if empty:
+            raise StateMismatchError(
+                f"This {kind} has no memory to load into: {empty[0]} and {len(empty) - 1} more are "
+                "on the meta device.",
+                hint="Call model.to_empty(device=...) first.",
+            )
+        there = self._covered(tensors, extra)
+        unfit = [
+            f"{self._names[key]} {why}"
+            for key, first in self._first.items()
+            if first in there and (why := _unfit(self._state[key]))
+        ]
+        if unfit:
+            raise StateMismatchError(
+                f"This {kind} has tensors that nothing can be loaded into: {'; '.join(unfit)}.",
+                hint="Give each memory of its own that may be written: value = value.clone(), "
+                "outside of torch.inference_mode().",
+            )
+
+    def _covered(self, tensors: Mapping[str, Any], extra: Mapping[str, Any]) -> set[str | None]:
+        """A tied name may be stored or not, as long as its bytes are there under one of them."""
+        return {f for k, f in self._first.items() if (n := self._names[k]) in tensors or n in extra}
+
+    def _fit_by_names(
+        self, tensors: Mapping[str, torch.Tensor | TensorInfo], extra: Mapping[str, Any]
+    ) -> _Fit:
+        live = set(self._names.values())
+        saved = {*tensors, *extra}
+        there = self._covered(tensors, extra)
+        covered = {self._names[key] for key, first in self._first.items() if first in there}
+        wrong: dict[str, tuple[list[int], list[int]]] = {}
+        for key in self._first:
+            name, value = self._names[key], self._state[key]
+            place = tensors.get(name)
+            if not is_plain(value) and nn.parameter.is_lazy(value):
+                known = self._to_be.get(id(value))
+                if place is not None and known is not None and not may_become(known, place.shape):
+                    wrong[name] = list(place.shape), known
+                continue
+            if place is not None and value.shape != place.shape:
+                wrong[name] = list(place.shape), list(value.shape)
+        return _Fit(sorted(live - saved - covered), sorted(saved - live), wrong)
+
+    def _fit_by_rehearsal(
+        self,
+        tensors: Mapping[str, torch.Tensor | TensorInfo],
+        extra: Mapping[str, Any],
+        versions: Mapping[str, int] | None,
+        by_names: _Fit,
+    ) -> _Fit:
+        """What the modules make of it; of what they are given as extra state, names decide."""
+        others = {name: value for name, value in extra.items() if not is_extra(name)}
+        told = rehearse(self._module, self._arranged(without_data(tensors), others, versions))
+        if told is None:
+            return by_names
+        missing, unexpected = ({self._name_of(k) for k in keys if not is_extra(k)} for keys in told)
+        missing |= set(filter(is_extra, by_names.missing))
+        unexpected |= set(filter(is_extra, by_names.unexpected))
+        return _Fit(sorted(missing), sorted(unexpected), {})
+
+    @uncollected
+    def memory(self, places: Mapping[str, TensorInfo]) -> dict[int, torch.Tensor]:
+        """Where saved tensors can be read to: ``id()`` of the place to the live tensor.
+
+        Not where a module may rearrange what it is given: it gets tensors of their own.
+        """
+        found: dict[int, torch.Tensor] = {}
+        taken: set[str] = set()
+        for key, first in self._first.items():
+            place = places.get(self._names[key])
+            if place is None or id(place) in found or first in taken:
+                continue
+            if takes(self._state[key], place.dtype, place.shape) and not key.startswith(self._own):
+                found[id(place)] = self._state[key]
+                taken.add(first)
+        return disjoint(found)
+
+    @uncollected
+    def load(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        extra: Mapping[str, Any],
+        versions: Mapping[str, int] | None = None,
+    ) -> None:
+        """Load what `check` has accepted, in place; live tensors keep their device and dtype.
+
+        Args:
+            tensors: The saved ones.
+            extra: What else was saved.
+            versions: As `ModelState.versions`; ``None`` where they were not saved: then modules
+                are told that what they load is of their present version.
+        """
+        state = self._arranged(tensors, extra, versions)
+        for key in self._first:
+            saved, value = state.get(key), self._state[key]
+            if isinstance(saved, torch.Tensor):
+                # What was read into a live tensor is there: torch skips a copy to itself.
+                state[key] = value if are_tied(saved, value, apart) else like(saved, value)
+        self._module.load_state_dict(state, strict=False)
+
+    def _arranged(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        extra: Mapping[str, Any],
+        versions: Mapping[str, int] | None,
+    ) -> OrderedDict[str, Any]:
+        """The saved values as a state dict of the module, with its own keys and notes."""
+        state: OrderedDict[str, Any] = OrderedDict()
+        metadata = metadata_of(self._state)
+        if versions is not None:
+            metadata = {
+                path: {**notes, "version": versions.get(self._name_of.of_module(path), 1)}
+                for path, notes in metadata.items()
+            }
+        # Private, but documented by Module.load_state_dict: modules read their version there.
+        state._metadata = metadata  # type: ignore[attr-defined] # noqa: SLF001
+        by_first: dict[str | None, torch.Tensor] = {}
+        for key, first in self._first.items():
+            saved = tensors.get(self._names[key])
+            if saved is not None:
+                by_first.setdefault(first, saved)
+        for key in self._state:
+            name = self._names[key]
+            if name in extra:
+                state[key] = extra[name]
+            elif (saved := by_first.get(self._first.get(key))) is not None:
+                state[key] = saved
+        if self._own:
+            known = set(self._names.values())
+            strange = {n: v for n, v in (*tensors.items(), *extra.items()) if n not in known}
+            state.update({self._name_of.key(name): value for name, value in strange.items()})
+        return state
+
+
+def _unfit(value: torch.Tensor) -> str | None:
+    """Why torch's ``copy_`` into this tensor will be refused, if it will."""
+    if (not is_plain(value) and nn.parameter.is_lazy(value)) or value.layout is not torch.strided:
+        return None
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made under torch.inference_mode()"
+    if 0 in value.stride() and not is_sharded(value):
+        strides = zip(value.stride(), value.shape, strict=True)
+        if any(not stride and size > 1 for stride, size in strides):
+            return "is expanded, its elements share memory"
+    return None

@@ -1,0 +1,207 @@
+"""The state of an optimizer, keyed by the names of the parameters.
+
+`torch.optim.Optimizer.state_dict` numbers parameters by their position, so that adding a layer
+moves every number behind it. Here each number is replaced by the parameter's name in the bare
+module; a parameter that the model does not know is named ``param_groups[g][i]`` by its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate, chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt.encoding.tensors import TensorInfo, disjoint, is_plain, takes
+from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.state.fitting import check_layout, check_shapes
+from ray_imuckpt.state.layouts import SavedLayouts
+from ray_imuckpt.state.loading import load_exactly
+from ray_imuckpt.state.names import parameter_names
+from ray_imuckpt.state.sharding import detached, is_zero_redundancy
+from ray_imuckpt.state.wrappers import bare_object, bare_optimizer
+from ray_imuckpt.threads.parallel import uncollected
+
+OptimizerState = dict[str, Any]
+"""``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
+
+
+@uncollected
+def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState:
+    """Return the state of `optimizer`; what is sharded stays so.
+
+    A `ZeroRedundancyOptimizer` must have been consolidated, to this rank.
+    """
+    optimizer = bare_optimizer(optimizer)
+    plain = optimizer.state_dict()
+    check_layout(optimizer, plain)
+    names = _names_by_index(optimizer, plain, model)
+    groups = [
+        {**group, "params": [names[index] for index in group["params"]]}
+        for group in plain["param_groups"]
+    ]
+    state = {names.get(index, index): _detached(values) for index, values in plain["state"].items()}
+    rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
+    return {"class": class_name(optimizer), "param_groups": groups, "state": state, **rest}
+
+
+class LiveOptimizer:
+    """An optimizer that a saved state is to be put into.
+
+    Args:
+        optimizer: The optimizer; only `load` changes it.
+        model: Whose parameters it optimizes.
+    """
+
+    @uncollected
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        self._optimizer: torch.optim.Optimizer = bare_optimizer(optimizer)
+        self._names = _live_names(optimizer, model)
+
+    def check(self, saved: OptimizerState) -> None:
+        """Raise unless `saved` fits: class, groups, and the parameters of each group.
+
+        Raises:
+            StateMismatchError: It says what differs.
+        """
+        mine = class_name(self._optimizer)
+        if saved["class"] != mine:
+            raise StateMismatchError(
+                f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
+                f"{mine}.",
+                hint="Build the same optimizer, or pass optimizer=None to start() to restore the "
+                "rest.",
+            )
+        if len(self._names) != len(saved["param_groups"]):
+            raise StateMismatchError(
+                f"The saved optimizer had {len(saved['param_groups'])} parameter group(s), "
+                f"this one has {len(self._names)}.",
+                hint="Build the optimizer with the same groups.",
+            )
+        for number, (here, group) in enumerate(
+            zip(self._names, saved["param_groups"], strict=True)
+        ):
+            missing = sorted(set(here) - set(group["params"]))
+            unexpected = sorted(set(group["params"]) - set(here))
+            if missing or unexpected:
+                raise StateMismatchError(
+                    f"The parameters of the optimizer's group {number} differ.",
+                    missing=missing,
+                    unexpected=unexpected,
+                    hint="Give the optimizer the same parameters, in the same groups.",
+                )
+        names = chain(*self._names)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        check_shapes(
+            self._optimizer,
+            [(n, p, saved["state"].get(n)) for n, p in zip(names, parameters, strict=True)],
+            "The optimizer",
+        )
+
+    @uncollected
+    def memory(self, places: OptimizerState) -> dict[int, torch.Tensor]:
+        """Where saved tensors can be read to: ``id()`` of the place to the tensor.
+
+        That is the live state, or new memory on the device of the parameter.
+        """
+        found: dict[int, torch.Tensor] = {}
+        if is_zero_redundancy(self._optimizer):
+            return found
+        saved, state = places["state"], self._optimizer.state
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for name, parameter in zip(chain(*self._names), parameters, strict=True):
+            live = state.get(parameter) or {}
+            values = saved.get(name)
+            plain = bool(live) and parameter.is_contiguous()
+            for key, place in values.items() if isinstance(values, Mapping) else ():
+                if not isinstance(place, TensorInfo):
+                    continue
+                dtype, shape, _, _, strides = place
+                now = live.get(key)
+                if now is not None and takes(now, dtype, shape):
+                    # Else a layout has changed, and which one is right is for `load` to tell.
+                    if strides is None and (plain or parameter.shape != shape):
+                        found[id(place)] = now
+                elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
+                    found[id(place)] = torch.empty(shape, dtype=dtype, device=parameter.device)
+        return disjoint(found)
+
+    @uncollected
+    def load(
+        self, saved: OptimizerState, layouts: SavedLayouts, *, keep_options: bool = False
+    ) -> None:
+        """Load what `check` has accepted.
+
+        Args:
+            saved: What `take_optimizer` gave.
+            layouts: How the parameters lay in memory when they were saved.
+            keep_options: Whether the live groups keep their own options (learning rate, betas, …).
+        """
+        numbers = {name: number for number, name in enumerate(chain(*self._names))}
+        ends = accumulate(map(len, self._names))
+        groups = [
+            {
+                **{key: value for key, value in group.items() if key != "param_names"},
+                **{key: now[key] for key in now if key == "param_names" or keep_options},
+                # For every tensor torch looks its parameter up here; a list it would go through.
+                "params": range(end - len(here), end),
+            }
+            for here, end, now, group in zip(
+                self._names, ends, self._optimizer.param_groups, saved["param_groups"], strict=True
+            )
+        ]
+        state = {numbers.get(name, name): values for name, values in saved["state"].items()}
+        rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
+        plain = {"state": state, "param_groups": groups, **rest}
+        load_exactly(self._optimizer, plain, layouts)
+
+
+def _live_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
+    known = parameter_names(model)
+    return [
+        [known.get(id(p)) or f"param_groups[{g}][{i}]" for i, p in enumerate(group["params"])]
+        for g, group in enumerate(optimizer.param_groups)
+    ]
+
+
+def _names_by_index(
+    optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], model: nn.Module
+) -> dict[Any, str]:
+    live = _live_names(optimizer, model)
+    return {
+        index: name
+        for names, group in zip(live, plain["param_groups"], strict=True)
+        for index, name in zip(group["params"], names, strict=True)
+    }
+
+
+def class_name(value: Any) -> str:
+    """The class of an optimizer, or of anything else; of what is inside where it is wrapped.
+
+    An optimizer that steps others has theirs behind its own: ``Lookahead(SGD)``.
+    """
+    inner = bare_object(value)
+    if is_zero_redundancy(inner):  # the run may be resumed without the sharding
+        return type(inner.optim).__name__
+    name = type(inner).__name__
+    if not hasattr(inner, "param_groups"):  # a scheduler, say: it only refers to an optimizer
+        return name
+    held = (bare_optimizer(other) for other in getattr(inner, "__dict__", {}).values())
+    others = sorted(type(o).__name__ for o in held if isinstance(o, torch.optim.Optimizer))
+    return f"{name}({', '.join(others)})" if others else name
+
+
+def _may_be_new(parameter: torch.Tensor) -> bool:
+    """Whether its state may get new memory beside it: a scalar may have to stay on the host."""
+    return is_plain(parameter) and parameter.dim() > 0
+
+
+_HAS_NO_HISTORY = {torch.Tensor, bool, int, float, str, type(None)}
+
+
+def _detached(values: Any) -> Any:
+    if not isinstance(values, Mapping) or _HAS_NO_HISTORY.issuperset(map(type, values.values())):
+        return values
+    return {k: detached(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()}

@@ -1,0 +1,95 @@
+"""What a module's own loading makes of saved names: asked of a copy of it that holds no data.
+
+Modules may rename, convert or resize while they load (`register_load_state_dict_pre_hook`, a
+``_load_from_state_dict`` of their own): ``parametrizations.weight_norm`` takes the names of the
+older ``weight_norm``, an observer takes buffers of any size. What they would do can be told by
+having them do it, and only to a copy, since they may also refuse.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt.encoding.tensors import is_plain
+
+# Their own loading adds a counter, gives a lazy parameter its shape, renames the segment of a
+# wrapper, or gathers shards: each tensor still takes the bytes that are stored under its name.
+_HARMLESS = ("torch.nn.modules.", "torch.distributed.")
+
+# Private, but there is no public way to ask for what register_load_state_dict_pre_hook() was given.
+# Should torch name them otherwise, every module counts as one that loads in its own way, which is
+# slower; tests/test_own_loading.py fails then.
+_HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+
+def own_loading(root: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the names that modules with a loading of their own decide on."""
+    if _is_own(type(root).load_state_dict):
+        return ("",)
+    found = []
+    own: dict[type, bool] = {}
+    for path, module in root.named_modules():
+        kind = type(module)
+        if kind not in own:
+            own[kind] = _is_own(kind._load_from_state_dict)  # noqa: SLF001 - torch's own override it
+        if own[kind] or any(map(_is_own, _hooks(module))):
+            found.append(f"{path}." if path else "")
+    return tuple(found)
+
+
+def rehearse(root: nn.Module, state: OrderedDict[str, Any]) -> tuple[list[str], list[str]] | None:
+    """Load `state` into a copy of `root` on the meta device.
+
+    Args:
+        root: The module; it is not changed.
+        state: As for its ``load_state_dict``; of the tensors, only shapes and dtypes count.
+
+    Returns:
+        The keys that are missing, and those that are not expected. ``None`` where the module
+        refuses, or cannot be copied: then nothing is known but the names.
+    """
+    tensors = [*root.parameters(), *root.buffers()]
+    if not all(is_plain(tensor) and not nn.parameter.is_lazy(tensor) for tensor in tensors):
+        return None
+    memo: dict[int, Any] = {id(tensor): _without_data(tensor) for tensor in tensors}
+    try:
+        twin = copy.deepcopy(root, memo)
+        with torch.device("meta"):  # what it makes meanwhile is to hold no data either
+            told = twin.load_state_dict(state, strict=False)
+    except Exception:  # noqa: BLE001 - it is the module's own code, which may raise anything
+        return None
+    return list(getattr(told, "missing_keys", ())), list(getattr(told, "unexpected_keys", ()))
+
+
+def without_data(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return tensors on the meta device of the shapes and dtypes of `values`."""
+    return {
+        name: torch.empty(tuple(value.shape), dtype=value.dtype, device="meta")
+        for name, value in values.items()
+    }
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def _is_own(function: Any) -> bool:
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return not f"{module}.".startswith(_HARMLESS)
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    attributes = vars(module)
+    for name in _HOOKS:
+        if hooks := attributes.get(name, {0: None}):  # most have none
+            for hook in hooks.values():
+                yield getattr(hook, "hook", hook)  # those before the load are wrapped

@@ -1,0 +1,127 @@
+"""Tensors and optimizers whose state is spread over the ranks. Touches torch.distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ray_imuckpt.encoding.tensors import is_plain
+from ray_imuckpt.state.wrappers import bare_optimizer, loaded
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether this rank holds only a part of the tensor (FSDP2, tensor parallelism)."""
+    if is_plain(tensor):  # most are, and the look for the class costs more
+        return False
+    return isinstance(tensor, _sharded_class())
+
+
+def _sharded_class() -> Any:
+    return loaded("torch.distributed.tensor", "DTensor")
+
+
+def detached(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor without its history; a sharded one stays sharded."""
+    if type(tensor) is torch.Tensor and not tensor.requires_grad:
+        return tensor  # most are, and a detached one costs as much as a small copy
+    return tensor.detach()
+
+
+def part_here(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what of the tensor is on this rank: all of it, or a shard."""
+    if is_sharded(tensor):
+        part: torch.Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return part
+    return tensor
+
+
+def described(tensor: torch.Tensor) -> str:
+    """Return shape, dtype and placement in words; equal on all ranks that hold the same tensor."""
+    if not is_plain(tensor) and torch.nn.parameter.is_lazy(tensor):
+        return "lazy"
+    text = f"{tuple(tensor.shape)} {tensor.dtype}"
+    if is_sharded(tensor):
+        mesh = tensor.device_mesh  # type: ignore[attr-defined]
+        text += f" {tensor.placements} on a mesh of {tuple(mesh.shape)}"  # type: ignore[attr-defined]
+    return text
+
+
+def shards_in(value: Any, path: str) -> dict[str, str]:
+    """Return path and description of each sharded tensor in a value's containers."""
+    if not _sharded_class():
+        return {}
+    if isinstance(value, torch.Tensor):
+        return {path: described(value)} if is_sharded(value) else {}
+    items: Iterable[tuple[Any, Any]] = ()
+    if type(value) is dict:
+        items = value.items()
+    elif type(value) in (list, tuple):
+        items = enumerate(value)
+    found: dict[str, str] = {}
+    for key, item in items:
+        found |= shards_in(item, f"{path}[{key!r}]")
+    return found
+
+
+def gathered(value: Any) -> Any:
+    """Return `value` with the sharded tensors in its containers whole.
+
+    A collective of the meshes they are on: every rank passes the same tensors in the same order,
+    which must have been made sure before, since one rank that fails or passes less leaves the
+    others waiting for it.
+    """
+    return _gathered(value) if _sharded_class() else value
+
+
+def _gathered(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        if is_sharded(value):
+            full: torch.Tensor = value.full_tensor()  # type: ignore[attr-defined]
+            return full.detach()
+        return value
+    if type(value) is dict:
+        whole = {key: _gathered(value[key]) for key in sorted(value, key=str)}  # as on all ranks
+        return {key: whole[key] for key in value}
+    if type(value) in (list, tuple):
+        return type(value)(_gathered(item) for item in value)
+    return value
+
+
+def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    """Return `full` sharded as `live` is, or `full` itself where `live` is not sharded.
+
+    Every rank has all of `full`, and takes its part without asking the others.
+    """
+    if not is_sharded(live):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = live.device_mesh, live.placements  # type: ignore[attr-defined]
+    sharded = distribute_tensor(full.to(live.device), mesh, placements, src_data_rank=None)
+    part = sharded.to_local()
+    if part.untyped_storage().nbytes() > part.nbytes:  # it would keep all of `full`
+        return sharded.clone()
+    return sharded
+
+
+def is_zero_redundancy(optimizer: Any) -> bool:
+    """Whether the state of the optimizer, itself or inside a wrapper, is spread over the ranks."""
+    kind = loaded("torch.distributed.optim.zero_redundancy_optimizer", "ZeroRedundancyOptimizer")
+    return isinstance(bare_optimizer(optimizer), kind)
+
+
+def try_state(optimizer: Any) -> None:
+    """Raise what `consolidate` would raise on this rank alone."""
+    bare_optimizer(optimizer).optim.state_dict()
+
+
+def consolidate(optimizer: Any) -> bool:
+    """Bring all of a zero redundancy optimizer's state to rank 0, a collective.
+
+    Returns:
+        Whether this rank has it.
+    """
+    bare_optimizer(optimizer).consolidate_state_dict(to=0)
+    return bool(torch.distributed.get_rank() == 0)

@@ -1,0 +1,1 @@
+"""Work on plain threads. No collective runs on any of them."""
