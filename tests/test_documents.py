@@ -144,3 +144,13 @@ def test_every_failure_mode_is_shown_by_tests_that_exist() -> None:
     sources = {path.name: path.read_text() for path in ROOT.glob("tests/**/*.py")}
     named = re.findall(r"`(\w+\.py)::(\w+)`", text)
     assert [n for n in named if f"def {n[1]}(" not in sources.get(n[0], "")] == []
+
+
+def test_the_rooms_of_the_architecture_are_those_of_the_import_contracts() -> None:
+    """In the same order: what stands above may import what stands below."""
+    layers = (ROOT / "pyproject.toml").read_text().split("\nlayers = [\n")[1].split("\n]")[0]
+    enforced = [re.findall(r"\w+", line) for line in layers.splitlines()]
+    table = DOCUMENTS["docs/architecture.md"].read_text().split("## Rooms")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    listed = [re.findall(r"\w+", row) for row in rows]
+    assert [["__main__"], *listed] == enforced
