@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def test_beginning_anew_abandons_everything(tmp_path: Path) -> None:
     train(tmp_path, 2, continue_from="none")
     assert Checkpointer(tmp_path).index_of_last_checkpoint() == 2
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2, 3, 4]
+
+
+def test_when_only_abandoned_checkpoints_are_left_that_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training begins from scratch, and not in silence; they can be asked for by number."""
+    train(tmp_path, 3)
+    train(tmp_path, 1, continue_from="none")
+    shutil.rmtree(tmp_path / "checkpoint=1")
+    model = small_model()
+    assert Checkpointer(tmp_path).start(model, adamw(model)).start_epoch == 1
+    assert "left behind (2, 3)" in caplog.text
+    assert Checkpointer(tmp_path).start(model, adamw(model), continue_from=3).start_epoch == 4
 
 
 def test_going_back_to_an_abandoned_branch_makes_it_the_present_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ray_imuckpt import units
 from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.arguments import LAST, NONE
@@ -225,6 +226,13 @@ def _pick(
         ) from damaged
     if isinstance(choice, int):
         logger.warning("There is no checkpoint before epoch %d; beginning from scratch.", choice)
+    elif left := catalog.committed():
+        logger.warning(
+            "All checkpoints in %s are of branches that were left behind (%s); beginning from "
+            "scratch. To go on from one of them, give its epoch as continue_from.",
+            catalog.url(0).rsplit("/", 1)[0],
+            units.listed([str(epoch) for epoch in left]),
+        )
     return b""
 
 
