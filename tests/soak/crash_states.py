@@ -41,4 +41,4 @@ def test_power_loss_after_another_fault(
 
 def test_the_lineage_of_long_stories(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
     """The state machine of `make test`, with twenty times as many stories of twice the length."""
-    drive(monkeypatch, stories=5000, steps=50)
+    drive(monkeypatch, stories=5000, steps=50, derandomize=False)

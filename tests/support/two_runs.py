@@ -42,6 +42,7 @@ class Run:
         checkpointer: The real thing.
         at: The version that it came from, or saved last.
         known: The tip when it started or saved last: a newer one is another run's work.
+        records: How many branches had been begun then.
         parent: The epoch that it came from.
         dies: Whether it dies before its next commit; not empty if so.
         committed: Whether it has saved.
@@ -52,6 +53,7 @@ class Run:
     optimizer: Any
     at: int | None
     known: int | None
+    records: int
     parent: int | None
     dies: list[bool]
     committed: bool = False
@@ -70,6 +72,7 @@ class TwoRuns(RuleBasedStateMachine):
         self.writers: list[Run | None] = [None, None]
         self.older: list[bytes] = []
         self.stale = False  # whether an older record is in place
+        self.records = 0  # how many branches were begun
         self.offset = timedelta()
 
     def teardown(self) -> None:
@@ -117,7 +120,9 @@ class TwoRuns(RuleBasedStateMachine):
             assert epoch == (None if chosen == "none" else chosen)
         at = None if epoch is None else self.there[epoch]
         assert (started.log[0] if started.log else None) == at
-        self.writers[which] = Run(checkpointer, model, optimizer, at, self.tip, epoch, dies)
+        self.writers[which] = Run(
+            checkpointer, model, optimizer, at, self.tip, self.records, epoch, dies
+        )
 
     @precondition(lambda self: any(self.writers))
     @rule(
@@ -138,23 +143,25 @@ class TwoRuns(RuleBasedStateMachine):
         epoch = gap + (0 if run.at is None else self.saved[run.at][0])
         version = len(self.saved) + 1
         self.saved[version] = epoch, run.at
-        another_saved = run.known != self.tip
+        another_saved, another_began = run.known != self.tip, run.records != self.records
         try:
             write(run.checkpointer, epoch, version, run.model, run.optimizer)
         except Died:
             self.stale = False
             if not run.committed:
                 self.begun.add(run.at)
+                self.records += 1
             self.writers[self.writers.index(run)] = None
             return
         except SaveFailedError:
-            assert another_saved, "a save was refused though no other run has saved since"
+            assert another_saved or another_began, "refused though no other run came between"
             self.writers[self.writers.index(run)] = None
             return
         assert not another_saved, "a save over another run's newer work was let through"
         self.there[epoch] = self.tip = run.at = run.known = version
-        run.committed = True
         self.begun, self.stale = set(), False
+        self.records += not run.committed
+        run.committed, run.records = True, self.records
 
     # ------------------------------------------------------------------ what else happens
 
@@ -248,13 +255,16 @@ class TwoRuns(RuleBasedStateMachine):
             assert reader.index_of_last_checkpoint_prior_to(last) == prior
 
 
-def drive(monkeypatch: pytest.MonkeyPatch, *, stories: int, steps: int) -> None:
-    """Run the machine, always the same way.
+def drive(
+    monkeypatch: pytest.MonkeyPatch, *, stories: int, steps: int, derandomize: bool = True
+) -> None:
+    """Run the machine.
 
     Args:
         monkeypatch: For the clock that checkpoints are dated by.
         stories: How many.
         steps: Of each story.
+        derandomize: Whether they are the same stories each time.
     """
     machines: list[TwoRuns] = []
 
@@ -273,7 +283,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, *, stories: int, steps: int) -> None:
         settings=hypothesis.settings(
             max_examples=stories,
             stateful_step_count=steps,
-            derandomize=True,
+            derandomize=derandomize,
             database=None,
             deadline=None,
             phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],  # shrinking takes hours
