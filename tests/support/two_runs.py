@@ -42,7 +42,8 @@ class Run:
         checkpointer: The real thing.
         at: The version that it came from, or saved last.
         known: The tip when it started or saved last: a newer one is another run's work.
-        records: How many branches had been begun then.
+        records: How often the record of branches had been replaced then.
+        damages: How often it had been damaged when the run looked at it last.
         parent: The epoch that it came from.
         dies: Whether it dies before its next commit; not empty if so.
         committed: Whether it has saved.
@@ -54,6 +55,7 @@ class Run:
     at: int | None
     known: int | None
     records: int
+    damages: int
     parent: int | None
     dies: list[bool]
     committed: bool = False
@@ -72,7 +74,8 @@ class TwoRuns(RuleBasedStateMachine):
         self.writers: list[Run | None] = [None, None]
         self.older: list[bytes] = []
         self.stale = False  # whether an older record is in place
-        self.records = 0  # how many branches were begun
+        self.damages = 0  # how often the record was lost, cut, or an older one brought back
+        self.records = 0  # how often a run wrote the record, or an older one was brought back
         self.offset = timedelta()
 
     def teardown(self) -> None:
@@ -121,7 +124,7 @@ class TwoRuns(RuleBasedStateMachine):
         at = None if epoch is None else self.there[epoch]
         assert (started.log[0] if started.log else None) == at
         self.writers[which] = Run(
-            checkpointer, model, optimizer, at, self.tip, self.records, epoch, dies
+            checkpointer, model, optimizer, at, self.tip, self.records, self.damages, epoch, dies
         )
 
     @precondition(lambda self: any(self.writers))
@@ -144,6 +147,8 @@ class TwoRuns(RuleBasedStateMachine):
         version = len(self.saved) + 1
         self.saved[version] = epoch, run.at
         another_saved, another_began = run.known != self.tip, run.records != self.records
+        damaged = run.damages != self.damages
+        self.records += run.committed and damaged  # it may put its own record back
         try:
             write(run.checkpointer, epoch, version, run.model, run.optimizer)
         except Died:
@@ -154,14 +159,16 @@ class TwoRuns(RuleBasedStateMachine):
             self.writers[self.writers.index(run)] = None
             return
         except SaveFailedError:
-            assert another_saved or another_began, "refused though no other run came between"
+            assert another_saved or another_began, "refused though nothing came between"
             self.writers[self.writers.index(run)] = None
             return
-        assert not another_saved, "a save over another run's newer work was let through"
+        # A first save without a record leaves the other's work behind, whole: it cannot know.
+        blind = damaged and not run.committed
+        assert blind or not another_saved, "a save over another run's newer work was let through"
         self.there[epoch] = self.tip = run.at = run.known = version
         self.begun, self.stale = set(), False
         self.records += not run.committed
-        run.committed, run.records = True, self.records
+        run.committed, run.records, run.damages = True, self.records, self.damages
 
     # ------------------------------------------------------------------ what else happens
 
@@ -211,6 +218,7 @@ class TwoRuns(RuleBasedStateMachine):
         else:
             self.record.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
         self.begun = {self.tip} if self.begun else set()
+        self.damages += 1
 
     @property
     def record(self) -> Path:
@@ -232,6 +240,8 @@ class TwoRuns(RuleBasedStateMachine):
         """Restore the record from a backup."""
         self.record.write_bytes(self.older.pop())
         self.stale = True
+        self.records += 1
+        self.damages += 1
 
     # ------------------------------------------------------------------ what must hold
 
