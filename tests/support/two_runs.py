@@ -72,7 +72,7 @@ class TwoRuns(RuleBasedStateMachine):
         self.tip: int | None = None
         self.begun: set[int | None] = set()  # parents of branches that were recorded and died
         self.writers: list[Run | None] = [None, None]
-        self.older: list[bytes] = []
+        self.older: list[tuple[bytes, int | None, set[int | None]]] = []
         self.stale = False  # whether an older record is in place
         self.damages = 0  # how often the record was lost, cut, or an older one brought back
         self.records = 0  # how often a run wrote the record, or an older one was brought back
@@ -229,7 +229,7 @@ class TwoRuns(RuleBasedStateMachine):
     @rule()
     def copy_the_record(self) -> None:
         """Keep a copy of the record, as a backup does."""
-        self.older.append(self.record.read_bytes())
+        self.older.append((self.record.read_bytes(), self.tip, set(self.begun)))
 
     # It is noticed by the checkpoint with the highest epoch, or not at all.
     @precondition(
@@ -238,7 +238,9 @@ class TwoRuns(RuleBasedStateMachine):
     @rule()
     def bring_back_an_older_record(self) -> None:
         """Restore the record from a backup."""
-        self.record.write_bytes(self.older.pop())
+        record, tip, begun = self.older.pop()
+        self.record.write_bytes(record)
+        self.begun = begun if tip == self.tip else set()
         self.stale = True
         self.records += 1
         self.damages += 1
