@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,17 @@ def test_one_process_is_no_second_run_to_itself(
     assert in_a_child(lambda: not claim.held)
     assert claim.held
     del first
+
+
+def test_a_claim_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a child that was forked take away the one of its parent."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    claim = LocalStorage(str(tmp_path / "run")).claim(b"")
+    assert in_a_child(lambda: gc.collect() >= 0)
+    assert len(list(tmp_path.glob("imuckpt-run-*"))) == 1
+    del claim
+    gc.collect()
+    assert list(tmp_path.glob("imuckpt-run-*")) == []
 
 
 @pytest.mark.parametrize("place", ["local", "store"])

@@ -3,11 +3,13 @@
 A claim is the system's lock on a small file, among the system's temporary ones: nothing is written
 into the directory. The system takes the lock back when the process that holds it dies, however it
 dies: who comes after a crash meets no claim, and no clock is asked. The lock binds nobody; what it
-says is worth a warning.
+says is worth a warning. The file goes with the claim; a process that was killed leaves it, for the
+next claim of the directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -29,17 +31,24 @@ class Claim:
 
     def __init__(self, other: bytes | None = None, file: BinaryIO | None = None) -> None:
         self.other = other
-        self._close = None if file is None else weakref.finalize(self, file.close)
+        self._file = file
+        self._close = None if file is None else weakref.finalize(self, _end, file)
 
     @property
     def held(self) -> bool:
         """Whether this process holds the directory."""
         return self._close is not None and self._close.alive
 
-    def drop(self) -> None:
-        """End the claim, unless another process has it open too."""
-        if self._close is not None:
-            self._close()
+    def forget(self) -> None:
+        """Leave the claim, which a fork has copied, to the process that made it."""
+        if self._close is not None and self._file is not None and self._close.detach():
+            self._file.close()
+
+
+def _end(file: BinaryIO) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(file.name)
+    file.close()
 
 
 # By path: one process is never a second one to itself, whatever it has open.
@@ -71,6 +80,9 @@ def _taken(path: str, note: bytes) -> Claim:
         return Claim()
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_at(file, path):  # whoever held it has just removed it
+            file.close()
+            return _taken(path, note)
         file.truncate(0)
         file.write(note)
     except BlockingIOError:
@@ -83,12 +95,19 @@ def _taken(path: str, note: bytes) -> Claim:
     return Claim(None, file)
 
 
+def _is_at(file: BinaryIO, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _forget() -> None:
     """In a process that was just forked: the lock is the parent's, and is to end with it."""
     global _LOCK  # noqa: PLW0603 - a thread of the parent may hold it for ever
     _LOCK = threading.Lock()
     for held in list(_HELD.values()):
-        held.drop()
+        held.forget()
     _HELD.clear()
 
 
