@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,11 +176,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture
-def tally(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tally]:
+def tally(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Tally]:
     """Counts crash states; while they are checked, no disk is waited for and no log is written."""
     logger = logging.getLogger("ray_imuckpt")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield pytestconfig.stash[TALLY]
     logger.setLevel(level)

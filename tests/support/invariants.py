@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
+
+from fsspec.core import url_to_fs
 
 from ray_imuckpt import Checkpointer, ImuckptError
+from ray_imuckpt.repository import leftovers
+from ray_imuckpt.repository.paths import LINEAGE, MANIFEST
 from support.training import Expectation, objects, version_in, write
 
 AGAIN = 777  # the version of the save that every state is followed by
@@ -68,6 +73,7 @@ def check(url: str, expected: Expectation, **options: Any) -> None:
     found = _check_listed(url, expected, **options)
     first = _check_resumed(url, expected, found, **options)
     _check_after_another_save(url, {**found, first: AGAIN}, first, **options)
+    _check_nothing_left(url, **options)
 
 
 def _check_listed(url: str, expected: Expectation, **options: Any) -> dict[int, int]:
@@ -110,6 +116,22 @@ def _check_after_another_save(
     left = _versions(checkpointer)
     if not left.items() <= found.items() or last not in left:
         raise BrokenPromise("lost", f"prune left {left} of {found}")
+
+
+def _check_nothing_left(url: str, **options: Any) -> None:
+    """Prune a day later; then every file is one that a manifest names."""
+    with mock.patch.object(leftovers, "_OLD", -60.0):  # what is a minute younger is old enough
+        Checkpointer(url, **options).prune(keep_last=1)
+    checkpointer = Checkpointer(url, **options)
+    named = {LINEAGE}
+    for epoch in checkpointer.list_existing_checkpoint_indices():
+        files = checkpointer.read(epoch).manifest.files
+        names = [MANIFEST, *(entry.name for entry in files)]
+        named |= {f"checkpoint={epoch}/{name}" for name in names}
+    filesystem, path = url_to_fs(url, **options.get("storage_options", {}))
+    there = {name.removeprefix(f"{path}/") for name in filesystem.find(path)}
+    if there != named:
+        raise BrokenPromise("left over", f"too many or too few: {there ^ named}")
 
 
 def _versions(checkpointer: Checkpointer) -> dict[int, int]:

@@ -173,7 +173,8 @@ class ObjectStore(AbstractFileSystem):
         def head(name: str) -> dict[str, Any]:
             if name not in self.bucket.objects and self.bucket.listed(f"{name}/"):
                 return {"name": name, "size": 0, "type": "directory"}
-            return {"name": name, "size": len(self._found(name)), "type": "file"}
+            self._found(name)
+            return self._entry(name)
 
         return self._ask("head", path, head)
 
@@ -204,7 +205,8 @@ class ObjectStore(AbstractFileSystem):
         return found if detail else [entry["name"] for entry in found]
 
     def _entry(self, name: str) -> dict[str, Any]:
-        return {"name": name, "size": len(self.bucket.objects.get(name, b"")), "type": "file"}
+        size = len(self.bucket.objects.get(name, b""))
+        return {"name": name, "size": size, "type": "file", "mtime": 0.0}  # time stands still
 
     def rm_file(self, path: str) -> None:
         """Delete an object; nothing happens where there is none."""
