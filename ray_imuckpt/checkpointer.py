@@ -23,6 +23,7 @@ from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import located, public
 from ray_imuckpt.gang.ranks import together
 from ray_imuckpt.loading import selection
+from ray_imuckpt.loading.decision import Handed
 from ray_imuckpt.loading.objects import Targets
 from ray_imuckpt.loading.start import Start, started
 from ray_imuckpt.loading.stored import LoadedCheckpoint
@@ -192,7 +193,7 @@ class Checkpointer(CheckpointDirectory):
     ) -> LoadedCheckpoint | None:
         ranks, began = session.ranks, time.perf_counter()
         attempt = selection.Attempt(session.run_id(), session.may_be_restart())
-        place = None if handed is None else selection.Handed(handed, self._storage_options)
+        place = None if handed is None else Handed(handed, self._storage_options)
         with located(storage.url, rank=ranks.rank):
             run, loaded = selection.begin(
                 ranks, storage, choice, attempt, targets, strict=strict, handed=place
@@ -293,7 +294,7 @@ class Checkpointer(CheckpointDirectory):
     ) -> PendingSave:
         optimizers = [o for o in objects if hasattr(o, "param_groups")]
         saving = self._journal.saving(storage.url, epoch, began)
-        begun = self._saver.begin(
+        operation = self._saver.begin(
             session.ranks,
             storage,
             state,
@@ -304,8 +305,8 @@ class Checkpointer(CheckpointDirectory):
             committed=saving.committed,
         )
         saving.returned()
-        session.report(metrics, storage, SavedEpoch(epoch, begun.writing))
-        return PendingSave(epoch, begun, self.wait, self.get)
+        session.report(metrics, storage, SavedEpoch(epoch, operation.writing))
+        return PendingSave(epoch, operation, self.wait, self.get)
 
     @in_turn
     @says_what_stands

@@ -82,7 +82,7 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
             interrupted_after(writer.Writing, "start", patch)
         else:  # before the thread is there, and again before the save is given up
             patch.setattr(worker.Worker, "start", interrupt)
-            patch.setattr(saver.Begun, "give_up", interrupt)
+            patch.setattr(saver.SaveOperation, "give_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     model.weight.grad = torch.ones_like(model.weight)

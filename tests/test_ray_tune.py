@@ -22,6 +22,7 @@ from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
 from ray_imuckpt.gang.ranks import SoloRanks
 from ray_imuckpt.loading import restore, selection
+from ray_imuckpt.loading.decision import Handed
 from ray_imuckpt.storage import open_storage
 
 HERE = Path(__file__).parent
@@ -252,7 +253,7 @@ def handed(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
 def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
     """The epoch that a trial goes on from."""
     targets = restore.Targets(model, adamw(model))
-    place = selection.Handed(open_storage(str(pointer)))
+    place = Handed(open_storage(str(pointer)))
     found = selection.restore(
         SoloRanks(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
     )

@@ -81,6 +81,9 @@ class SoloRanks:
         """See `Ranks.broadcast_into`."""
 
 
+_HERE = b"r"
+_SMALL = 400  # bytes of a result that fit into the first block of an exchange (`gloo`)
+
 # One group for all Checkpointers of a process: each has threads, and sockets to every rank, until
 # it is closed.
 _MADE: dict[timedelta, TorchRanks] = {}
@@ -166,8 +169,21 @@ def together(ranks: Ranks, step: Callable[[], T]) -> T:
 
 
 def on_rank_zero(ranks: Ranks, step: Callable[[], bytes]) -> bytes:
-    """Run `step` on rank 0 only; every rank gets its result, or its error."""
-    result = together(ranks, lambda: step() if ranks.rank == 0 else None)
+    """Run `step` on rank 0 only; every rank gets its result, or its error.
+
+    A small result travels with the outcome; a large one, which an exchange would carry once for
+    each rank, is broadcast.
+    """
+
+    def run() -> tuple[bytes | None, bytes]:
+        if ranks.rank != 0:
+            return None, b""
+        result = step()
+        return result, _HERE + result if len(result) <= _SMALL else b""
+
+    result, messages = run_all(ranks, run)
+    if messages[0][:1] == _HERE:
+        return messages[0][1:]
     return ranks.broadcast(result)
 
 

@@ -1,10 +1,11 @@
-"""A save that was begun, and what each rank knows of it."""
+"""One save, and what each rank knows of it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, TypeVar, cast
 
 from ray_imuckpt import staging
@@ -14,16 +15,26 @@ from ray_imuckpt.saving.writer import Writing
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
+class SaveState(Enum):
+    """How far a save has come, as this rank knows."""
+
+    STAGING = "staging"  # being copied; a rank that does not write knows no more until all meet
+    WRITING = "writing"
+    COMMITTED = "committed"
+    FAILED = "failed"
+    ABANDONED = "abandoned"  # it will never begin to be written
+
+
 @dataclass(eq=False)
-class Begun:
-    """A save that was begun.
+class SaveOperation:
+    """One save, from the call of `checkpoint` until every rank knows how it ended.
 
     Attributes:
         epoch: Of the checkpoint.
-        writing: The save, on the rank that writes; ``None`` on the others.
-        settled: Whether every rank knows how the save ended.
+        writing: What writes it, on the rank that writes; ``None`` on the others.
+        settled: Whether every rank knows how it ended.
         error: How it failed, once that is settled.
-        copy: What is written, on the rank that writes, until the save is settled.
+        copy: The host copies that are written, on the rank that writes, until the save is settled.
     """
 
     epoch: int
@@ -32,8 +43,17 @@ class Begun:
     error: Exception | None = None
     copy: staging.Copy | None = None
 
+    @property
+    def state(self) -> SaveState:
+        """Return how far it has come."""
+        if self.settled:
+            return SaveState.COMMITTED if self.error is None else SaveState.FAILED
+        if self.writing is None:
+            return SaveState.STAGING
+        return SaveState(self.writing.state())
+
     def give_up(self) -> bool:
-        """Make sure that nothing is written; False where the writing has begun."""
+        """Make sure that nothing is written; return False where the writing has begun."""
         return self.writing is None or self.writing.cancel()
 
     def fence(self) -> None:
@@ -42,8 +62,8 @@ class Begun:
             self.copy.fence()
 
     def done(self) -> bool:
-        """Whether it has ended, as far as this rank knows."""
-        return self.settled or (self.writing is not None and self.writing.done())
+        """Return whether it has ended, as far as this rank knows."""
+        return self.state not in (SaveState.STAGING, SaveState.WRITING)
 
     def standing(self) -> str:
         """Return in words what this rank knows of it."""
@@ -51,16 +71,18 @@ class Begun:
             return (
                 f"Whether epoch {self.epoch} was committed is known to rank 0: look at the storage."
             )
-        if not self.writing.done():
-            return f"The save of epoch {self.epoch} goes on on rank 0, whose process waits for it."
-        try:
-            committed = self.writing.result()
-        except Exception as error:  # noqa: BLE001 - told
-            return f"The save of epoch {self.epoch} failed: {error}"
-        return f"Epoch {self.epoch} was {'committed' if committed else 'not written'}."
+        if self.state is SaveState.FAILED:
+            return f"The save of epoch {self.epoch} failed: {self.writing.error()}"
+        return {
+            SaveState.STAGING: f"The save of epoch {self.epoch} has not begun to be written.",
+            SaveState.WRITING: f"The save of epoch {self.epoch} goes on on rank 0, whose process "
+            "waits for it.",
+            SaveState.COMMITTED: f"Epoch {self.epoch} was committed.",
+            SaveState.ABANDONED: f"Epoch {self.epoch} was not written.",
+        }[self.state]
 
     def end(self, error: Exception | None = None) -> None:
-        """Every rank knows how it ended."""
+        """Note that every rank knows how it ended, and let the host copies go."""
         self.settled, self.error, self.copy = True, error, None
 
 

@@ -22,7 +22,7 @@ from ray_imuckpt.repository import codec
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.saving.collect import job
-from ray_imuckpt.saving.operation import Begun
+from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.saving.writer import Writing
 from ray_imuckpt.staging.fence import Fence
 from ray_imuckpt.storage import Storage
@@ -43,7 +43,7 @@ class Saver:
         self.run: Run | None = None
         self._buffers = staging.HostBuffers()
         self._fence: Fence | None = None
-        self._begun: Begun | None = None
+        self._operation: SaveOperation | None = None
 
     def begin(
         self,
@@ -56,7 +56,7 @@ class Saver:
         background: bool,
         later: Sequence[Any] | None,
         committed: Callable[[Manifest], None],
-    ) -> Begun:
+    ) -> SaveOperation:
         """Copy the state and begin to write it, on rank 0; the one before must have been settled.
 
         Args:
@@ -75,48 +75,51 @@ class Saver:
             UnsupportedStateError: Something cannot be stored; nothing was written.
             SaveFailedError: It failed, and `background` is false.
         """
-        self._begun = begun = Begun(epoch)
+        self._operation = operation = SaveOperation(epoch)
 
         def write() -> None:
             if ranks.rank != 0 or self.run is None:
                 return
             plan = codec.plan(state)
             if background:
-                self._copy(begun, plan.tensors(), later)
-            host = begun.copy.tensors if begun.copy else staging.in_place(plan.tensors())
+                self._copy(operation, plan.tensors(), later)
+            host = operation.copy.tensors if operation.copy else staging.in_place(plan.tensors())
             draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
             save = job(storage, self.run, plan.holding(host), draft)
-            if begun.copy:
-                save = partial(_after, begun.copy, save, epoch)
-            begun.writing = Writing(partial(_and_tell, save, committed))
+            if operation.copy:
+                save = partial(_after, operation.copy, save, epoch)
+            operation.writing = Writing(partial(_and_tell, save, committed))
             if self._fence is not None:
-                self._fence.hold(begun.fence)
-            begun.writing.start(background=background)
+                self._fence.hold(operation.fence)
+            operation.writing.start(background=background)
 
         try:
             together(ranks, write)
         except GangBrokenError:
-            begun.give_up()
+            operation.give_up()
             raise
         except BaseException:
-            if begun.give_up():
-                self._begun = None
+            if operation.give_up():
+                self._operation = None
             raise
         if not background:
             self.settle(ranks)
-        return begun
+        return operation
 
     def _copy(
-        self, begun: Begun, tensors: Mapping[str, torch.Tensor], later: Sequence[Any] | None
+        self,
+        operation: SaveOperation,
+        tensors: Mapping[str, torch.Tensor],
+        later: Sequence[Any] | None,
     ) -> None:
         if self._fence is not None:
             self._fence.remove()
             self._fence = None
         if later is None:
-            begun.copy = self._buffers.copy(tensors)
+            operation.copy = self._buffers.copy(tensors)
             return
         self._fence = Fence(later)
-        begun.copy = self._buffers.copy(tensors, self._fence.covers)
+        operation.copy = self._buffers.copy(tensors, self._fence.covers)
 
     def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
         """Learn on every rank how the save that was begun has ended; raise its error on every rank.
@@ -125,37 +128,37 @@ class Saver:
             ranks: The gang; all ranks call this.
             wait: Whether to wait for the save if it has not ended.
         """
-        begun = self._begun
-        if begun is None:
+        operation = self._operation
+        if operation is None:
             return
 
         def look() -> None:
-            if begun.writing is not None:
+            if operation.writing is not None:
                 if wait:
-                    _wait_for(begun.writing)
-                if wait or begun.writing.done():
-                    begun.writing.result()
+                    _wait_for(operation.writing)
+                if wait or operation.writing.done():
+                    operation.writing.result()
 
         try:
             together(ranks, look)
         except GangBrokenError:  # how the save ends is still to be seen
             raise
         except Exception as error:
-            self._begun = None
-            begun.end(error)
+            self._operation = None
+            operation.end(error)
             raise
         if wait:
-            self._begun = None
-            begun.end()
+            self._operation = None
+            operation.end()
 
     def standing(self) -> str:
         """Return in words what this rank knows of the save that it has not settled."""
-        return "No save was in flight." if self._begun is None else self._begun.standing()
+        return "No save was in flight." if self._operation is None else self._operation.standing()
 
     def finish(self) -> None:
         """Wait for this process's save without asking the gang."""
-        if self._begun is not None and self._begun.writing is not None:
-            self._begun.writing.wait()
+        if self._operation is not None and self._operation.writing is not None:
+            self._operation.writing.wait()
 
 
 def _wait_for(writing: Writing) -> None:
@@ -198,16 +201,20 @@ class PendingSave:
 
     Args:
         epoch: Of the checkpoint.
-        begun: The save.
-        settle: Settles `begun`, on every rank.
+        operation: The save.
+        settle: Settles it, on every rank.
         handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
     """
 
     def __init__(
-        self, epoch: int, begun: Begun, settle: Callable[[], None], handle: Callable[[int], Any]
+        self,
+        epoch: int,
+        operation: SaveOperation,
+        settle: Callable[[], None],
+        handle: Callable[[int], Any],
     ) -> None:
         self.epoch = epoch
-        self._begun = begun
+        self._operation = operation
         self._settle = settle
         self._handle = handle
 
@@ -217,14 +224,14 @@ class PendingSave:
         Raises:
             SaveFailedError: The save failed; nothing was committed.
         """
-        if not self._begun.settled:
+        if not self._operation.settled:
             self._settle()
-        if self._begun.error is not None:
-            raise self._begun.error
+        if self._operation.error is not None:
+            raise self._operation.error
 
     def done(self) -> bool:
         """Whether the save has ended, well or not, as far as this rank knows."""
-        return self._begun.done()
+        return self._operation.done()
 
     @property
     def checkpoint(self) -> Any:

@@ -75,6 +75,18 @@ class Writing:
         """Whether it has ended, well or not, or will never begin."""
         return self._ended or self._fate.get("fate") == _CANCELLED
 
+    def state(self) -> str:
+        """Return a value of `ray_imuckpt.saving.operation.SaveState`."""
+        if self._fate.get("fate") == _CANCELLED:
+            return "abandoned"
+        if not self._ended:
+            return "writing"
+        return "committed" if self._error is None else "failed"
+
+    def error(self) -> BaseException | None:
+        """Return how it failed, without counting as someone who asked."""
+        return self._error
+
     def wait(self) -> None:
         """Wait for its end. One that has not begun is not waited for, nor one on this thread."""
         if not self._worker.current():
