@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gangerrors
 import ganglayouts
+import gangmeetings
 import gangshards
 import gangvalues
 from conftest import adamw, same_bytes, small_model
@@ -233,7 +234,14 @@ def main() -> None:
     for name in sys.argv[2:]:
         directory = Path(sys.argv[1], name)
         try:
-            rooms = (sys.modules[__name__], gangerrors, ganglayouts, gangshards, gangvalues)
+            rooms = (
+                sys.modules[__name__],
+                gangerrors,
+                ganglayouts,
+                gangmeetings,
+                gangshards,
+                gangvalues,
+            )
             story = next(vars(room)[name] for room in rooms if name in vars(room))
             story(directory / "run", rank)
         except BaseException:

@@ -38,6 +38,7 @@ STORIES = [
         "every_rank_keeps_layouts",
         "what_differs_between_ranks_is_told_once",
         "one_rank_is_told_to_go",
+        "the_ranks_meet_seldom",
     ],
     [
         "fsdp2_is_gathered_in_full",

@@ -21,7 +21,7 @@ from ray_imuckpt import (
     StateMismatchError,
     load,
 )
-from ray_imuckpt.repository import files
+from ray_imuckpt.loading import reader as reading
 from ray_imuckpt.state.objects import take_object
 from ray_imuckpt.storage.local import LocalStorage
 
@@ -253,12 +253,12 @@ class PairOfRanks:
 def test_a_gang_gets_the_same_bytes_window_by_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
-    monkeypatch.setattr(files, "_WINDOW", window)
+    monkeypatch.setattr(reading, "_WINDOW", window)
     saved, _ = large()
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
     manifest = Checkpointer(tmp_path).read(1).manifest
     ranks = PairOfRanks()
-    reader = files.Reader(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, ranks)
+    reader = reading.Reader(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, ranks)
     entry = manifest.file("model", "safetensors")
     read = reader.header(entry)
     assert read.length == entry.header_size

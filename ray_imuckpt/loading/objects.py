@@ -129,9 +129,12 @@ class Objects:
             self._new = {n: g for n, g in targets.per_rank.items() if is_generator(g)}
         self._undo: dict[str, Callable[[], None] | None] = {}
         self._begun: list[str] = []
+        self._any = bool(targets.objects or targets.per_rank)  # the same on every rank
 
     def put_back(self) -> None:
-        """Restore them, on every rank; a collective."""
+        """Restore them, on every rank; a collective, unless there are none on any rank."""
+        if not self._any:
+            return
 
         def look() -> None:
             steps = (*self._steps, self._late)

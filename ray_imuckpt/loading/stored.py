@@ -17,8 +17,8 @@ import torch
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.gang.ranks import Ranks, SoloRanks
+from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.repository import codec, paths
-from ray_imuckpt.repository.files import Reader
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
 from ray_imuckpt.repository.pointers import pointed_at
 from ray_imuckpt.state.live import LeftOut
@@ -117,6 +117,7 @@ class LoadedCheckpoint:
         Raises:
             CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
         """
+        self._reader.prefetch()
         _ = self.metrics, self._state, *self._model_files
         if optimizer:
             _ = self._optimizer_file

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.repository import codec, paths
-from ray_imuckpt.repository.files import verify_file
+from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.storage import (
@@ -220,7 +220,7 @@ def _reuse(
     source = f"{directory}/{old.name}"
     if join(storage.url, source) not in _SOUND:
         try:
-            verify_file(storage, directory, previous.epoch, old)
+            CheckedFile(storage, directory, previous.epoch, old).verify()
         except (ImuckptError, OSError) as error:
             logger.warning("Frozen parameters are written again, not copied: %s", error)
             return None

@@ -1,0 +1,188 @@
+"""The bytes of a checkpoint's files into memory, verified on the way. Rank 0 reads for its gang.
+
+A process alone reads straight into the memory where the bytes will be used. A gang, and tensors
+that are not in host memory, get them by way of a window: rank 0 fills it, every rank receives it,
+and every rank takes its bytes out of it. Either way a chunk's checksum is computed while it is in
+the processor's caches, and what storage holds is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from ray_imuckpt import staging
+from ray_imuckpt.encoding import chunks, tensors
+from ray_imuckpt.gang.ranks import Ranks, on_rank_zero, together
+from ray_imuckpt.repository.files import CheckedFile
+from ray_imuckpt.repository.manifest import USE_ANOTHER, FileEntry, Manifest
+from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage.names import join
+from ray_imuckpt.threads import parallel
+
+_WINDOW = 64 * 1024 * 1024
+_PARTLY = f"""{USE_ANOTHER} The objects that were being restored may hold a part of this epoch: \
+restore another one into them, or build them anew."""
+
+Files = Sequence[tuple[FileEntry, Sequence[torch.Tensor]]]
+"""Files, each with the tensors that its bytes go to, in a row."""
+
+
+class Reader:
+    """The files of one checkpoint. In a gang every method is a collective.
+
+    Args:
+        storage: What holds the checkpoint; used on rank 0 only.
+        directory: Its directory in `storage`; ``""`` when the storage is that directory.
+        manifest: Its commit record.
+        ranks: The gang.
+    """
+
+    def __init__(self, storage: Storage, directory: str, manifest: Manifest, ranks: Ranks) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._manifest = manifest
+        self._ranks = ranks
+        self._heads: dict[str, bytes] = {}
+
+    def prefetch(self) -> None:
+        """Read all headers and small files in one meeting; `header` and `whole` find them then.
+
+        A process alone has nobody to meet, and reads each when it is asked for.
+
+        Raises:
+            CorruptCheckpointError: A file is missing or cut, or one of these was altered.
+        """
+        if self._ranks.world_size == 1:
+            return
+        small = [e if e.name.endswith(".json") else e.header for e in self._manifest.files]
+        heads = [head for head in small if head is not None and head.size <= _WINDOW]
+
+        def read() -> bytes:
+            for entry in self._manifest.files:
+                self._file(entry).check_size()
+            return b"".join(self._file(head).whole() for head in heads)
+
+        data = on_rank_zero(self._ranks, read)
+        for head in heads:
+            self._heads[head.name], data = data[: head.size], data[head.size :]
+
+    def url(self, entry: FileEntry) -> str:
+        """Where a file is."""
+        return join(self._storage.url, f"{self._directory}/{entry.name}".lstrip("/"))
+
+    def whole(self, entry: FileEntry) -> bytes:
+        """All bytes of a small file."""
+        if entry.name in self._heads:
+            return self._heads.pop(entry.name)
+        self._check_size(entry)
+        return self._prefix(entry, entry.size).numpy().tobytes()
+
+    def header(self, entry: FileEntry) -> tensors.Header:
+        """The header of a file of tensors."""
+        url = self.url(entry)
+        if entry.name in self._heads:
+            return tensors.parse_header(self._heads.pop(entry.name), entry.size, url)
+        self._check_size(entry)
+        if entry.header is not None:
+            head = self._prefix(entry.header, entry.header_size)
+        else:  # of an older release: it is checked with the chunks that it lies in
+            head = self._prefix(entry, entry.chunk_size)
+            base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
+            if base > len(head):
+                head = self._prefix(entry, -(-base // entry.chunk_size) * entry.chunk_size)
+        return tensors.parse_header(head.numpy().data, entry.size, url)
+
+    def fill(self, files: Files) -> None:
+        """Read files into memory.
+
+        Args:
+            files: Each file, and contiguous tensors, on any device, whose memory has room for all
+                its bytes in a row.
+
+        Raises:
+            CorruptCheckpointError: It names the file and the bytes. What the tensors hold is then
+                not to be used.
+        """
+        straight = []
+        for entry, targets in files:
+            if self._ranks.world_size == 1 and all(target.is_cpu for target in targets):
+                straight.append((entry, targets))
+            else:
+                self._by_window(entry, targets)
+        self._straight(straight)
+
+    def _straight(self, files: Files) -> None:
+        """All files at once, so that the threads come together only at the very end."""
+        work = self._chunks_of(files)
+
+        def read(number: int) -> None:
+            file, index, row = work[number]
+            file.read_chunk(index, row.pieces(index))
+
+        parallel.each(read, len(work))
+
+    @parallel.uncollected
+    def _chunks_of(self, files: Files) -> list[tuple[CheckedFile, int, chunks.Chunks]]:
+        """Return each chunk of the files: its file, its index, and the row that it is read into."""
+        work = []
+        for entry, targets in files:
+            views = map(tensors.byte_view, targets)
+            row = chunks.Chunks(views, entry.chunk_size, owner=targets)
+            file = self._file(entry, _PARTLY)
+            work += [(file, index, row) for index in range(len(row))]
+        return work
+
+    def _by_window(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
+        targets = [tensors.flat(target) for target in targets if target.nbytes]
+        ends = list(accumulate(target.nbytes for target in targets))
+        size = max(1, _WINDOW // entry.chunk_size) * entry.chunk_size
+        devices = {target.device for target in targets}
+        windows = staging.Windows(min(size, entry.size), devices)
+        for at in range(0, entry.size, size):
+            window = windows.next()[: entry.size - at]
+            self._read(entry, at, window, _PARTLY)
+            _scatter(window, at, targets, ends)
+            windows.used()
+        windows.finish()
+
+    def _file(self, entry: FileEntry, hint: str = USE_ANOTHER) -> CheckedFile:
+        return CheckedFile(self._storage, self._directory, self._manifest.epoch, entry, hint)
+
+    def _check_size(self, entry: FileEntry) -> None:
+        def check() -> None:
+            if self._ranks.rank == 0:
+                self._file(entry).check_size()
+
+        together(self._ranks, check)
+
+    def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
+        """The first `size` bytes, a multiple of the chunks' size, or all there are."""
+        buffer = torch.empty(min(size, entry.size), dtype=torch.uint8, device="cpu")
+        self._read(entry, 0, buffer, USE_ANOTHER)
+        return buffer
+
+    def _read(self, entry: FileEntry, begin: int, buffer: torch.Tensor, hint: str) -> None:
+        """Fill `buffer` on every rank with the chunks from byte `begin` on."""
+
+        def read() -> None:
+            if self._ranks.rank == 0:
+                file = self._file(entry, hint)
+                row = chunks.Chunks([buffer.numpy().data], entry.chunk_size)
+                first = begin // entry.chunk_size
+                parallel.each(lambda i: file.read_chunk(first + i, row.pieces(i)), len(row))
+
+        together(self._ranks, read)
+        self._ranks.broadcast_into(buffer)
+
+
+def _scatter(
+    source: torch.Tensor, begin: int, targets: Sequence[torch.Tensor], ends: Sequence[int]
+) -> None:
+    """Copy `source`, the row's bytes from `begin` on, to where they belong."""
+    at = 0
+    for which, start, stop in chunks.cut(ends, begin, begin + len(source)):
+        targets[which][start:stop].copy_(source[at : at + stop - start], non_blocking=True)
+        at += stop - start
