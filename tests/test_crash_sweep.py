@@ -19,7 +19,7 @@ def test_nothing_is_lost_or_torn_by_a_crash_at_any_operation(
     story: Story, tmp_path: Path, tally: Tally
 ) -> None:
     """Each state lists what was committed and nothing else, resumes from the right one, saves."""
-    found = crashes(story, tmp_path, most=16, share=0.1)
+    found = crashes(story, tmp_path, most=8, share=0.05)
     tally.merge(found)
     assert found.reports == []
 
