@@ -21,7 +21,7 @@ help:
 	@echo "make test    linters, types, import contracts, all tests: what CI runs"
 	@echo "make lint    the same without the tests"
 	@echo "make bench   stall, durability and restore beside the peers and the limit; 20 GB of disk"
-	@echo "make soak    a thousand kills, 30,000 crash states, a storm of interrupts, lost nodes, killed drivers, fuzzed parsers: an hour"
+	@echo "make soak    a thousand kills, crash states, interrupts, lost nodes, killed drivers, fuzzed parsers: over an hour"
 	@echo "make clean   remove the environment and all caches"
 
 demo: $(INSTALLED)
