@@ -16,6 +16,7 @@ from torch import nn
 from conditional_store import Contents
 from conftest import in_a_child, python_path, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError
+from ray_imuckpt.saving import commit
 from ray_imuckpt.storage import Storage, open_storage
 from ray_imuckpt.storage.local import LocalStorage
 
@@ -123,6 +124,27 @@ def test_a_run_that_goes_on_beside_a_newer_one_is_refused(tmp_path: Path) -> Non
     manifests = [Checkpointer(tmp_path).read(epoch).manifest for epoch in (1, 2, 3)]
     assert manifests[0].run_id == first._saver.run.id
     assert manifests[1].run_id == manifests[2].run_id != manifests[0].run_id
+
+
+def test_a_run_that_died_does_not_hide_one_that_has_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is of the dead one; the other has saved an epoch again that was there before."""
+    save(began(tmp_path), 1)
+    older = began(tmp_path)
+    save(older, 2)
+    save(began(tmp_path, continue_from="none"), 1)
+    dead = began(tmp_path)
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, "_put_manifest", dies)
+        with pytest.raises(KeyboardInterrupt):
+            save(dead, 2)
+    with pytest.raises(SaveFailedError, match="has begun to save here"):
+        save(older, 3)
 
 
 def test_a_run_that_was_refused_goes_on_after_another_start(tmp_path: Path) -> None:

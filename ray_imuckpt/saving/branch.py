@@ -218,14 +218,15 @@ def _refuse_begun(
     lineage: Lineage,
     committed: list[int],
 ) -> None:
-    """Raise if another run, which has begun a branch since, has committed something of it.
+    """Raise if another run has begun a branch since, and that one or another has committed.
 
-    One that died before it did is nobody's newer work.
+    One that died before it did is nobody's newer work; but it may stand in the record in the place
+    of one that did.
     """
     known = max(run.branch, run.view.branch if run.view else 0)
     if lineage.run_id == run.id or lineage.branch <= known:
         return
-    if _largest(_seen(catalog, committed)) >= lineage.branch:
+    if _largest(_seen(catalog, committed)) > known:
         raise _superseded(storage, lineage, epoch)
 
 
