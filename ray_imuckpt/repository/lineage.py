@@ -13,7 +13,7 @@ every manifest of the run carry it. From that follows, without asking when anyth
 - A manifest whose branch is smaller, and not of what the present branch continued from
   (`Lineage.since`): it was left behind, also where the record does not list it, because it was
   committed while the branch began.
-- The record has another run's branch: that run has begun since (`transaction.branch`).
+- The record has another run's branch: that run has begun since (`saving.branch`).
 
 An epoch that is listed and was saved again has another save id than the record says, and so counts
 as saved by whoever did.

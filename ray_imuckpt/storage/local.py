@@ -2,7 +2,8 @@
 
 Durability follows the only order that POSIX gives: the bytes (fsync of the file), then the name
 (fsync of the directory). `put` writes a temporary file beside the target and renames it over the
-target; leftovers of a crash are named ``.<name>.<random>.tmp`` and are swept by `delete_tree`.
+target; leftovers of a crash are named ``.<name>.<random>.tmp``, and a prune removes them
+once they are a day old.
 """
 
 from __future__ import annotations
