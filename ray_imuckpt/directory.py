@@ -69,7 +69,7 @@ class CheckpointDirectory:
         if result.checkpoint is not None and not found.list_existing_checkpoint_indices():
             # The checkpoints are elsewhere. (What PBT has last given a trial is another's.)
             reported = from_arrow(result.checkpoint.filesystem, result.checkpoint.path)
-            found._place = open_directory(reported).place.beside("")
+            found._place = open_directory(reported).place.parent()
         return found
 
     @public

@@ -93,7 +93,7 @@ def test_prune_goes_on_past_what_another_process_has_just_pruned(
 
     def get(self: LocalStorage, name: str) -> bytes:
         if name == "checkpoint=4/manifest.json":
-            self.delete_tree("checkpoint=4")
+            shutil.rmtree(tmp_path / "checkpoint=4")
         return real(self, name)
 
     monkeypatch.setattr(LocalStorage, "get", get)

@@ -16,7 +16,7 @@ from conftest import small_model
 from filesystems import checkpointer_on, storage_on
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
 from ray_imuckpt.encoding.chunks import Chunks
-from ray_imuckpt.storage import from_arrow, open_storage, same_place, to_arrow
+from ray_imuckpt.storage import from_arrow, open_storage, same_directory, to_arrow
 from ray_imuckpt.storage.local import LocalStorage
 
 
@@ -162,11 +162,11 @@ def test_one_place_however_it_was_reached() -> None:
     url = "hosted://me:secret@host/data/run"
     storage = open_storage(url)
     assert storage.url == "hosted://me@host/data/run"
-    assert storage.beside("other").url == "hosted://me@host/data/other"
-    assert same_place(storage, from_arrow(*to_arrow(storage)))
-    assert not same_place(storage, from_arrow(*to_arrow(storage.beside("other"))))
-    assert not same_place(storage, open_storage("hosted://me@elsewhere/data/run"))
-    assert not same_place(storage, open_storage("/data/run"))
+    assert storage.parent().child("other").url == "hosted://me@host/data/other"
+    assert same_directory(storage, from_arrow(*to_arrow(storage)))
+    assert not same_directory(storage, from_arrow(*to_arrow(storage.parent().child("other"))))
+    assert not same_directory(storage, open_storage("hosted://me@elsewhere/data/run"))
+    assert not same_directory(storage, open_storage("/data/run"))
     assert "secret" not in repr(Checkpointer(url))
     with pytest.raises(ValueError, match="me@host") as caught:
         Checkpointer(url + "?x")
@@ -223,7 +223,7 @@ def test_nothing_is_changed_through_a_link_behind_a_protocol(
     with pytest.raises(OSError, match="symbolic link"):
         storage_on(kind()).delete("checkpoint=1/manifest.json")
     with pytest.raises(OSError, match="symbolic link"):
-        storage_on(kind()).delete_tree("checkpoint=1")
+        storage_on(kind()).child("checkpoint=1").delete("manifest.json")
     assert {name: data for name, data in kind.FILES.items() if "checkpoint=1" in name} == before
 
 

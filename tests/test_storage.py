@@ -13,7 +13,15 @@ import pytest
 
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.encoding.chunks import Chunks
-from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage, same_place, to_arrow
+from ray_imuckpt.storage import (
+    NotAFileError,
+    Storage,
+    absolute,
+    from_arrow,
+    open_storage,
+    same_directory,
+    to_arrow,
+)
 
 
 class Place:
@@ -136,31 +144,34 @@ def test_deleting(place: Place) -> None:
     place.storage.delete("a/m")
     place.storage.delete("a/m")
     assert place.names() == ["a/n"]
-    place.storage.delete_tree("a")
-    place.storage.delete_tree("a")
+    place.storage.delete("a/n")
     assert place.names() == []
     assert place.storage.files("a") == []
 
 
-def test_a_tree_is_removed_whole_when_another_process_removes_it_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_directories_are_reached_without_gluing_names(place: Place) -> None:
+    """A child and a parent are the directories that their names and URLs say."""
+    child = place.storage.child("a").child("b")
+    assert child.url == f"{place.storage.url}/a/b"
+    child.put("m", b"1")
+    write(place, "a/b/n", b"2" * 30)
+    assert place.names() == ["a/b/m", "a/b/n"]
+    assert sorted(place.storage.child("a/b").files("")) == ["m", "n"]
+    assert same_directory(child.parent().parent(), place.storage)
+    assert place.storage.parent().child("run").get("a/b/m") == b"1"
+
+
+def test_a_file_that_is_too_large_is_not_read_whole(
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = open_storage(str(tmp_path))
-    for name in ("a/1", "a/2", "a/3"):
-        storage.put(name, b"x")
-    real = os.unlink
-    gone: list[str] = []
-
-    def unlink(path: str, **options: Any) -> None:
-        if not gone:
-            gone.append(path)
-            real(path, **options)  # the other process is faster by one file
-        real(path, **options)
-
-    monkeypatch.setattr(os, "unlink", unlink)
-    storage.delete_tree("a")
-    assert gone
-    assert not (tmp_path / "a").exists()
+    """`get` is for records: of what is larger no more is read than tells so."""
+    for module in ("local", "client"):
+        monkeypatch.setattr(f"ray_imuckpt.storage.{module}.MAX_RECORD", 100)
+    place.storage.put("m", bytes(100))
+    assert place.storage.get("m") == bytes(100)
+    place.storage.put("m", bytes(101))
+    with pytest.raises(NotAFileError, match="record"):
+        place.storage.get("m")
 
 
 def test_copy_is_the_storages_own_and_independent(place: Place) -> None:
@@ -173,12 +184,12 @@ def test_copy_is_the_storages_own_and_independent(place: Place) -> None:
     assert "b/h" not in place.names()
 
 
-def test_round_trip_through_pyarrow_is_the_same_place(place: Place) -> None:
+def test_round_trip_through_pyarrow_is_the_same_directory(place: Place) -> None:
     place.storage.put("a", b"1")
     again = from_arrow(*to_arrow(place.storage))
     assert again.get("a") == b"1"
-    assert same_place(place.storage, again)
-    assert not same_place(place.storage, open_storage("memory://elsewhere"))
+    assert same_directory(place.storage, again)
+    assert not same_directory(place.storage, open_storage("memory://elsewhere"))
 
 
 def test_local_disks_in_disguise_are_local(tmp_path: Path) -> None:

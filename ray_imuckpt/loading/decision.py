@@ -17,7 +17,7 @@ from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.lineage import in_history
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.pointers import pointed_at
-from ray_imuckpt.storage import Storage, same_place
+from ray_imuckpt.storage import Storage, same_directory
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -173,7 +173,7 @@ class Decider:
         target = None
         with contextlib.suppress(CorruptCheckpointError):  # a cut pointer lies beside its own
             target = pointed_at(*handed, own=self._storage)
-        return same_place((target or handed.directory).beside(""), self._storage)
+        return same_directory((target or handed.directory).parent(), self._storage)
 
     def _led_to_ours(self, handed: Manifest) -> bool:
         """Return whether it is this directory's own, or what its newest checkpoint came from."""

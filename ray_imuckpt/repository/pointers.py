@@ -66,7 +66,7 @@ def _followed(
         raise ValueError("its url holds a zero byte")
     if pointer.sibling is not None and paths.parse_checkpoint_name(pointer.sibling) is not None:
         # First where the pointer is: the directories may have been moved together.
-        return place.beside(pointer.sibling)
+        return place.parent().child(pointer.sibling)
     allowed = {_origin(place.url), None if own is None else _origin(own.url), ""}
     if _origin(pointer.url) not in allowed - {None}:
         raise ImuckptError(

@@ -20,7 +20,7 @@ from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.runtime.ray_driver import checkpoint_at
 from ray_imuckpt.runtime.sessions import SavedEpoch, Session
-from ray_imuckpt.storage import Storage, from_arrow, same_place
+from ray_imuckpt.storage import Storage, from_arrow, same_directory
 from ray_imuckpt.storage.names import join
 
 
@@ -190,7 +190,7 @@ class GangSession(Session):
 
     def _point(self, storage: Storage, name: str) -> None:
         """Where the checkpoints are elsewhere, what Ray registers is a pointer to one."""
-        if not same_place(storage, self._own):
+        if not same_directory(storage, self._own):
             told = json.dumps({"url": join(storage.url, name)}).encode()
             self._own.put(f"{name}/{paths.POINTER}", told)
 

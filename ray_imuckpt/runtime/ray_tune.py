@@ -19,7 +19,7 @@ import ray.tune
 
 from ray_imuckpt.repository import paths
 from ray_imuckpt.runtime.sessions import SavedEpoch, Session
-from ray_imuckpt.storage import Storage, from_arrow, same_place
+from ray_imuckpt.storage import Storage, from_arrow, same_directory
 from ray_imuckpt.storage.names import join
 
 
@@ -75,7 +75,7 @@ class TuneSession(Session):
             return
         name = paths.checkpoint_name(saved.epoch)
         pointer = {"url": join(storage.url, name)}
-        if same_place(storage, self._own):
+        if same_directory(storage, self._own):
             pointer["sibling"] = name  # Tune puts the pointer beside it
         with tempfile.TemporaryDirectory(prefix="imuckpt-pointer-") as directory:
             with open(os.path.join(directory, paths.POINTER), "w", encoding="ascii") as file:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ray_imuckpt.storage.claims import Claim
 from ray_imuckpt.storage.content import Content
-from ray_imuckpt.storage.found import Entry, Upload
+from ray_imuckpt.storage.entries import Entry, Upload
 from ray_imuckpt.storage.names import absolute, is_path, shown
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ __all__ = [
     "absolute",
     "from_arrow",
     "open_storage",
-    "same_place",
+    "same_directory",
     "shown",
     "to_arrow",
 ]
@@ -103,8 +103,14 @@ class Storage(Protocol):
             StorageError: It cannot be written, or could not be replaced in one step.
         """
 
-    def beside(self, name: str) -> Storage:
-        """The directory `name` beside this one; ``""`` is the directory that holds both."""
+    def child(self, name: str) -> Storage:
+        """Return the directory `name` in this one, whether it is there or not.
+
+        It shares what this one knows, and its connections; a symbolic link is one to both.
+        """
+
+    def parent(self) -> Storage:
+        """Return the directory that holds this one; where this is the root of all, that again."""
 
     def write(self, name: str, content: Content, observe: Observer) -> None:
         """Create the file `name` from `content`, calling `observe` for each; durable on return."""
@@ -167,13 +173,13 @@ class Storage(Protocol):
         """
 
     def size(self, name: str) -> int:
-        """The size of a file in bytes."""
+        """Return the size of a file in bytes."""
 
     def copy(self, source: str, target: str) -> bool:
         """Let the storage itself make `target` hold what `source` holds; False if it cannot."""
 
     def holding(self, marker: str) -> list[str]:
-        """The names of the top directories that hold a file named `marker`, in no order.
+        """Return the names of the top directories that hold a file named `marker`, in no order.
 
         ``""`` is among them if this directory itself does. One that cannot be looked into counts as
         holding it: who reads the file will be told. Costs one listing (as many pages as the store
@@ -185,26 +191,26 @@ class Storage(Protocol):
         """
 
     def files(self, directory: str) -> list[str]:
-        """The names of the files in a directory, [] when it does not exist."""
+        """Return the names of the files in a directory, [] when it does not exist."""
 
     def entries(self) -> list[Entry]:
-        """The files in the directory and in the directories in it; nothing behind a link."""
+        """Return the files in the directory and in the directories in it; nothing behind a link."""
 
     def clock(self) -> float:
-        """The storage's own time in seconds: that of a file just written, which is removed again.
+        """Return the storage's own time in seconds: of a file just written, which is removed again.
 
         Raises:
             OSError: The storage does not tell.
         """
 
     def uploads(self) -> list[Upload]:
-        """The uploads into the directory that were begun and not ended, if the storage tells."""
+        """Return the uploads into the directory that are unfinished, if the storage tells."""
 
     def abort(self, upload: Upload) -> None:
         """Give up an upload; nothing happens when it has ended."""
 
     def is_link(self, directory: str) -> bool:
-        """Whether a directory is a symbolic link to another, which is another's to write."""
+        """Return whether a directory is a symbolic link to another, which is another's to write."""
 
     def delete(self, name: str) -> None:
         """Remove a file; nothing happens when there is none."""
@@ -212,12 +218,9 @@ class Storage(Protocol):
     def delete_empty(self, directory: str) -> None:
         """Remove a directory if nothing at all is in it, where the storage knows directories."""
 
-    def delete_tree(self, directory: str) -> None:
-        """Remove a directory with all it holds; nothing happens when there is none."""
-
 
 def open_storage(name: str, options: dict[str, Any] | None = None) -> Storage:
-    """The directory at `name`, a path or any URL that fsspec knows. Nothing is made or read.
+    """Return the directory at `name`, a path or any URL that fsspec knows. Nothing is made or read.
 
     Args:
         name: A path, ``file://…``, ``s3://…``, ``gs://…``, ``memory://…`` and so on.
@@ -238,14 +241,14 @@ def open_storage(name: str, options: dict[str, Any] | None = None) -> Storage:
 
 
 def from_arrow(filesystem: pyarrow.fs.FileSystem, path: str) -> Storage:
-    """The directory `path` of a pyarrow file system (Ray speaks of storage in these)."""
+    """Return the directory `path` of a pyarrow file system (Ray speaks of storage in these)."""
     from ray_imuckpt.storage.opening import at_arrow
 
     return at_arrow(filesystem, path)
 
 
 def to_arrow(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same directory as a pyarrow file system and a path on it."""
+    """Return the same directory as a pyarrow file system and a path on it."""
     import pyarrow.fs
 
     from ray_imuckpt.storage.remote import RemoteStorage
@@ -255,8 +258,8 @@ def to_arrow(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.LocalFileSystem(), storage.url
 
 
-def same_place(storage: Storage, other: Storage) -> bool:
-    """Whether two storages are the same directory, also when one came from pyarrow."""
+def same_directory(storage: Storage, other: Storage) -> bool:
+    """Return whether two storages are the same directory, also when one came from pyarrow."""
     if storage.url == other.url:
         return True
     if not (is_path(storage.url) and is_path(other.url)):
@@ -269,4 +272,4 @@ def _same_remote(storage: Storage, other: Storage) -> bool:
 
     if not (isinstance(storage, RemoteStorage) and isinstance(other, RemoteStorage)):
         return False
-    return storage.place == other.place
+    return storage.identity == other.identity

@@ -7,7 +7,6 @@ listing, some take no heed of the range that is asked for, some serve one thread
 from __future__ import annotations
 
 import contextlib
-import glob
 import posixpath
 import threading
 from collections.abc import Iterator
@@ -18,12 +17,15 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from ray_imuckpt.storage import filesystems
+from ray_imuckpt.storage import NotAFileError, filesystems
 from ray_imuckpt.storage.filesystems import Kind
+from ray_imuckpt.storage.names import MAX_RECORD
 
 # fsspec hands the same object to whoever asks for the same file system: what serves one thread
 # only needs one lock for all of them.
 _LOCKS: WeakKeyDictionary[fsspec.AbstractFileSystem, threading.RLock] = WeakKeyDictionary()
+
+_PIECE = 8 * 1024 * 1024  # bytes; what is read of a file whose length is not known
 
 
 class Client:
@@ -73,9 +75,31 @@ class Client:
             return str(filesystem.info(path)["ETag"])
 
     def get(self, path: str) -> bytes:
-        """Return all bytes of a file."""
+        """Return all bytes of a record: never more of a file are asked for than one can have.
+
+        Raises:
+            NotAFileError: It is larger.
+        """
+        data = self._begin(path, MAX_RECORD + 1)
+        if len(data) > MAX_RECORD:
+            raise NotAFileError(f"has more than the {MAX_RECORD} bytes of any record: {path}")
+        return data
+
+    def _begin(self, path: str, length: int) -> bytes:
+        """Return the first `length` bytes of a file, all where it has fewer."""
         with self.calling() as filesystem:
-            return bytes(filesystem.cat_file(path))
+            if self.kind is not Kind.OBJECTS:
+                with filesystem.open(path, "rb") as file:
+                    return _read_all(file, length)
+            try:
+                return bytes(filesystem.cat_file(path, start=0, end=length))
+            except FileNotFoundError:
+                raise
+            except Exception:
+                # An empty object has no byte 0, and some stores call the range an error then.
+                if filesystem.info(path)["size"] == 0:
+                    return b""
+                raise
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Return `length` bytes of a file from `offset` on, fewer only where the file ends."""
@@ -142,18 +166,6 @@ class Client:
         with self.calling() as filesystem:
             with contextlib.suppress(FileNotFoundError):
                 filesystem.rm_file(path)
-            filesystem.invalidate_cache()
-
-    def remove_tree(self, path: str) -> None:
-        """Remove a directory with all it holds; nothing happens when there is none."""
-        with self.calling() as filesystem:
-            filesystem.invalidate_cache()
-            with contextlib.suppress(FileNotFoundError):
-                if glob.has_magic(path):  # `rm` would take it for a pattern: other directories too
-                    for found in filesystem.find(path):
-                        filesystem.rm_file(found)
-                else:
-                    filesystem.rm(path, recursive=True)
             filesystem.invalidate_cache()
 
     def entries(self, path: str) -> list[dict[str, Any]]:
@@ -242,7 +254,7 @@ class Client:
 def _read_all(file: Any, length: int) -> bytes:
     pieces = []
     while length:
-        piece = file.read(length)
+        piece = file.read(min(length, _PIECE))
         if not piece:
             break
         pieces.append(piece)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ _PROBE = 4096  # bytes, so that a full disk is noticed
 
 
 class LocalStorage:
-    """See `ray_imuckpt.storage.Storage`.
+    """A `Storage` on the local disk.
 
     Args:
         path: Absolute path; made by the first write.
@@ -43,10 +42,11 @@ class LocalStorage:
 
     def __init__(self, path: str) -> None:
         self.url = path
+        self._top = path  # links are followed down to here, and no further
         self._named: set[str] = set()  # directories whose names are on the disk
 
     def check_writable(self) -> None:
-        """See `Storage.check_writable`."""
+        """Implement `Storage.check_writable`."""
         try:
             path = self._prepared(temporary_name("probe"))
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -58,13 +58,18 @@ class LocalStorage:
         except OSError as error:
             raise disk_error("cannot be written", self.url, error) from error
 
-    def beside(self, name: str) -> LocalStorage:
-        """See `Storage.beside`."""
-        parent = os.path.dirname(self.url.rstrip("/"))
-        return LocalStorage(os.path.join(parent, name) if name else parent)
+    def child(self, name: str) -> LocalStorage:
+        """Implement `Storage.child`."""
+        child = LocalStorage(self._path(name))
+        child._top, child._named = self._top, self._named
+        return child
+
+    def parent(self) -> LocalStorage:
+        """Implement `Storage.parent`."""
+        return LocalStorage(os.path.dirname(self.url.rstrip("/")) or "/")
 
     def write(self, name: str, content: Content, observe: Observer) -> None:
-        """See `Storage.write`. Chunks are written side by side on a few threads."""
+        """Implement `Storage.write`. Chunks are written side by side on a few threads."""
         path = self._prepared(name)
         with posix.discarded_on_error(path):
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -86,11 +91,11 @@ class LocalStorage:
                 os.close(descriptor)
 
     def put(self, name: str, data: bytes) -> None:
-        """See `Storage.put`."""
+        """Implement `Storage.put`."""
         self._place(name, data, os.replace)
 
     def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
-        """See `Storage.put_if`. A link or a lock makes sure of it; an error says what it is."""
+        """Implement `Storage.put_if`. A link or a lock makes sure of it."""
         if seen is None:
             self._place(name, data, exclusive.link_new)
         else:
@@ -117,30 +122,30 @@ class LocalStorage:
             raise NotDurableError(error.errno, error.strerror, path) from error
 
     def delete_if(self, name: str, seen: bytes) -> bool:
-        """See `Storage.delete_if`."""
-        path = self._own(name)
+        """Implement `Storage.delete_if`."""
+        path = self._unlinked(name)
         if not exclusive.unlink_seen(path, seen):
             return False
         posix.sync_directory(os.path.dirname(path))
         return True
 
     def claim(self, note: bytes) -> Claim:
-        """See `Storage.claim`."""
+        """Implement `Storage.claim`."""
         return claims.claim(self.url, note)
 
     def get(self, name: str) -> bytes:
-        """See `Storage.get`."""
+        """Implement `Storage.get`."""
         path = self._path(name)
         with open(posix.open_file(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_RECORD:
-                raise NotAFileError(f"has {size} bytes, more than any: {path}")
+                raise NotAFileError(f"has {size} bytes, more than any record: {path}")
             return file.read(size)
 
     def read_into(
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
     ) -> None:
-        """See `Storage.read_into`."""
+        """Implement `Storage.read_into`."""
         path = self._path(name)
         descriptor = posix.open_file(path)
         try:
@@ -152,11 +157,11 @@ class LocalStorage:
             os.close(descriptor)
 
     def size(self, name: str) -> int:
-        """See `Storage.size`."""
+        """Implement `Storage.size`."""
         return os.stat(self._path(name)).st_size
 
     def copy(self, source: str, target: str) -> bool:
-        """See `Storage.copy`. A hard link: no bytes move, and either name may be deleted."""
+        """Implement `Storage.copy`. A hard link: no bytes move, and either name may be deleted."""
         origin, path = self._path(source), self._prepared(target)
         if os.path.islink(origin):  # the link's link would lead elsewhere from there
             return False
@@ -169,7 +174,7 @@ class LocalStorage:
         return True
 
     def holding(self, marker: str) -> list[str]:
-        """See `Storage.holding`."""
+        """Implement `Storage.holding`."""
         try:
             with os.scandir(self.url) as entries:
                 names = [e.name for e in entries if posix.may_be_file(os.path.join(e.path, marker))]
@@ -182,7 +187,7 @@ class LocalStorage:
         return [*names, ""] if os.path.isfile(os.path.join(self.url, marker)) else names
 
     def files(self, directory: str) -> list[str]:
-        """See `Storage.files`."""
+        """Implement `Storage.files`."""
         try:
             with os.scandir(self._path(directory)) as entries:
                 return [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
@@ -190,11 +195,11 @@ class LocalStorage:
             return []
 
     def entries(self) -> list[Entry]:
-        """See `Storage.entries`."""
+        """Implement `Storage.entries`."""
         return list(posix.entries(self.url))
 
     def clock(self) -> float:
-        """See `Storage.clock`."""
+        """Implement `Storage.clock`."""
         path = self._prepared(temporary_name("probe"))
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -204,54 +209,46 @@ class LocalStorage:
             os.unlink(path)
 
     def uploads(self) -> list[Upload]:
-        """See `Storage.uploads`. A disk knows none."""
+        """Implement `Storage.uploads`. A disk knows none."""
         return []
 
     def abort(self, upload: Upload) -> None:
-        """See `Storage.abort`."""
+        """Implement `Storage.abort`."""
 
     def is_link(self, directory: str) -> bool:
-        """See `Storage.is_link`."""
+        """Implement `Storage.is_link`."""
         return os.path.islink(self._path(directory))
 
     def delete(self, name: str) -> None:
-        """See `Storage.delete`."""
-        path = self._own(name)
+        """Implement `Storage.delete`."""
+        path = self._unlinked(name)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
             posix.sync_directory(os.path.dirname(path))
 
     def delete_empty(self, directory: str) -> None:
-        """See `Storage.delete_empty`."""
+        """Implement `Storage.delete_empty`."""
         path = self._path(directory)
         self._named.discard(path)
         with contextlib.suppress(OSError):
             os.rmdir(path)
 
-    def delete_tree(self, directory: str) -> None:
-        """See `Storage.delete_tree`."""
-        path = self._own(f"{directory}/").rstrip("/")
-        self._named.discard(path)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path, onerror=posix.unless_gone)
-            posix.sync_directory(self.url)
-
     def _path(self, name: str) -> str:
         return os.path.join(self.url, name) if name else self.url
 
-    def _own(self, name: str) -> str:
-        """The path of what is to be changed, which must not lie behind a symbolic link."""
+    def _unlinked(self, name: str) -> str:
+        """Return the path of what is to be changed, which must not lie behind a symbolic link."""
         path = self._path(name)
         directory = os.path.dirname(path)
-        while len(directory) > len(self.url):
+        while len(directory) > len(self._top):
             if os.path.islink(directory):
                 raise LinkedDirectoryError(directory)
             directory = os.path.dirname(directory)
         return path
 
     def _prepared(self, name: str) -> str:
-        """The path of `name`, its directories made and their names durable."""
-        path = self._own(name)
+        """Return the path of `name`, its directories made and their names durable."""
+        path = self._unlinked(name)
         self._make(os.path.dirname(path))
         return path
 
@@ -265,7 +262,7 @@ class LocalStorage:
         if directory in self._named and os.path.isdir(directory):
             return
         parent = os.path.dirname(directory)
-        ours = len(directory) > len(self.url)
+        ours = len(directory) > len(self._top)
         made = False
         if ours or not os.path.isdir(directory):
             if parent != directory and (ours or not os.path.isdir(parent)):

@@ -8,7 +8,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ray_imuckpt.storage import Entry, NotAFileError
 
@@ -38,12 +37,6 @@ def open_file(path: str) -> int:
         os.close(descriptor)
         raise NotAFileError(f"is not a file: {path}")
     return descriptor
-
-
-def unless_gone(_call: Any, _path: str, raised: tuple[Any, BaseException, Any]) -> None:
-    """Go on when another process has removed a file in between: the rest is to go as well."""
-    if not isinstance(raised[1], FileNotFoundError):
-        raise raised[1]
 
 
 def preallocate(descriptor: int, size: int) -> None:

@@ -45,7 +45,7 @@ _PUT_WHOLE = 64 * 1024 * 1024  # files up to this size are uploaded by one call
 
 
 class RemoteStorage:
-    """See `ray_imuckpt.storage.Storage`.
+    """A `Storage` of an fsspec file system.
 
     Args:
         filesystem: An fsspec file system, unwrapped.
@@ -59,17 +59,18 @@ class RemoteStorage:
         self._fs = filesystem
         self._client = Client(filesystem)
         self._root = path.rstrip("/")
+        self._top = self._root  # links are followed down to here, and no further
         self._given_url = url
         self._no_links: set[str] = set()
         self.url = url or filesystem.unstrip_protocol(self._root)
 
     @property
-    def place(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        """What is equal for the same directory, however it was reached."""
+    def identity(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        """Return what is equal for the same directory, however it was reached."""
         return self._fs, self._root.strip("/")
 
     def to_arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        """The same directory for pyarrow."""
+        """Return the same directory for pyarrow."""
         import pyarrow.fs
         from fsspec.implementations.arrow import ArrowFSWrapper
 
@@ -77,13 +78,22 @@ class RemoteStorage:
             return self._fs.fs, self._root
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root
 
-    def beside(self, name: str) -> RemoteStorage:
-        """See `Storage.beside`."""
-        url = self._given_url and join(posixpath.dirname(self._given_url), name)
-        return RemoteStorage(self._fs, join(posixpath.dirname(self._root), name), url)
+    def child(self, name: str) -> RemoteStorage:
+        """Implement `Storage.child`."""
+        url = self._given_url and join(self._given_url, name)
+        child = RemoteStorage(self._fs, self._path(name), url)
+        child._client, child._top, child._no_links = self._client, self._top, self._no_links
+        return child
+
+    def parent(self) -> RemoteStorage:
+        """Implement `Storage.parent`."""
+        url = self._given_url and posixpath.dirname(self._given_url)
+        parent = RemoteStorage(self._fs, posixpath.dirname(self._root), url)
+        parent._client = self._client
+        return parent
 
     def check_writable(self) -> None:
-        """See `Storage.check_writable`. Two requests to an object store."""
+        """Implement `Storage.check_writable`. Two requests to an object store."""
         self._check_replaces()
         probe = temporary_name("probe")
         try:
@@ -119,7 +129,7 @@ class RemoteStorage:
             raise unfit(self._fs, self.url, "it does not replace a file in one step")
 
     def write(self, name: str, content: Content, observe: Observer) -> None:
-        """See `Storage.write`."""
+        """Implement `Storage.write`."""
         path = self._prepared(name)
         if content.size <= _PUT_WHOLE:
             pieces = []
@@ -147,7 +157,7 @@ class RemoteStorage:
             raise
 
     def put(self, name: str, data: bytes) -> None:
-        """See `Storage.put`."""
+        """Implement `Storage.put`."""
         self._check_replaces()
         self._publish(self._prepared(name), data)
 
@@ -167,30 +177,30 @@ class RemoteStorage:
             raise
 
     def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
-        """See `Storage.put_if`."""
+        """Implement `Storage.put_if`."""
         self._check_replaces()
         return conditional.put_if(self._client, self._prepared(name), data, seen, self._publish)
 
     def delete_if(self, name: str, seen: bytes) -> bool:
-        """See `Storage.delete_if`."""
-        path = self._own(name)
+        """Implement `Storage.delete_if`."""
+        path = self._unlinked(name)
         if conditional.standing(self._client, path) != seen:
             return False
         self._client.remove(path)
         return True
 
     def claim(self, note: bytes) -> Claim:  # noqa: ARG002 - see `Storage.claim`
-        """See `Storage.claim`. There are no locks that end with a process."""
+        """Implement `Storage.claim`. There are no locks that end with a process."""
         return Claim()
 
     def get(self, name: str) -> bytes:
-        """See `Storage.get`."""
+        """Implement `Storage.get`."""
         return self._client.get(self._path(name))
 
     def read_into(
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
     ) -> None:
-        """See `Storage.read_into`."""
+        """Implement `Storage.read_into`."""
         length = sum(map(len, views))
         if not length:
             return
@@ -204,19 +214,19 @@ class RemoteStorage:
             seen(view)
 
     def size(self, name: str) -> int:
-        """See `Storage.size`."""
+        """Implement `Storage.size`."""
         return self._client.size(self._path(name))
 
     def copy(self, source: str, target: str) -> bool:
-        """See `Storage.copy`. The store copies; no bytes pass through this process."""
+        """Implement `Storage.copy`. The store copies; no bytes pass through this process."""
         return self._client.copy(self._path(source), self._prepared(target))
 
     def holding(self, marker: str) -> list[str]:
-        """See `Storage.holding`."""
+        """Implement `Storage.holding`."""
         return listings.holding(self._client, self._root, self.url, marker)
 
     def files(self, directory: str) -> list[str]:
-        """See `Storage.files`."""
+        """Implement `Storage.files`."""
         try:
             entries = self._client.entries(self._path(directory))
         except (FileNotFoundError, NotADirectoryError):
@@ -224,11 +234,11 @@ class RemoteStorage:
         return [e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file"]
 
     def entries(self) -> list[Entry]:
-        """See `Storage.entries`."""
+        """Implement `Storage.entries`."""
         return listings.entries(self._client, self._root)
 
     def clock(self) -> float:
-        """See `Storage.clock`."""
+        """Implement `Storage.clock`."""
         probe = temporary_name("probe")
         self.put(probe, b"1")
         try:
@@ -237,42 +247,39 @@ class RemoteStorage:
             self.delete(probe)
 
     def uploads(self) -> list[Upload]:
-        """See `Storage.uploads`."""
+        """Implement `Storage.uploads`."""
         return listings.uploads(self._client, self._root)
 
     def abort(self, upload: Upload) -> None:
-        """See `Storage.abort`."""
+        """Implement `Storage.abort`."""
         listings.abort(self._client, self._path(upload.name), upload)
 
     def is_link(self, directory: str) -> bool:
-        """See `Storage.is_link`."""
+        """Implement `Storage.is_link`."""
         return self._client.is_link(self._path(directory))
 
     def delete(self, name: str) -> None:
-        """See `Storage.delete`."""
-        self._client.remove(self._own(name))
+        """Implement `Storage.delete`."""
+        self._client.remove(self._unlinked(name))
 
     def delete_empty(self, directory: str) -> None:
-        """See `Storage.delete_empty`. Object stores know no empty directories."""
-
-    def delete_tree(self, directory: str) -> None:
-        """See `Storage.delete_tree`."""
-        self._client.remove_tree(posixpath.dirname(self._own(f"{directory}/")))
+        """Implement `Storage.delete_empty`. Object stores know no empty directories."""
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
     def _prepared(self, name: str) -> str:
-        """The path of `name`; its directory is made where the file system knows directories."""
-        path = self._own(name)
+        """Return the path of `name`, its directory made where there are directories."""
+        path = self._unlinked(name)
         self._client.make_directories(posixpath.dirname(path))
         return path
 
-    def _own(self, name: str) -> str:
-        """The path of what is to be changed, which must not lie behind a symbolic link."""
-        directory = posixpath.dirname(name)
-        if directory and directory not in self._no_links:
-            if self.is_link(directory):
-                raise LinkedDirectoryError(self._path(directory))
+    def _unlinked(self, name: str) -> str:
+        """Return the path of what is to be changed, which must not lie behind a symbolic link."""
+        path = self._path(name)
+        directory = posixpath.dirname(path)
+        if len(directory) > len(self._top) and directory not in self._no_links:
+            if self._client.is_link(directory):
+                raise LinkedDirectoryError(directory)
             self._no_links.add(directory)  # one listing for all files of a save
-        return self._path(name)
+        return path

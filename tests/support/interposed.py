@@ -22,10 +22,13 @@ class Interposed:
     Args:
         inner: Does the work.
         before: Called before each call with the method's name and the call's first argument.
+        directory: What stands before names in those calls: where `inner` is the child of another.
     """
 
-    def __init__(self, inner: Storage, before: Callable[[str, str], None]) -> None:
-        self._inner, self._before = inner, before
+    def __init__(
+        self, inner: Storage, before: Callable[[str, str], None], directory: str = ""
+    ) -> None:
+        self._inner, self._before, self._directory = inner, before, directory
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -33,14 +36,18 @@ class Interposed:
             return found
 
         def call(*arguments: Any, **options: Any) -> Any:
-            self._before(name, str(arguments[0]) if arguments else "")
+            self._before(name, self._directory + str(arguments[0]) if arguments else "")
             return found(*arguments, **options)
 
         return call
 
-    def beside(self, name: str) -> Interposed:
-        """Return the directory beside this one, its calls interposed as well."""
-        return Interposed(self._inner.beside(name), self._before)
+    def child(self, name: str) -> Interposed:
+        """Return a directory in this one, its calls interposed as well."""
+        return Interposed(self._inner.child(name), self._before, f"{self._directory}{name}/")
+
+    def parent(self) -> Interposed:
+        """Return the directory that holds this one, its calls interposed as well."""
+        return Interposed(self._inner.parent(), self._before)
 
 
 def checkpointer_on(

@@ -1,4 +1,4 @@
-"""What a listing shows. Values, touches nothing."""
+"""Entries of listings: values, which touch nothing."""
 
 from __future__ import annotations
 
