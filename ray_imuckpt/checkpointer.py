@@ -21,7 +21,6 @@ from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import located, public
-from ray_imuckpt.gang.ranks import together
 from ray_imuckpt.loading import selection
 from ray_imuckpt.loading.decision import Handed
 from ray_imuckpt.loading.objects import Targets
@@ -161,7 +160,7 @@ class Checkpointer(CheckpointDirectory):
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         session = self._enter()
-        ranks = session.ranks
+        gang = session.gang
 
         def request() -> tuple[tuple[str | int, Storage, Storage | None], Traits]:
             check_given(model, optimizer, per_rank)
@@ -171,12 +170,12 @@ class Checkpointer(CheckpointDirectory):
             choice = arguments.continue_from(chosen)
             arguments.device(device)
             asked = traits.arguments(model, optimizer, per_rank, other, epoch=choice)
-            alike = Traits(asked, traits.of_live(ranks, model, optimizer))
+            alike = Traits(asked, traits.of_live(gang, model, optimizer))
             return (choice, self._storage(session), session.handed()), alike
 
-        self._saver.settle(ranks)
+        self._saver.settle(gang)
         finish_all()  # of another Checkpointer of this process
-        choice, storage, handed = agreed(ranks, "start", request)
+        choice, storage, handed = agreed(gang, "start", request)
         targets = Targets(model, optimizer, other, per_rank or {}, device)
         loaded = self._continue(session, storage, choice, handed, targets, strict=strict)
         return started(targets, loaded)
@@ -191,20 +190,20 @@ class Checkpointer(CheckpointDirectory):
         *,
         strict: bool,
     ) -> LoadedCheckpoint | None:
-        ranks, began = session.ranks, time.perf_counter()
+        gang, began = session.gang, time.perf_counter()
         attempt = selection.Attempt(session.run_id(), session.may_be_restart())
         place = None if handed is None else Handed(handed, self._storage_options)
-        with located(storage.url, rank=ranks.rank):
+        with located(storage.url, rank=gang.rank):
             run, loaded = selection.begin(
-                ranks, storage, choice, attempt, targets, strict=strict, handed=place
+                gang, storage, choice, attempt, targets, strict=strict, handed=place
             )
             if loaded is not None:
                 session.resumed(storage, loaded.manifest)
-            together(ranks, lambda: self._audit.started(ranks, targets, loaded))
+            gang.run_all(lambda: self._audit.started(gang, targets, loaded))
         self._saver.run = run
         self.left_out = loaded.left_out if loaded else LeftOut()
         took = time.perf_counter() - began
-        self._journal.started(ranks, storage.url, loaded, took, looked=choice != arguments.NONE)
+        self._journal.started(gang, storage.url, loaded, took, looked=choice != arguments.NONE)
         return loaded
 
     @in_turn
@@ -246,39 +245,39 @@ class Checkpointer(CheckpointDirectory):
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         began, session = time.perf_counter(), self._enter()
-        ranks, mine = session.ranks, per_rank or {}
+        gang, mine = session.gang, per_rank or {}
 
         def request() -> tuple[tuple[int, bool, dict[str, Any] | None, Storage], Traits]:
             check_given(model, optimizer, per_rank)
             number, numbers = arguments.epoch(epoch), arguments.metrics(metrics)
             tree.encode(numbers, {}, "metrics")
-            self._audit.saving(ranks, model, optimizer, log, mine, other)
+            self._audit.saving(gang, model, optimizer, log, mine, other)
             due = bool(force or last) or number % self.save_every == 0
             more = {"whether a save is due": due, "metrics": sorted(numbers or {})}
             asked = traits.arguments(model, optimizer, mine, other, epoch=number, **more)
             return (number, due, numbers, self._storage(session)), Traits(asked)
 
-        self._saver.settle(ranks, wait=False)
-        epoch, due, numbers, storage = agreed(ranks, "checkpoint", request)
+        self._saver.settle(gang, wait=False)
+        epoch, due, numbers, storage = agreed(gang, "checkpoint", request)
         if not due:
             self._pass(session, storage, epoch, numbers)
             return None
-        self._saver.settle(ranks)
+        self._saver.settle(gang)
         run = self._known_run(session, storage, epoch)
-        state = collect.capture(ranks, run, model, optimizer, log, mine, other)
+        state = collect.capture(gang, run, model, optimizer, log, mine, other)
         objects = [optimizer, *other.values(), *mine.values()]
         return self._save(session, storage, state, epoch, numbers, objects, began)
 
     def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
-            self._audit.unstarted(session.ranks, storage, epoch)
+            self._audit.unstarted(session.gang, storage, epoch)
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
         return self._saver.run
 
     def _pass(
         self, session: Session, storage: Storage, epoch: int, metrics: dict[str, Any] | None
     ) -> None:
-        self._journal.passed(session.ranks, epoch, self.save_every)
+        self._journal.passed(session.gang, epoch, self.save_every)
         if metrics is not None:
             session.report(metrics, storage, None)
 
@@ -295,7 +294,7 @@ class Checkpointer(CheckpointDirectory):
         optimizers = [o for o in objects if hasattr(o, "param_groups")]
         saving = self._journal.saving(storage.url, epoch, began)
         operation = self._saver.begin(
-            session.ranks,
+            session.gang,
             storage,
             state,
             epoch=epoch,
@@ -321,7 +320,7 @@ class Checkpointer(CheckpointDirectory):
         told = session.preempted()
         if told is not None:
             return told
-        return any(session.ranks.all_gather(b"1" if preemption.noted() else b""))
+        return any(session.gang.all_gather(b"1" if preemption.noted() else b""))
 
     @in_turn
     @says_what_stands
@@ -331,7 +330,7 @@ class Checkpointer(CheckpointDirectory):
         Raises:
             SaveFailedError: The save failed; nothing was committed.
         """
-        self._saver.settle(self._enter().ranks)
+        self._saver.settle(self._enter().gang)
 
     def __enter__(self) -> Checkpointer:
         """For ``with``: leaving it waits for the saves that were begun."""
@@ -382,5 +381,5 @@ class Checkpointer(CheckpointDirectory):
     def _enter(self) -> Session:
         if self._session is None or not self._session.active():
             self._session = sessions.detect(self.timeout)
-            self._turns.gang = self._session.ranks.world_size > 1
+            self._turns.gang = self._session.gang.world_size > 1
         return self._session

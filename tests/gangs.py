@@ -207,17 +207,17 @@ def what_one_rank_does_not_save_is_an_error_on_all(directory: Path, rank: int) -
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
     """gather, all_gather and broadcast with nothing, little and much; rank 0 names the run."""
-    from ray_imuckpt.gang.gloo import TorchRanks
+    from ray_imuckpt.gang.gloo import GlooTransport
     from ray_imuckpt.runtime import sessions
 
-    ranks = TorchRanks(timedelta(seconds=60))
+    gang = GlooTransport(timedelta(seconds=60))
     for size in (0, 1, 5_000_000):
         payload = bytes([rank]) * (size + rank)
-        expected = [bytes([r]) * (size + r) for r in range(ranks.world_size)]
-        assert ranks.all_gather(payload) == expected
-        assert ranks.gather(payload) == (expected if rank == 0 else [])
-        assert ranks.broadcast(payload if rank == 0 else None) == expected[0]
-    assert ranks.all_gather(b"") == [b""] * ranks.world_size
+        expected = [bytes([r]) * (size + r) for r in range(gang.world_size)]
+        assert gang.all_gather(payload) == expected
+        assert gang.gather(payload) == (expected if rank == 0 else [])
+        assert gang.broadcast(payload if rank == 0 else None) == expected[0]
+    assert gang.all_gather(b"") == [b""] * gang.world_size
     given = os.environ["TORCHELASTIC_RUN_ID"]
     os.environ["TORCHELASTIC_RUN_ID"] = f"of-rank-{rank}"
     run = str(sessions.detect(timedelta(seconds=60)).run_id())

@@ -157,10 +157,10 @@ def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
     for checkpointer in (first, second):
         checkpointer.start(nn.Module())
     assert first._session is not second._session
-    assert first._session.ranks is second._session.ranks
+    assert first._session.gang is second._session.gang
     third.timeout = Checkpointer(timeout=60).timeout
     third.start(nn.Module())
-    assert third._session.ranks is not first._session.ranks
+    assert third._session.gang is not first._session.gang
     assert len(ranks._MADE) == 2
 
 

@@ -1,4 +1,4 @@
-"""Ranks that hold other tensors, or other values, than each other; run by gangs.py."""
+"""Gang that hold other tensors, or other values, than each other; run by gangs.py."""
 
 from __future__ import annotations
 

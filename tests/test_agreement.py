@@ -11,10 +11,11 @@ import pytest
 from ray_imuckpt.agreement import agreement
 from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.errors import StateMismatchError
-from ray_imuckpt.gang.ranks import SoloRanks
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.gang.transport import Alone
 
 
-class MadeUp(SoloRanks):
+class MadeUp(Alone):
     """Rank 0 of a gang whose others hold what they are given."""
 
     def __init__(self, mine: Traits, *others: Traits) -> None:
@@ -37,9 +38,9 @@ class MadeUp(SoloRanks):
 
 def hold(mine: Traits, *others: Traits) -> int:
     """Compare, and return how many exchanges it took."""
-    gang = MadeUp(mine, *others)
-    assert agreed(gang, "checkpoint", lambda: ("mine", mine)) == "mine"
-    return gang.exchanges
+    transport = MadeUp(mine, *others)
+    assert agreed(Gang(transport), "checkpoint", lambda: ("mine", mine)) == "mine"
+    return transport.exchanges
 
 
 def test_a_gang_that_agrees_exchanges_once() -> None:

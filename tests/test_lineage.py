@@ -118,7 +118,7 @@ def test_a_damaged_newest_checkpoint_is_abandoned_by_the_run_that_passes_it_over
 
 def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
     """continue_from="none" was for the first attempt; a damaged one does not bring it back."""
-    from ray_imuckpt.gang.ranks import SoloRanks
+    from ray_imuckpt.gang import Gang
     from ray_imuckpt.loading import restore, selection
     from ray_imuckpt.storage import open_storage
 
@@ -128,9 +128,9 @@ def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
     storage = open_storage(str(tmp_path))
     model = small_model()
     targets = restore.Targets(model, adamw(model))
-    found = selection.restore(SoloRanks(), storage, "none", run_id, targets, strict=True)
+    found = selection.restore(Gang(), storage, "none", run_id, targets, strict=True)
     assert found is not None
     assert found.checkpoint.epoch == 2
     assert not found.foreign
-    other = selection.restore(SoloRanks(), storage, "none", "another run", targets, strict=True)
+    other = selection.restore(Gang(), storage, "none", "another run", targets, strict=True)
     assert other is None

@@ -15,7 +15,8 @@ import pytest
 
 from conftest import HERE, python_path
 from ray_imuckpt import Checkpointer
-from ray_imuckpt.gang.ranks import SoloRanks, together
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.gang.transport import Alone
 from ray_imuckpt.gang.watch import Register, Watch, ask
 
 Told = dict[int, dict[str, Any]]
@@ -134,10 +135,10 @@ def test_a_store_that_fails_stops_nobody() -> None:
 
 
 def test_an_interrupt_in_a_step_is_told_to_the_others() -> None:
-    """`together` lets them know that this rank does not come, and goes on being interrupted."""
+    """`Gang.run_all` lets them know that this rank does not come, and goes on being interrupted."""
     told: list[BaseException] = []
 
-    class Telling(SoloRanks):
+    class Telling(Alone):
         def leave(self, error: BaseException) -> None:
             told.append(error)
 
@@ -145,7 +146,7 @@ def test_an_interrupt_in_a_step_is_told_to_the_others() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        together(Telling(), interrupted)
+        Gang(Telling()).run_all(interrupted)
     assert [type(error) for error in told] == [KeyboardInterrupt]
 
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
-from ray_imuckpt.gang.ranks import SoloRanks
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import restore, selection
 from ray_imuckpt.loading.decision import Handed
 from ray_imuckpt.storage import open_storage
@@ -255,7 +255,7 @@ def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
     targets = restore.Targets(model, adamw(model))
     place = Handed(open_storage(str(pointer)))
     found = selection.restore(
-        SoloRanks(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
+        Gang(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
     )
     assert found is not None
     assert not found.foreign

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from ray_imuckpt.agreement.traits import Shapes
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import StateMismatchError
-from ray_imuckpt.gang.ranks import Ranks, run_all
+from ray_imuckpt.gang import Gang
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -53,35 +53,35 @@ class Traits:
 _KINDS = tuple(kind.name for kind in fields(Traits))
 
 
-def agreed(ranks: Ranks, call: str, step: Callable[[], tuple[T, Traits]]) -> T:
+def agreed(gang: Gang, call: str, step: Callable[[], tuple[T, Traits]]) -> T:
     """Run `step` on every rank, and make sure that all hold the same.
 
     Args:
-        ranks: The gang.
+        gang: The gang.
         call: What was called, for the error.
         step: It returns what this rank goes on with, and what it holds; see
-            `ray_imuckpt.gang.ranks.run_all`.
+            `ray_imuckpt.gang.Gang.exchange`.
 
     Raises:
         ValueError: Arguments differ; on every rank.
         StateMismatchError: Tensors of the model or the optimizer differ; on every rank.
     """
 
-    def told() -> tuple[tuple[T, Traits], bytes]:
-        result, mine = step()
-        if ranks.world_size == 1:
-            return (result, mine), b""
-        digests = [_digest(getattr(mine, kind)) for kind in _KINDS]
-        return (result, mine), " ".join(digests).encode()
+    def digested() -> tuple[tuple[T, Traits], bytes]:
+        result, traits = step()
+        if gang.world_size == 1:
+            return (result, traits), b""
+        digests = [_digest(getattr(traits, kind)) for kind in _KINDS]
+        return (result, traits), " ".join(digests).encode()
 
-    (result, mine), messages = run_all(ranks, told)
-    if len(set(messages)) > 1:
+    def refuse(here: tuple[T, Traits], messages: list[bytes]) -> None:
         digests = [message.split() for message in messages]
         for kind, *theirs in zip(_KINDS, *digests, strict=True):
             if len(set(theirs)) > 1:
-                gathered = ranks.all_gather(_encoded(getattr(mine, kind)))
-                _REFUSE[kind](call, [json.loads(data) for data in gathered], ranks)
-    return result
+                gathered = gang.all_gather(_encoded(getattr(here[1], kind)))
+                _REFUSE[kind](call, [json.loads(data) for data in gathered], gang)
+
+    return gang.agree(digested, refuse)[0]
 
 
 def _digest(traits: Mapping[str, Any] | Shapes) -> str:
@@ -94,7 +94,7 @@ def _encoded(traits: Mapping[str, Any] | Shapes) -> bytes:
     return json.dumps(traits, default=str, sort_keys=True).encode()
 
 
-def _refuse_arguments(call: str, told: list[dict[str, Any]], _ranks: Ranks) -> None:
+def _refuse_arguments(call: str, told: list[dict[str, Any]], _ranks: Gang) -> None:
     for rank, theirs in enumerate(told):
         for name in told[0]:
             if theirs[name] != told[0][name]:
@@ -104,7 +104,7 @@ def _refuse_arguments(call: str, told: list[dict[str, Any]], _ranks: Ranks) -> N
                 )
 
 
-def _refuse_tensors(call: str, told: list[dict[str, str]], _ranks: Ranks) -> None:
+def _refuse_tensors(call: str, told: list[dict[str, str]], _ranks: Gang) -> None:
     differing = _differing(told)
     found = [
         f"{name} is {_cut(told[0].get(name))} on rank 0 and {_cut(told[others[0]].get(name))} on "
@@ -121,7 +121,7 @@ def _refuse_tensors(call: str, told: list[dict[str, str]], _ranks: Ranks) -> Non
     )
 
 
-def _refuse_values(call: str, told: list[dict[str, str]], _ranks: Ranks) -> None:
+def _refuse_values(call: str, told: list[dict[str, str]], _ranks: Gang) -> None:
     differing = _differing(told)
     found = [f"{name} on {_listed(others)}" for name, others in differing.items()]
     if not found:
@@ -135,7 +135,7 @@ def _refuse_values(call: str, told: list[dict[str, str]], _ranks: Ranks) -> None
     )
 
 
-def _tell_kept(_call: str, told: list[dict[str, str]], ranks: Ranks) -> None:
+def _tell_kept(_call: str, told: list[dict[str, str]], gang: Gang) -> None:
     """Warn of what is not the same on every rank; once for each name.
 
     A detector that was fed with each rank's own loss would be another one after the restart.
@@ -144,7 +144,7 @@ def _tell_kept(_call: str, told: list[dict[str, str]], ranks: Ranks) -> None:
         if name in _TOLD:
             continue
         _TOLD.add(name)
-        if ranks.rank == 0:
+        if gang.rank == 0:
             logger.warning(
                 "%s on %s is not what it is on rank 0, whose state is stored and will be "
                 "restored on every rank. Pass what differs by rank in per_rank; what steers "

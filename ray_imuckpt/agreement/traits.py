@@ -13,7 +13,7 @@ from torch import nn
 from ray_imuckpt.encoding import chunks, tree
 from ray_imuckpt.encoding.tensors import is_plain
 from ray_imuckpt.errors import UnsupportedStateError
-from ray_imuckpt.gang.ranks import Ranks
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.state.checksums import checksums
 from ray_imuckpt.state.model import ModelState
 from ray_imuckpt.state.names import names_of, parameter_names, parameters_by_name
@@ -41,9 +41,9 @@ def arguments(
     }
 
 
-def of_live(ranks: Ranks, model: nn.Module, optimizer: Any) -> dict[str, str]:
+def of_live(gang: Gang, model: nn.Module, optimizer: Any) -> dict[str, str]:
     """Return the shape, dtype and placement of each parameter, and who is in which group."""
-    if ranks.world_size == 1:  # there is nobody to be told
+    if gang.world_size == 1:  # there is nobody to be told
         return {}
     found = {_of_model(name): described(parameter) for name, parameter in parameters_by_name(model)}
     names = {} if optimizer is None else parameter_names(model)

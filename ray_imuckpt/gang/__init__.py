@@ -2,3 +2,7 @@
 
 (`ray_imuckpt.state` does so as well where a state is sharded.)
 """
+
+from ray_imuckpt.gang.gang import Gang, current
+
+__all__ = ["Gang", "current"]

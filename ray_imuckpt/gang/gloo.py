@@ -26,8 +26,8 @@ _SIZE_BYTES = 8
 _TICK = 1.0  # seconds of waiting before, and between, looks at who has come
 
 
-class TorchRanks:
-    """The default process group; see `ray_imuckpt.gang.ranks.Ranks`. Making it is a collective.
+class GlooTransport:
+    """The default process group; making it is a collective. See `ray_imuckpt.gang.transport`.
 
     It has a gloo group of its own, because NCCL moves GPU memory only, and because our messages
     must not mix with the collectives of the user's backward pass.
@@ -61,7 +61,7 @@ class TorchRanks:
         return Register(_store(self._world, f"imuckpt-{name}"), self.rank, self.world_size)
 
     def stale(self) -> bool:
-        """See `Ranks.stale`."""
+        """See `Transport.stale`."""
         return dist.group.WORLD is not self._world
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class TorchRanks:
         self._register = Register(None, self.rank, self.world_size)
 
     def all_gather(self, payload: bytes) -> list[bytes]:
-        """See `Ranks.all_gather`."""
+        """See `Transport.all_gather`."""
         sizes, small = self._exchange(payload)
         if small is not None:
             return small
@@ -90,7 +90,7 @@ class TorchRanks:
         return [_bytes(tensor, size) for tensor, size in zip(theirs, sizes, strict=True)]
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """See `Ranks.gather`."""
+        """See `Transport.gather`."""
         sizes, small = self._exchange(payload)
         if small is not None:
             return small if self.rank == 0 else []
@@ -100,7 +100,7 @@ class TorchRanks:
         return [_bytes(tensor, size) for tensor, size in zip(theirs or [], sizes, strict=False)]
 
     def broadcast(self, payload: bytes | None) -> bytes:
-        """See `Ranks.broadcast`."""
+        """See `Transport.broadcast`."""
         block = _block(payload or b"")
         self.broadcast_into(block)
         size, small = _unblocked(block)
@@ -111,7 +111,7 @@ class TorchRanks:
         return _bytes(buffer, size)
 
     def broadcast_into(self, buffer: torch.Tensor) -> None:
-        """See `Ranks.broadcast_into`."""
+        """See `Transport.broadcast_into`."""
         for piece in torch.split(buffer, _BROADCAST_BYTES):
             self._broadcast(piece)
 
@@ -128,7 +128,7 @@ class TorchRanks:
         return [size for size, _ in told], small if len(small) == len(told) else None
 
     def leave(self, error: BaseException) -> None:
-        """See `Ranks.leave`."""
+        """See `Transport.leave`."""
         self._broken = GangBrokenError(
             f"Rank {self.rank} left a meeting of the ranks: {type(error).__name__}.",
             rank=self.rank,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
-from ray_imuckpt.gang.ranks import Ranks, together
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.live import LeftOut
@@ -50,7 +50,7 @@ class Targets:
 
 
 def check_objects(
-    loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool
+    loaded: LoadedCheckpoint, targets: Targets, gang: Gang, *, strict: bool
 ) -> LeftOut:
     """Raise `StateMismatchError` unless what was saved fits all objects, as far as can be told.
 
@@ -64,9 +64,9 @@ def check_objects(
             if strict:
                 check_class(target, loaded.classes.get(name), name)
             partly.append(check_object(target, loaded.other[name], name, strict=strict))
-    if ranks.rank < len(loaded.ranks):
-        saved = saved_per_rank(loaded, ranks)
-        classes = loaded.ranks[ranks.rank].get("classes", {})
+    if gang.rank < len(loaded.ranks):
+        saved = saved_per_rank(loaded, gang)
+        classes = loaded.ranks[gang.rank].get("classes", {})
         missing += [f"per_rank[{name!r}]" for name in targets.per_rank if name not in saved]
         for name, target in _optimizers_first(targets.per_rank):
             if name in saved:
@@ -99,14 +99,14 @@ class Objects:
     Args:
         loaded: The checkpoint.
         targets: The live objects.
-        ranks: The gang.
+        gang: The gang.
         layouts: How parameters lay in memory when they were saved.
     """
 
     def __init__(
-        self, loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, layouts: SavedLayouts
+        self, loaded: LoadedCheckpoint, targets: Targets, gang: Gang, layouts: SavedLayouts
     ) -> None:
-        self._ranks = ranks
+        self._gang = gang
         self._loaded = loaded
         self._layouts = layouts
         found = {
@@ -114,7 +114,7 @@ class Objects:
             for name, target in sorted(targets.objects.items())  # the same order on every rank
             if name in loaded.objects
         }
-        saved = saved_per_rank(loaded, ranks)
+        saved = saved_per_rank(loaded, gang)
         per_rank = sorted(targets.per_rank.items())
         found |= {f"per_rank[{n!r}]": (target, saved[n]) for n, target in per_rank if n in saved}
         # What the model or the optimizer holds as well: each rank's own counts, and comes last.
@@ -125,7 +125,7 @@ class Objects:
             for large in (False, True)
         ]
         self._new = {}
-        if ranks.rank >= len(loaded.ranks):
+        if gang.rank >= len(loaded.ranks):
             self._new = {n: g for n, g in targets.per_rank.items() if is_generator(g)}
         self._undo: dict[str, Callable[[], None] | None] = {}
         self._begun: list[str] = []
@@ -142,12 +142,12 @@ class Objects:
             self._undo = {name: keep(target) for name, target in everything.items()}
             self._undo |= {f"per_rank[{name!r}]": keep(g) for name, g in self._new.items()}
 
-        together(self._ranks, look)
+        self._gang.run_all(look)
         for step in self._steps:
-            together(self._ranks, lambda: self._apply_all(step))  # noqa: B023 - used up at once
+            self._gang.run_all(lambda: self._apply_all(step))  # noqa: B023 - used up at once
         for name, generator in self._new.items():
             self._begun.append(f"per_rank[{name!r}]")
-            seed_generator(generator, self._loaded.ranks[0]["random"], self._ranks.rank, name)
+            seed_generator(generator, self._loaded.ranks[0]["random"], self._gang.rank, name)
 
     def put_back_late(self) -> None:
         """Restore what must not be overwritten by the model's and the optimizer's state."""
@@ -201,7 +201,7 @@ class Objects:
                     undo()
             except Exception:  # noqa: BLE001 - the error is the one that led here
                 left.append(name)
-        told = [json.loads(data) for data in self._ranks.all_gather(json.dumps(left).encode())]
+        told = [json.loads(data) for data in self._gang.all_gather(json.dumps(left).encode())]
         names = sorted({name for theirs in told for name in theirs})
         if not names:
             return
@@ -217,9 +217,9 @@ class Objects:
         ) from error
 
 
-def saved_per_rank(loaded: LoadedCheckpoint, ranks: Ranks) -> dict[str, Any]:
+def saved_per_rank(loaded: LoadedCheckpoint, gang: Gang) -> dict[str, Any]:
     """What this rank's ``per_rank`` objects were, if there was such a rank."""
-    if ranks.rank >= len(loaded.ranks):
+    if gang.rank >= len(loaded.ranks):
         return {}
-    saved: dict[str, Any] = loaded.ranks[ranks.rank]["per_rank"]
+    saved: dict[str, Any] = loaded.ranks[gang.rank]["per_rank"]
     return saved

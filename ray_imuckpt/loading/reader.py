@@ -15,7 +15,7 @@ import torch
 
 from ray_imuckpt import staging
 from ray_imuckpt.encoding import chunks, tensors
-from ray_imuckpt.gang.ranks import Ranks, on_rank_zero, together
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import USE_ANOTHER, FileEntry, Manifest
 from ray_imuckpt.storage import Storage
@@ -37,14 +37,14 @@ class Reader:
         storage: What holds the checkpoint; used on rank 0 only.
         directory: Its directory in `storage`; ``""`` when the storage is that directory.
         manifest: Its commit record.
-        ranks: The gang.
+        gang: The gang.
     """
 
-    def __init__(self, storage: Storage, directory: str, manifest: Manifest, ranks: Ranks) -> None:
+    def __init__(self, storage: Storage, directory: str, manifest: Manifest, gang: Gang) -> None:
         self._storage = storage
         self._directory = directory
         self._manifest = manifest
-        self._ranks = ranks
+        self._gang = gang
         self._heads: dict[str, bytes] = {}
 
     def prefetch(self) -> None:
@@ -55,7 +55,7 @@ class Reader:
         Raises:
             CorruptCheckpointError: A file is missing or cut, or one of these was altered.
         """
-        if self._ranks.world_size == 1:
+        if self._gang.world_size == 1:
             return
         small = [e if e.name.endswith(".json") else e.header for e in self._manifest.files]
         heads = [head for head in small if head is not None and head.size <= _WINDOW]
@@ -65,7 +65,7 @@ class Reader:
                 self._file(entry).check_size()
             return b"".join(self._file(head).whole() for head in heads)
 
-        data = on_rank_zero(self._ranks, read)
+        data = self._gang.run_on_zero(read)
         for head in heads:
             self._heads[head.name], data = data[: head.size], data[head.size :]
 
@@ -108,7 +108,7 @@ class Reader:
         """
         straight = []
         for entry, targets in files:
-            if self._ranks.world_size == 1 and all(target.is_cpu for target in targets):
+            if self._gang.world_size == 1 and all(target.is_cpu for target in targets):
                 straight.append((entry, targets))
             else:
                 self._by_window(entry, targets)
@@ -153,10 +153,10 @@ class Reader:
 
     def _check_size(self, entry: FileEntry) -> None:
         def check() -> None:
-            if self._ranks.rank == 0:
+            if self._gang.rank == 0:
                 self._file(entry).check_size()
 
-        together(self._ranks, check)
+        self._gang.run_all(check)
 
     def _prefix(self, entry: FileEntry, size: int) -> torch.Tensor:
         """The first `size` bytes, a multiple of the chunks' size, or all there are."""
@@ -168,14 +168,14 @@ class Reader:
         """Fill `buffer` on every rank with the chunks from byte `begin` on."""
 
         def read() -> None:
-            if self._ranks.rank == 0:
+            if self._gang.rank == 0:
                 file = self._file(entry, hint)
                 row = chunks.Chunks([buffer.numpy().data], entry.chunk_size)
                 first = begin // entry.chunk_size
                 parallel.each(lambda i: file.read_chunk(first + i, row.pieces(i)), len(row))
 
-        together(self._ranks, read)
-        self._ranks.broadcast_into(buffer)
+        self._gang.run_all(read)
+        self._gang.broadcast_into(buffer)
 
 
 def _scatter(

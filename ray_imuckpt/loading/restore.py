@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
-from ray_imuckpt.gang.ranks import Ranks, together
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.objects import Objects, Targets, check_objects, saved_per_rank
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.state.layouts import SavedLayouts
@@ -23,7 +23,7 @@ logger = logging.getLogger("ray_imuckpt")
 def put_back(
     loaded: LoadedCheckpoint,
     targets: Targets,
-    ranks: Ranks,
+    gang: Gang,
     touched: set[str],
     *,
     strict: bool,
@@ -34,31 +34,31 @@ def put_back(
     Args:
         loaded: The checkpoint.
         targets: The live objects.
-        ranks: The gang.
+        gang: The gang.
         touched: What a damaged checkpoint before this one has left its traces in; what this one
             will is added.
         strict: See `ray_imuckpt.loading.selection.restore`.
         keep_options: Whether the optimizer keeps its own learning rate and other options.
     """
     loaded.prepare(optimizer=targets.optimizer is not None)
-    model, optimizer = together(
-        ranks, lambda: _check_all(loaded, targets, ranks, touched, strict=strict)
+    model, optimizer = gang.run_all(
+        lambda: _check_all(loaded, targets, gang, touched, strict=strict)
     )
-    layouts = _saved_layouts(loaded, targets, ranks)
-    objects = Objects(loaded, targets, ranks, layouts)
+    layouts = _saved_layouts(loaded, targets, gang)
+    objects = Objects(loaded, targets, gang, layouts)
     try:
         # Objects first, which can only be tried: the model is not changed when one refuses.
         objects.put_back()
         if targets.device is not None:
-            together(ranks, targets.move)
-            model = together(ranks, lambda: LiveModel(targets.model))
+            gang.run_all(targets.move)
+            model = gang.run_all(lambda: LiveModel(targets.model))
         _put_back_tensors(
-            loaded, targets, ranks, model, optimizer, layouts, objects, keep_options=keep_options
+            loaded, targets, gang, model, optimizer, layouts, objects, keep_options=keep_options
         )
     except Exception as error:
         objects.undo(error)
         raise
-    if ranks.rank == 0:
+    if gang.rank == 0:
         tell_left_out(loaded)
 
 
@@ -72,11 +72,11 @@ def tell_left_out(loaded: LoadedCheckpoint) -> None:
             logger.warning("%s: %d name(s) %s: %s.", loaded.url, len(names), what, ", ".join(names))
 
 
-def _tell_of_layouts(changed: set[str], ranks: Ranks) -> None:
+def _tell_of_layouts(changed: set[str], gang: Gang) -> None:
     if not changed:
         return
     warn(
-        ranks,
+        gang,
         "%s and %d more parameters lie otherwise in memory than when they were saved "
         "(channels_last, transposed), and the optimizer's state was laid out as they are now. "
         "Convert the model before start(), as it was when it was saved: else the run is not "
@@ -86,8 +86,8 @@ def _tell_of_layouts(changed: set[str], ranks: Ranks) -> None:
     )
 
 
-def _saved_layouts(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> SavedLayouts:
-    saved = saved_per_rank(loaded, ranks)
+def _saved_layouts(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> SavedLayouts:
+    saved = saved_per_rank(loaded, gang)
     others = [(t, loaded.other[n]) for n, t in targets.objects.items() if n in loaded.objects]
     others += [(t, saved[n]) for n, t in targets.per_rank.items() if n in saved]
     modules = [(target, state) for target, state in others if isinstance(target, nn.Module)]
@@ -97,7 +97,7 @@ def _saved_layouts(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> 
 def _put_back_tensors(
     loaded: LoadedCheckpoint,
     targets: Targets,
-    ranks: Ranks,
+    gang: Gang,
     model: LiveModel,
     optimizer: LiveOptimizer | None,
     layouts: SavedLayouts,
@@ -113,7 +113,7 @@ def _put_back_tensors(
             live |= optimizer.memory(loaded.optimizer_places or {})
         return live
 
-    live = together(ranks, memory)
+    live = gang.run_all(memory)
     if optimizer is None:
         tensors, extra = loaded.fill_model(live)
         state = None
@@ -125,13 +125,13 @@ def _put_back_tensors(
         if optimizer is not None and state is not None:
             optimizer.load(state, layouts, keep_options=keep_options)
         objects.put_back_late()
-        _apply_random(loaded, targets, ranks)
+        _apply_random(loaded, targets, gang)
 
-    together(ranks, lambda: _or_say_partly(apply, loaded, ranks))
-    _tell_of_layouts(layouts.changed, ranks)
+    gang.run_all(lambda: _or_say_partly(apply, loaded, gang))
+    _tell_of_layouts(layouts.changed, gang)
 
 
-def _or_say_partly(apply: Callable[[], None], loaded: LoadedCheckpoint, ranks: Ranks) -> None:
+def _or_say_partly(apply: Callable[[], None], loaded: LoadedCheckpoint, gang: Gang) -> None:
     """What fails here fails behind all checks, when the model's old bytes are gone."""
     try:
         apply()
@@ -140,32 +140,32 @@ def _or_say_partly(apply: Callable[[], None], loaded: LoadedCheckpoint, ranks: R
             f"Restoring was broken off by {type(error).__name__}: {error}",
             url=loaded.url,
             epoch=loaded.epoch,
-            rank=ranks.rank,
+            rank=gang.rank,
             hint="Model and optimizer may hold a part of this epoch: do not go on with them, build "
             "them anew.",
         ) from error
 
 
-def _held(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> set[str]:
+def _held(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> set[str]:
     """What of the live objects this checkpoint puts back."""
     tensors, extra = loaded.model_places
     held = {f"model.{name}" for name in (*tensors, *extra)}
     held |= {name for name in targets.objects if name in loaded.objects}
-    saved = saved_per_rank(loaded, ranks)
+    saved = saved_per_rank(loaded, gang)
     return held | {f"per_rank[{name!r}]" for name in targets.per_rank if name in saved}
 
 
 def _check_all(
     loaded: LoadedCheckpoint,
     targets: Targets,
-    ranks: Ranks,
+    gang: Gang,
     touched: set[str],
     *,
     strict: bool,
 ) -> tuple[LiveModel, LiveOptimizer | None]:
     """As `_check`, and whether it makes good for a damaged one before it; see `put_back`."""
     try:
-        live = _check(loaded, targets, ranks, strict=strict)
+        live = _check(loaded, targets, gang, strict=strict)
     except StateMismatchError as error:
         if touched:
             error.message += (
@@ -173,7 +173,7 @@ def _check_all(
                 "restored: model and optimizer may hold that part, build them anew."
             )
         raise
-    held = _held(loaded, targets, ranks)
+    held = _held(loaded, targets, gang)
     if touched - held:
         raise StateMismatchError(
             "A newer checkpoint turned out to be damaged after a part of it had been restored; "
@@ -188,7 +188,7 @@ def _check_all(
 
 
 def _check(
-    loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks, *, strict: bool
+    loaded: LoadedCheckpoint, targets: Targets, gang: Gang, *, strict: bool
 ) -> tuple[LiveModel, LiveOptimizer | None]:
     model = LiveModel(targets.model)
     left = model.check(*loaded.model_places, loaded.model_versions, strict=strict)
@@ -203,38 +203,36 @@ def _check(
             )
         optimizer = LiveOptimizer(targets.optimizer, targets.model)
         optimizer.check(loaded.optimizer_places)
-    objects = check_objects(loaded, targets, ranks, strict=strict)
+    objects = check_objects(loaded, targets, gang, strict=strict)
     loaded.left_out = LeftOut(left.missing + objects.missing, left.unexpected + objects.unexpected)
-    _check_random(loaded, ranks, strict=strict)
+    _check_random(loaded, gang, strict=strict)
     return model, optimizer
 
 
-def _check_random(loaded: LoadedCheckpoint, ranks: Ranks, *, strict: bool) -> None:
-    if ranks.rank >= len(loaded.ranks):
+def _check_random(loaded: LoadedCheckpoint, gang: Gang, *, strict: bool) -> None:
+    if gang.rank >= len(loaded.ranks):
         return
-    state = loaded.ranks[ranks.rank]["random"]
-    check_random(state, ranks.rank)
-    same_size = ranks.world_size == len(loaded.ranks)
+    state = loaded.ranks[gang.rank]["random"]
+    check_random(state, gang.rank)
+    same_size = gang.world_size == len(loaded.ranks)
     if strict and same_size and state.get("cuda") and not torch.cuda.is_available():
         raise StateMismatchError(
             f"The checkpoint holds the random state of {len(state['cuda'])} CUDA device(s), and "
             "this rank has none.",
             url=loaded.url,
             epoch=loaded.epoch,
-            rank=ranks.rank,
+            rank=gang.rank,
             hint="Run it where there is a GPU. To go on without, with other random numbers, pass "
             "strict=False.",
         )
 
 
-def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> None:
-    before, now = len(loaded.ranks), ranks.world_size
+def _apply_random(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> None:
+    before, now = len(loaded.ranks), gang.world_size
     if before != now:
         gone = f" What ranks {now} to {before - 1} held is not used." if now < before else ""
         new = (
-            f" Ranks {before} to {now - 1} get random state derived from it."
-            if now > before
-            else ""
+            f" Gang {before} to {now - 1} get random state derived from it." if now > before else ""
         )
         mine = ", ".join(sorted(targets.per_rank))
         objects = (
@@ -242,7 +240,7 @@ def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> N
             "generators seeded by that state and the rank."
         ) * bool(mine)
         warn(
-            ranks,
+            gang,
             "The checkpoint was made by %d rank(s), this gang has %d. Model, optimizer, log and "
             "other are exact; the run is another than with the same size.%s%s%s",
             before,
@@ -251,21 +249,21 @@ def _apply_random(loaded: LoadedCheckpoint, targets: Targets, ranks: Ranks) -> N
             new,
             objects,
         )
-    if ranks.rank >= before:
-        seed_new_rank(loaded.ranks[0]["random"], ranks.rank)
+    if gang.rank >= before:
+        seed_new_rank(loaded.ranks[0]["random"], gang.rank)
         return
-    apply_random(loaded.ranks[ranks.rank]["random"])
-    missing = missing_cuda(loaded.ranks[ranks.rank]["random"])
+    apply_random(loaded.ranks[gang.rank]["random"])
+    missing = missing_cuda(loaded.ranks[gang.rank]["random"])
     if missing:
         logger.warning(
             "The checkpoint holds the random state of %d CUDA device(s) that rank %d does not have "
             "now: random numbers drawn there will differ.",
             missing,
-            ranks.rank,
+            gang.rank,
         )
 
 
-def warn(ranks: Ranks, message: str, *arguments: object) -> None:
+def warn(gang: Gang, message: str, *arguments: object) -> None:
     """Warn once for the whole gang."""
-    if ranks.rank == 0:
+    if gang.rank == 0:
         logger.warning(message, *arguments)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
-from ray_imuckpt.gang.ranks import Ranks, on_rank_zero
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.decision import Decider, Decision, Handed
 from ray_imuckpt.loading.objects import Targets
 from ray_imuckpt.loading.restore import put_back, warn
@@ -37,7 +37,7 @@ class Attempt(NamedTuple):
 
 
 def begin(
-    ranks: Ranks,
+    gang: Gang,
     storage: Storage,
     choice: str | int,
     attempt: Attempt,
@@ -49,7 +49,7 @@ def begin(
     """Begin a run, from a checkpoint or from scratch; a collective, see `restore`.
 
     Args:
-        ranks: The gang.
+        gang: The gang.
         storage: The directory of the checkpoints.
         choice: `LAST`, `NONE` or an epoch.
         attempt: Which run this is, as far as the surroundings know.
@@ -67,9 +67,9 @@ def begin(
         branch.claim(storage, run)
 
     own = attempt.run_id if attempt.may_be_restart else None
-    found = restore(ranks, storage, choice, own, targets, strict=strict, handed=handed, first=look)
+    found = restore(gang, storage, choice, own, targets, strict=strict, handed=handed, first=look)
     if found is None or not strict:  # what was restored in full is what rank 0 has read
-        agreed(ranks, "start", lambda: (None, _in_place(ranks, targets)))
+        agreed(gang, "start", lambda: (None, _in_place(gang, targets)))
     if found is None:
         return run, None
     loaded, run.foreign = found
@@ -77,15 +77,15 @@ def begin(
     return run, loaded
 
 
-def _in_place(ranks: Ranks, targets: Targets) -> Traits:
+def _in_place(gang: Gang, targets: Targets) -> Traits:
     targets.move()
-    if ranks.world_size == 1:
+    if gang.world_size == 1:
         return Traits()
     return Traits(values=traits.live_values(targets.model, targets.per_rank))
 
 
 def restore(
-    ranks: Ranks,
+    gang: Gang,
     storage: Storage,
     choice: str | int,
     run_id: str | None,
@@ -101,7 +101,7 @@ def restore(
     asked for by its number.
 
     Args:
-        ranks: The gang.
+        gang: The gang.
         storage: The directory of the checkpoints, which must be writable; used on rank 0 only.
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, which a restarted gang shares; then the run's
@@ -124,32 +124,30 @@ def restore(
         StorageError: The directory cannot be written or listed.
     """
     decider = Decider(storage, choice, run_id, handed, first)
-    return _restore_sound(ranks, storage, decider, targets, strict=strict)
+    return _restore_sound(gang, storage, decider, targets, strict=strict)
 
 
 def _restore_sound(
-    ranks: Ranks, storage: Storage, decider: Decider, targets: Targets, *, strict: bool
+    gang: Gang, storage: Storage, decider: Decider, targets: Targets, *, strict: bool
 ) -> Resumed | None:
     """Restore what rank 0 decides on, until that is sound."""
     touched: set[str] = set()
     changes = 0
     while True:
         decision = Decision.from_bytes(
-            on_rank_zero(ranks, lambda: decider.decide().to_bytes()), storage.url
+            gang.run_on_zero(lambda: decider.decide().to_bytes()), storage.url
         )
         manifest = decision.manifest
         if manifest is None:
             return None
         if decision.handed:
-            loaded = open_checkpoint(decider.handed_directory, "", manifest, ranks)
+            loaded = open_checkpoint(decider.handed_directory, "", manifest, gang)
         else:
-            loaded = open_checkpoint(
-                storage, paths.checkpoint_name(manifest.epoch), manifest, ranks
-            )
+            loaded = open_checkpoint(storage, paths.checkpoint_name(manifest.epoch), manifest, gang)
         try:
-            with located(loaded.url, epoch=loaded.epoch, rank=ranks.rank):
+            with located(loaded.url, epoch=loaded.epoch, rank=gang.rank):
                 put_back(
-                    loaded, targets, ranks, touched, strict=strict, keep_options=decision.handed
+                    loaded, targets, gang, touched, strict=strict, keep_options=decision.handed
                 )
         except CheckpointNotFoundError:  # saved anew or deleted since it was picked: look again
             changes += 1
@@ -158,7 +156,7 @@ def _restore_sound(
         except CorruptCheckpointError as error:
             if decision.handed or decision.exact:
                 raise
-            warn(ranks, "Passing over a damaged checkpoint: %s", error)
+            warn(gang, "Passing over a damaged checkpoint: %s", error)
             decider.pass_over(manifest.epoch, error)
         else:
             return Resumed(loaded, foreign=decision.handed)

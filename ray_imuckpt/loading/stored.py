@@ -16,7 +16,7 @@ import torch
 
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
-from ray_imuckpt.gang.ranks import Ranks, SoloRanks
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
@@ -223,7 +223,7 @@ class LoadedCheckpoint:
 
 
 def open_checkpoint(
-    storage: Storage, directory: str, manifest: Manifest, ranks: Ranks | None = None
+    storage: Storage, directory: str, manifest: Manifest, gang: Gang | None = None
 ) -> LoadedCheckpoint:
     """The checkpoint of `manifest`.
 
@@ -231,10 +231,10 @@ def open_checkpoint(
         storage: What holds it; used on rank 0 only.
         directory: Its directory in `storage`; ``""`` when the storage is that directory.
         manifest: Its commit record.
-        ranks: The gang that opens it together; every part must then be asked for on every rank,
+        gang: The gang that opens it together; every part must then be asked for on every rank,
             in the same order. ``None``: this process alone.
     """
-    reader = Reader(storage, directory, manifest, ranks or SoloRanks())
+    reader = Reader(storage, directory, manifest, gang or Gang())
     return LoadedCheckpoint(manifest, storage, join(storage.url, directory), reader)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ray_imuckpt.errors import UnsupportedStateError
-from ray_imuckpt.gang.ranks import Ranks
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.objects import Targets, saved_per_rank
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.repository.catalog import Catalog
@@ -40,11 +40,11 @@ class Audit:
         self._has_log = False
         self._looked_at: tuple[Any, ...] | None = None
 
-    def started(self, ranks: Ranks, targets: Targets, loaded: LoadedCheckpoint | None) -> None:
+    def started(self, gang: Gang, targets: Targets, loaded: LoadedCheckpoint | None) -> None:
         """Warn of what ``start`` did not restore.
 
         Args:
-            ranks: The gang.
+            gang: The gang.
             targets: What ``start`` was given.
             loaded: What it was continued from, all but the tensors read; ``None`` from scratch.
         """
@@ -56,7 +56,7 @@ class Audit:
         strange = unsaved_parameters(targets.model, passed)
         if strange:
             self._warn(
-                ranks,
+                gang,
                 "unsaved parameters",
                 "No model saves these parameters of an optimizer, and checkpoint() will refuse "
                 "them: %s. %s",
@@ -65,13 +65,13 @@ class Audit:
             )
         if loaded is None:
             return
-        objects = {*loaded.objects, *_named(saved_per_rank(loaded, ranks))}
+        objects = {*loaded.objects, *_named(saved_per_rank(loaded, gang))}
         objects |= {"optimizer"} if loaded.has_optimizer else set()
         self._held = objects | set(loaded.other)
         self._has_log = bool(loaded.log)
         for name in sorted(objects - self._started):
             self._warn(
-                ranks,
+                gang,
                 name,
                 "%s is in the checkpoint of epoch %d and was not restored, as start() was not "
                 "given it. Pass %s to start(), or load what `other` or read() has of it.",
@@ -79,11 +79,11 @@ class Audit:
                 loaded.epoch,
                 _as_argument(name),
             )
-        self._tell_frozen(ranks, targets.model, loaded)
+        self._tell_frozen(gang, targets.model, loaded)
 
     def saving(
         self,
-        ranks: Ranks,
+        gang: Gang,
         model: nn.Module,
         optimizer: Any,
         log: Any,
@@ -107,17 +107,17 @@ class Audit:
             raise UnsupportedStateError(
                 f"Nothing saves these parameters of an optimizer: {listed(strange)}. A resumed run "
                 "would begin them anew.",
-                rank=ranks.rank if ranks.world_size > 1 else None,
+                rank=gang.rank if gang.world_size > 1 else None,
                 hint=_CURE,
             )
-        self._tell_empty(ranks, {"model": model, **passed})
+        self._tell_empty(gang, {"model": model, **passed})
         if self._started is not None:
-            self._tell_difference(ranks, passed, log)
+            self._tell_difference(gang, passed, log)
         self._looked_at = now
 
-    def unstarted(self, ranks: Ranks, storage: Storage, epoch: int) -> None:
+    def unstarted(self, gang: Gang, storage: Storage, epoch: int) -> None:
         """Warn of a save below what is there, by a run that has not looked at what is there."""
-        if ranks.rank != 0:
+        if gang.rank != 0:
             return
         catalog = Catalog(storage)
         try:
@@ -135,7 +135,7 @@ class Audit:
                 newest,
             )
 
-    def _tell_frozen(self, ranks: Ranks, model: nn.Module, loaded: LoadedCheckpoint) -> None:
+    def _tell_frozen(self, gang: Gang, model: nn.Module, loaded: LoadedCheckpoint) -> None:
         """Warn of parameters that are trained now and were not, or the other way round."""
         known = loaded.model_places[0]
         live = {n: p.requires_grad for n, p in parameters_by_name(model) if n in known}
@@ -144,7 +144,7 @@ class Audit:
         for names, then, now in ((thawed, "frozen", "trained"), (frozen, "trained", "frozen")):
             if names:
                 self._warn(
-                    ranks,
+                    gang,
                     f"{then} before",
                     "These parameters were %s when epoch %d was saved, and are %s now: %s. Set "
                     "requires_grad as it was for the same run to go on.",
@@ -154,12 +154,12 @@ class Audit:
                     listed(names),
                 )
 
-    def _tell_empty(self, ranks: Ranks, passed: Mapping[str, Any]) -> None:
+    def _tell_empty(self, gang: Gang, passed: Mapping[str, Any]) -> None:
         for name, value in passed.items():
             held = unsaved_state(value)
             if held:
                 self._warn(
-                    ranks,
+                    gang,
                     f"{name} is empty",
                     "%s (%s) has an empty state_dict(): what it holds (%s) is not saved. Make it "
                     "persistent (torchmetrics: persistent(True)), or reset it every epoch and do "
@@ -169,11 +169,11 @@ class Audit:
                     listed(held),
                 )
 
-    def _tell_difference(self, ranks: Ranks, passed: Mapping[str, Any], log: Any) -> None:
+    def _tell_difference(self, gang: Gang, passed: Mapping[str, Any], log: Any) -> None:
         started = self._started or set()
         for name in sorted({n for n, v in passed.items() if is_stateful(v)} - started - self._held):
             self._warn(
-                ranks,
+                gang,
                 name,
                 "%s is saved, and start() was not given it: a run that is resumed will begin with "
                 "it as built. Pass %s to start() as well.",
@@ -182,7 +182,7 @@ class Audit:
             )
         for name in sorted((started | self._held) - set(passed)):
             self._warn(
-                ranks,
+                gang,
                 f"{name} dropped",
                 "%s was %s, and is not passed to checkpoint(): the checkpoints from now on do not "
                 "hold it. Pass %s to checkpoint() as well.",
@@ -192,16 +192,16 @@ class Audit:
             )
         if self._has_log and log is None:
             self._warn(
-                ranks,
+                gang,
                 "log",
                 "The log of the checkpoint continued from is not passed to checkpoint(): the "
                 "checkpoints from now on have none. Pass log=.",
             )
 
-    def _warn(self, ranks: Ranks, about: str, message: str, *arguments: object) -> None:
+    def _warn(self, gang: Gang, about: str, message: str, *arguments: object) -> None:
         if about not in self._told:
             self._told.add(about)
-            if ranks.rank == 0:
+            if gang.rank == 0:
                 logger.warning(message, *arguments)
 
 

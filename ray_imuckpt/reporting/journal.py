@@ -9,7 +9,7 @@ import time
 import weakref
 
 from ray_imuckpt import units
-from ray_imuckpt.gang.ranks import Ranks
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.manifest import Manifest
@@ -27,7 +27,7 @@ class Journal:
 
     def started(
         self,
-        ranks: Ranks,
+        gang: Gang,
         url: str,
         loaded: LoadedCheckpoint | None,
         seconds: float,
@@ -37,14 +37,14 @@ class Journal:
         """Tell what training goes on from.
 
         Args:
-            ranks: The gang.
+            gang: The gang.
             url: The directory of the checkpoints.
             loaded: What was restored; ``None`` from scratch.
             seconds: What it took.
             looked: Whether a checkpoint would have been taken, had there been one.
         """
         self.end()
-        if ranks.rank != 0:
+        if gang.rank != 0:
             return
         if loaded is not None:
             logger.info(
@@ -70,9 +70,9 @@ class Journal:
         self._unkept.clear()
         return Saving(join(url, paths.checkpoint_name(epoch)), began)
 
-    def passed(self, ranks: Ranks, epoch: int, save_every: int) -> None:
+    def passed(self, gang: Gang, epoch: int, save_every: int) -> None:
         """Note an epoch that was trained and not saved."""
-        if ranks.rank == 0:
+        if gang.rank == 0:
             self._unkept.add(epoch, save_every)
             if not hasattr(self._thread, "end"):
                 self._thread.end = _End()

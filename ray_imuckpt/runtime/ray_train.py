@@ -14,7 +14,6 @@ import ray.train
 
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
-from ray_imuckpt.gang.ranks import on_rank_zero
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.manifest import Manifest
@@ -90,10 +89,10 @@ class GangSession(Session):
             posixpath.basename(entry.checkpoint.path)
             for entry in ray.train.get_all_reported_checkpoints()
         }
-        if self.ranks.world_size != context.get_world_size():
+        if self.gang.world_size != context.get_world_size():
             raise ImuckptError(
                 f"Ray Train runs {context.get_world_size()} workers, torch.distributed knows "
-                f"{self.ranks.world_size}.",
+                f"{self.gang.world_size}.",
                 hint="Use ray.train.torch.TorchTrainer, which sets up torch.distributed.",
             )
 
@@ -128,7 +127,7 @@ class GangSession(Session):
         A worker's report waits until Ray's controller looks at it: when the gang dies, the newest
         checkpoints of the run may be committed and unknown to Ray.
         """
-        told = on_rank_zero(self.ranks, lambda: self._unknown(storage, manifest))
+        told = self.gang.run_on_zero(lambda: self._unknown(storage, manifest))
         for entry in json.loads(told):
             adopted = Manifest.from_bytes(entry.encode("ascii"), storage.url)
             metrics = tree.decode_dict(adopted.metrics, {})
@@ -161,7 +160,7 @@ class GangSession(Session):
         checkpoint = name = None
         if saved is not None:
             name = paths.checkpoint_name(saved.epoch)
-            if self.ranks.rank == 0 and name not in self._known:
+            if self.gang.rank == 0 and name not in self._known:
                 checkpoint = self._handle(name)
             self._known.add(name)
 

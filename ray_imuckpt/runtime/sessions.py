@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from ray_imuckpt.gang.ranks import Ranks, current
+from ray_imuckpt.gang import Gang, current
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.saving.writer import Writing
 from ray_imuckpt.storage import Storage
@@ -51,21 +51,21 @@ class Session:
     Making one is a collective.
 
     Args:
-        timeout: Of each meeting of the ranks; see `ray_imuckpt.gang.ranks.current`.
+        timeout: Of each meeting of the ranks; see `ray_imuckpt.gang.current`.
 
     Attributes:
-        ranks: The gang.
+        gang: The gang.
         immediate: Whether a checkpoint must be committed when it is reported.
     """
 
     immediate = False
 
     def __init__(self, timeout: timedelta) -> None:
-        self.ranks: Ranks = current(timeout)
+        self.gang: Gang = current(timeout)
 
     def active(self) -> bool:
         """Whether this is still the session of this process."""
-        return not self.ranks.stale()
+        return not self.gang.stale()
 
     def run_id(self) -> str | None:
         """A name of this run that a restarted gang shares with its first attempt, if any."""
@@ -114,8 +114,8 @@ class ScriptSession(Session):
 
     def __init__(self, timeout: timedelta) -> None:
         super().__init__(timeout)
-        mine = _invocation() if self.ranks.rank == 0 else None
-        self._run_id = self.ranks.broadcast(mine.encode() if mine else None).decode() or None
+        mine = _invocation() if self.gang.rank == 0 else None
+        self._run_id = self.gang.broadcast(mine.encode() if mine else None).decode() or None
 
     def active(self) -> bool:
         """See `Session.active`. A script may become Ray's local mode."""
@@ -154,7 +154,7 @@ def detect(timeout: timedelta) -> Session:
     """The session of this process. A collective in a gang.
 
     Args:
-        timeout: Of each meeting of the ranks; see `ray_imuckpt.gang.ranks.current`.
+        timeout: Of each meeting of the ranks; see `ray_imuckpt.gang.current`.
     """
     for provider in _providers():
         session: Session | None = provider.detect(timeout)

@@ -16,7 +16,7 @@ from ray_imuckpt._version import __version__
 from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.encoding import tree
-from ray_imuckpt.gang.ranks import Ranks, together
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.manifest import Ancestor, Manifest
 from ray_imuckpt.repository.run import Run
@@ -44,7 +44,7 @@ class _Taken:
 
 
 def capture(
-    ranks: Ranks,
+    gang: Gang,
     run: Run,
     model: nn.Module,
     optimizer: torch.optim.Optimizer | None,
@@ -65,7 +65,7 @@ def capture(
 
     def local() -> tuple[_Taken, Traits]:
         taken = _take(model, optimizer, per_rank, other)
-        if ranks.world_size == 1:
+        if gang.world_size == 1:
             return taken, Traits()
         shards = traits.of_shards({"other": taken.other, "per_rank": taken.own["per_rank"]})
         tensors = traits.Shapes(taken.model, taken.optimizer, shards)
@@ -78,7 +78,7 @@ def capture(
 
     # What a rank may fail at alone, and whatever differs, comes first: in a gathering of sharded
     # tensors the others would wait for it.
-    taken = agreed(ranks, "checkpoint", local)
+    taken = agreed(gang, "checkpoint", local)
     run.compared = these
 
     def shared() -> tuple[codec.TrainingState, bytes]:
@@ -98,10 +98,10 @@ def capture(
         if optimizer is not None and is_zero_redundancy(optimizer) and consolidate(optimizer):
             state = replace(state, optimizer=take_optimizer(optimizer, model))
         own = {**taken.own, "per_rank": _all_of(taken.own["per_rank"], per_rank)}
-        return state, codec.encode_rank(own, ranks.rank)
+        return state, codec.encode_rank(own, gang.rank)
 
-    state, mine = together(ranks, shared)
-    return replace(state, ranks=ranks.gather(mine))
+    state, mine = gang.run_all(shared)
+    return replace(state, ranks=gang.gather(mine))
 
 
 def _take(

@@ -17,7 +17,7 @@ import torch
 
 from ray_imuckpt import staging
 from ray_imuckpt.errors import GangBrokenError, SaveFailedError
-from ray_imuckpt.gang.ranks import Ranks, together
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
@@ -47,7 +47,7 @@ class Saver:
 
     def begin(
         self,
-        ranks: Ranks,
+        gang: Gang,
         storage: Storage,
         state: codec.TrainingState,
         *,
@@ -60,7 +60,7 @@ class Saver:
         """Copy the state and begin to write it, on rank 0; the one before must have been settled.
 
         Args:
-            ranks: The gang; all ranks call this.
+            gang: The gang; all ranks call this.
             storage: The directory of the checkpoints.
             state: What to store, complete on rank 0.
             epoch: Of the checkpoint.
@@ -78,13 +78,13 @@ class Saver:
         self._operation = operation = SaveOperation(epoch)
 
         def write() -> None:
-            if ranks.rank != 0 or self.run is None:
+            if gang.rank != 0 or self.run is None:
                 return
             plan = codec.plan(state)
             if background:
                 self._copy(operation, plan.tensors(), later)
             host = operation.copy.tensors if operation.copy else staging.in_place(plan.tensors())
-            draft = {"epoch": epoch, "world_size": ranks.world_size, "metrics": metrics}
+            draft = {"epoch": epoch, "world_size": gang.world_size, "metrics": metrics}
             save = job(storage, self.run, plan.holding(host), draft)
             if operation.copy:
                 save = partial(_after, operation.copy, save, epoch)
@@ -94,7 +94,7 @@ class Saver:
             operation.writing.start(background=background)
 
         try:
-            together(ranks, write)
+            gang.run_all(write)
         except GangBrokenError:
             operation.give_up()
             raise
@@ -103,7 +103,7 @@ class Saver:
                 self._operation = None
             raise
         if not background:
-            self.settle(ranks)
+            self.settle(gang)
         return operation
 
     def _copy(
@@ -121,11 +121,11 @@ class Saver:
         self._fence = Fence(later)
         operation.copy = self._buffers.copy(tensors, self._fence.covers)
 
-    def settle(self, ranks: Ranks, *, wait: bool = True) -> None:
+    def settle(self, gang: Gang, *, wait: bool = True) -> None:
         """Learn on every rank how the save that was begun has ended; raise its error on every rank.
 
         Args:
-            ranks: The gang; all ranks call this.
+            gang: The gang; all ranks call this.
             wait: Whether to wait for the save if it has not ended.
         """
         operation = self._operation
@@ -140,7 +140,7 @@ class Saver:
                     operation.writing.result()
 
         try:
-            together(ranks, look)
+            gang.run_all(look)
         except GangBrokenError:  # how the save ends is still to be seen
             raise
         except Exception as error:

@@ -1,0 +1,71 @@
+"""How bytes travel between the processes of a gang: the seam below `ray_imuckpt.gang.Gang`.
+
+What travels is bytes, never pickled objects: `torch.distributed`'s object collectives unpickle what
+they receive.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+
+class Transport(Protocol):
+    """The processes of a gang seen from one of them. All but `stale` and `leave` are collectives.
+
+    Attributes:
+        rank: The number of this process.
+        world_size: How many there are.
+    """
+
+    rank: int
+    world_size: int
+
+    def stale(self) -> bool:
+        """Return whether the gang has changed since: then this object must not be used again."""
+
+    def leave(self, error: BaseException) -> None:
+        """Let the others know that this rank does not come to their meeting, for this reason."""
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """Return the payloads of all ranks, in rank order, on every rank."""
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Return the payloads of all ranks, in rank order, on rank 0; [] elsewhere."""
+
+    def broadcast(self, payload: bytes | None) -> bytes:
+        """Return rank 0's payload on every rank; the other ranks pass ``None``."""
+
+    def broadcast_into(self, buffer: torch.Tensor) -> None:
+        """Fill the one-dimensional uint8 CPU tensor `buffer` with rank 0's bytes, in place."""
+
+
+class Alone:
+    """The transport of a gang of one."""
+
+    rank = 0
+    world_size = 1
+
+    def stale(self) -> bool:
+        """Return whether a process group has been made since; see `Transport.stale`."""
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    def leave(self, error: BaseException) -> None:
+        """Do nothing: there is nobody to let know."""
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        """Return the one payload."""
+        return [payload]
+
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Return the one payload."""
+        return [payload]
+
+    def broadcast(self, payload: bytes | None) -> bytes:
+        """Return the payload."""
+        return payload or b""
+
+    def broadcast_into(self, buffer: torch.Tensor) -> None:
+        """Do nothing: what rank 0 holds is there."""
