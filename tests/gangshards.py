@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import small_model
 from gangcommon import error_of, same_everywhere
 from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError
-from ray_imuckpt.gang import ranks
+from ray_imuckpt.gang import gang
 
 
 def _sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -161,16 +161,16 @@ def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
     third.timeout = Checkpointer(timeout=60).timeout
     third.start(nn.Module())
     assert third._session.gang is not first._session.gang
-    assert len(ranks._MADE) == 2
+    assert len(gang._MADE) == 2
 
 
 def no_thread_of_a_group_outlives_its_end(directory: Path, rank: int) -> None:
     """What runs at exit ends the threads of our groups: one that goes on could abort."""
-    ranks._close_all()
+    gang._close_all()
     before = _threads_of_gloo()
     Checkpointer(directory).start(nn.Module())
     assert _threads_of_gloo() > before, "the threads have another name: look for it"
-    ranks._close_all()
+    gang._close_all()
     assert _threads_of_gloo() == before
 
 
