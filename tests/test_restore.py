@@ -21,6 +21,8 @@ from ray_imuckpt import (
     StateMismatchError,
     load,
 )
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.gang.transport import Alone
 from ray_imuckpt.loading import reader as reading
 from ray_imuckpt.state.objects import take_object
 from ray_imuckpt.storage.local import LocalStorage
@@ -234,19 +236,19 @@ def test_an_older_checkpoint_that_cannot_make_good_for_a_damaged_one_is_an_error
     assert "continue_from=1" in str(caught.value)
 
 
-class PairOfRanks:
+class Pair(Alone):
     """Rank 0 of a gang of two whose other rank agrees with everything."""
 
-    rank, world_size = 0, 2
+    world_size = 2
 
-    def stale(self) -> bool:
-        return False
+    def __init__(self) -> None:
+        self.sent: list[int] = []
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         return [payload, b""]
 
     def broadcast_into(self, buffer: torch.Tensor) -> None:
-        self.sent = [*getattr(self, "sent", []), len(buffer)]
+        self.sent.append(len(buffer))
 
 
 @pytest.mark.parametrize("window", [1, 16 * MEGABYTE, 1024 * MEGABYTE])
@@ -257,8 +259,8 @@ def test_a_gang_gets_the_same_bytes_window_by_window(
     saved, _ = large()
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
     manifest = Checkpointer(tmp_path).read(1).manifest
-    ranks = PairOfRanks()
-    reader = reading.Reader(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, ranks)
+    pair = Pair()
+    reader = reading.Reader(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, Gang(pair))
     entry = manifest.file("model", "safetensors")
     read = reader.header(entry)
     assert read.length == entry.header_size
@@ -267,8 +269,8 @@ def test_a_gang_gets_the_same_bytes_window_by_window(
     reader.fill([(entry, targets)])
     stored = (tmp_path / "checkpoint=1" / entry.name).read_bytes()
     assert torch.cat(targets).numpy().tobytes() == stored
-    assert sum(ranks.sent) == entry.header_size + entry.size
-    assert max(ranks.sent) <= max(window, 8 * MEGABYTE)
+    assert sum(pair.sent) == entry.header_size + entry.size
+    assert max(pair.sent) <= max(window, 8 * MEGABYTE)
 
 
 def test_objects_with_small_and_empty_tensors(tmp_path: Path) -> None:

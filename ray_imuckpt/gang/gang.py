@@ -33,7 +33,7 @@ _SMALL = 400  # bytes of a result that fit into the first block of an exchange (
 class Gang:
     """The processes that train together, seen from one of them; all its methods are collectives.
 
-    `stale` is the exception: it asks nobody.
+    `stale` and `close` are the exceptions: they ask nobody.
 
     Args:
         transport: How bytes travel between them; left out: this process is the whole gang.
@@ -55,6 +55,10 @@ class Gang:
     def stale(self) -> bool:
         """Return whether the gang has changed since: then this object must not be used again."""
         return self._transport.stale()
+
+    def close(self) -> None:
+        """Let the sockets and threads of the gang go; it must not be used again."""
+        self._transport.close()
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         """Return the payloads of all ranks, in rank order, on every rank."""
@@ -164,7 +168,7 @@ class Gang:
 
 # One group for all Checkpointers of a process: each has threads, and sockets to every rank, until
 # it is closed.
-_MADE: dict[timedelta, GlooTransport] = {}
+_MADE: dict[timedelta, Gang] = {}
 
 
 @atexit.register
@@ -185,7 +189,7 @@ def current(timeout: timedelta) -> Gang:
         GangBrokenError: Not all ranks came.
     """
     if dist.is_available() and dist.is_initialized():
-        return Gang(_transport(timeout)) if dist.get_world_size() > 1 else Gang()
+        return _shared(timeout) if dist.get_world_size() > 1 else Gang()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ImuckptError(
             f"A launcher started {os.environ['WORLD_SIZE']} processes, but torch.distributed is "
@@ -195,9 +199,9 @@ def current(timeout: timedelta) -> Gang:
     return Gang()
 
 
-def _transport(timeout: timedelta) -> GlooTransport:
-    for made in [key for key, transport in _MADE.items() if transport.stale()]:
+def _shared(timeout: timedelta) -> Gang:
+    for made in [key for key, gang in _MADE.items() if gang.stale()]:
         _MADE.pop(made).close()
     if timeout not in _MADE:
-        _MADE[timeout] = GlooTransport(timeout)
+        _MADE[timeout] = Gang(GlooTransport(timeout))
     return _MADE[timeout]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 class Transport(Protocol):
-    """The processes of a gang seen from one of them. All but `stale` and `leave` are collectives.
+    """The processes of a gang seen from one of them. All but `stale`, `close`, `leave` are collectives.
 
     Attributes:
         rank: The number of this process.
@@ -25,6 +25,9 @@ class Transport(Protocol):
 
     def stale(self) -> bool:
         """Return whether the gang has changed since: then this object must not be used again."""
+
+    def close(self) -> None:
+        """Let sockets and threads go; the object must not be used again."""
 
     def leave(self, error: BaseException) -> None:
         """Let the others know that this rank does not come to their meeting, for this reason."""
@@ -51,6 +54,9 @@ class Alone:
     def stale(self) -> bool:
         """Return whether a process group has been made since; see `Transport.stale`."""
         return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+    def close(self) -> None:
+        """Do nothing: there are no sockets."""
 
     def leave(self, error: BaseException) -> None:
         """Do nothing: there is nobody to let know."""
