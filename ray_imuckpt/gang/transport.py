@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 
 class Transport(Protocol):
-    """The processes of a gang seen from one of them. All but `stale`, `close`, `leave` are collectives.
+    """The processes of a gang seen from one of them.
+
+    All methods are collectives, except `stale`, `close` and `leave`.
 
     Attributes:
         rank: The number of this process.
