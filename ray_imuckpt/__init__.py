@@ -5,26 +5,34 @@
 >>> for epoch in range(start_epoch, 101):
 ...     log.append(train_one_epoch(model, optimizer))
 ...     checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log)
+
+Each name is imported when it is first used: the command ``imuckpt`` lives in this package too, and
+answers ``--help`` without the seconds that torch takes.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from ray_imuckpt._version import __version__
-from ray_imuckpt.checkpointer import Checkpointer
-from ray_imuckpt.errors import (
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    GangBrokenError,
-    ImuckptError,
-    SaveFailedError,
-    StateMismatchError,
-    StorageError,
-    UnsupportedFormatError,
-    UnsupportedStateError,
-)
-from ray_imuckpt.loading.start import Start
-from ray_imuckpt.loading.stored import LoadedCheckpoint
-from ray_imuckpt.saving.saver import PendingSave
-from ray_imuckpt.schedules import PlateauDetector
-from ray_imuckpt.source import load
+
+if TYPE_CHECKING:
+    from ray_imuckpt.checkpointer import Checkpointer
+    from ray_imuckpt.errors import (
+        CheckpointNotFoundError,
+        CorruptCheckpointError,
+        GangBrokenError,
+        ImuckptError,
+        SaveFailedError,
+        StateMismatchError,
+        StorageError,
+        UnsupportedFormatError,
+        UnsupportedStateError,
+    )
+    from ray_imuckpt.loading.start import Start
+    from ray_imuckpt.loading.stored import LoadedCheckpoint
+    from ray_imuckpt.saving.saver import PendingSave
+    from ray_imuckpt.schedules import PlateauDetector
+    from ray_imuckpt.source import load
 
 __all__ = [
     "CheckpointNotFoundError",
@@ -44,3 +52,30 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+_ELSEWHERE = {  # name to the module that it is imported from; the errors are all of one
+    "Checkpointer": "ray_imuckpt.checkpointer",
+    "LoadedCheckpoint": "ray_imuckpt.loading.stored",
+    "PendingSave": "ray_imuckpt.saving.saver",
+    "PlateauDetector": "ray_imuckpt.schedules",
+    "Start": "ray_imuckpt.loading.start",
+    "load": "ray_imuckpt.source",
+}
+_PUBLIC_MODULES = ("errors", "schedules")
+
+if not TYPE_CHECKING:  # a type checker would take it for a module that has every name
+
+    def __getattr__(name: str) -> Any:
+        """Return a public name, imported at its first use."""
+        if name in _PUBLIC_MODULES:
+            return importlib.import_module(f"ray_imuckpt.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(_ELSEWHERE.get(name, "ray_imuckpt.errors"))
+        value = globals()[name] = getattr(module, name)
+        return value
+
+
+def __dir__() -> list[str]:
+    """Return all names, those that were not used yet among them."""
+    return sorted({*globals(), *__all__, *_PUBLIC_MODULES})
