@@ -1,0 +1,131 @@
+"""The commands: each computes values, prints them, and returns the exit status."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+from ray_imuckpt.cli import (
+    checking,
+    comparison,
+    contents,
+    exporting,
+    listing,
+    pruning,
+    series,
+    structured,
+    terminal,
+    text,
+)
+from ray_imuckpt.directory import CheckpointDirectory
+from ray_imuckpt.errors import CheckpointNotFoundError
+from ray_imuckpt.repository import retention
+from ray_imuckpt.storage import Storage, absolute, open_storage
+
+Command = Callable[[argparse.Namespace], int]
+"""Takes the options that `ray_imuckpt.cli.parser` understood, and returns the exit status."""
+
+
+def _ls(options: argparse.Namespace) -> int:
+    CheckpointDirectory(options.dir)  # refuses the directory of a single checkpoint
+    found = listing.listing(_storage(options))
+    if options.json:
+        terminal.say([structured.dumps(found)])
+    else:
+        terminal.say(text.of_listing(found))
+    if found.problem:
+        terminal.complain(f"which of them are of abandoned branches is not known: {found.problem}")
+    return 2 if found.problem else 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    loaded = CheckpointDirectory(options.dir).read(options.epoch)
+    facts = contents.facts(loaded)
+    if options.json:
+        terminal.say([structured.dumps({"manifest": facts, "parts": contents.parts(loaded)})])
+        return 0
+    terminal.say(text.of_facts(facts))
+    terminal.say(text.of_parts(contents.parts(loaded)))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    directory = CheckpointDirectory(options.dir)
+    verdicts = checking.verdicts(directory, options.epoch or _epochs(directory))
+    states = []
+
+    def noted() -> Iterator[checking.Verdict]:
+        for verdict in verdicts:
+            states.append(verdict.state)
+            yield verdict
+
+    if options.json:
+        terminal.say([structured.dumps({"checkpoints": list(noted())})])
+    else:
+        terminal.say(map(text.of_verdict, noted()))
+    return checking.status(states)
+
+
+def _prune(options: argparse.Namespace) -> int:
+    _epochs(CheckpointDirectory(options.dir))
+    best = tuple(options.keep_best) if options.keep_best else None
+    rules = retention.Rules(options.keep_last, options.keep_every, best)
+    pruned = pruning.prune(_storage(options), rules, dry_run=options.dry_run)
+    terminal.say([structured.dumps(pruned)] if options.json else text.of_pruned(pruned))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    loaded = CheckpointDirectory(options.dir).read(options.epoch)
+    terminal.say([text.of_exported(exporting.export(loaded, options.file))])
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    directory = CheckpointDirectory(options.dir)
+    compared = comparison.compare(directory.read(options.first), directory.read(options.second))
+    terminal.say([structured.dumps(compared)] if options.json else text.of_comparison(compared))
+    return 1 if compared.differences else 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    directory = CheckpointDirectory(options.dir)
+    found = series.series(directory, _epochs(directory), options.metric)
+    for verdict in found.unread:
+        terminal.complain(verdict.problem)
+    if not found.points:
+        raise ValueError(f"no checkpoint has a finite number for the metric {options.metric!r}")
+    if options.json:
+        terminal.say([structured.dumps(found)])
+    else:
+        terminal.say(text.of_series(found, terminal.width()))
+    return checking.status(verdict.state for verdict in found.unread)
+
+
+COMMANDS: dict[str, Command] = {
+    "ls": _ls,
+    "show": _show,
+    "verify": _verify,
+    "prune": _prune,
+    "export": _export,
+    "diff": _diff,
+    "plot": _plot,
+}
+
+
+def _storage(options: argparse.Namespace) -> Storage:
+    return open_storage(absolute(options.dir))
+
+
+def _epochs(directory: CheckpointDirectory) -> list[int]:
+    """Return the epochs of all checkpoints.
+
+    Raises:
+        CheckpointNotFoundError: There are none.
+    """
+    epochs = directory.list_existing_checkpoint_indices()
+    if not epochs:
+        raise CheckpointNotFoundError(
+            "There are no checkpoints.", url=directory.dir, hint="Look at the directory's name."
+        )
+    return epochs

@@ -1,0 +1,54 @@
+"""What `plot` draws: a metric over the epochs. Reads the manifests."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from ray_imuckpt.cli.checking import DAMAGED, NEWER_FORMAT, Verdict
+from ray_imuckpt.directory import CheckpointDirectory
+from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+
+
+@dataclass(frozen=True)
+class Point:
+    """The metric's value at an epoch; a finite number."""
+
+    epoch: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric over the epochs.
+
+    Attributes:
+        metric: Its name.
+        points: Its values, of the epochs that have a finite number for it.
+        unread: The checkpoints that could not be read.
+    """
+
+    metric: str
+    points: tuple[Point, ...]
+    unread: tuple[Verdict, ...]
+
+
+def series(directory: CheckpointDirectory, epochs: list[int], metric: str) -> Series:
+    """Return the values of `metric` at `epochs`.
+
+    Raises:
+        CheckpointNotFoundError: One of them is not committed.
+        StorageError: One cannot be read.
+    """
+    points, unread = [], []
+    for epoch in epochs:
+        try:
+            value = directory.read(epoch).metrics.get(metric)
+        except CorruptCheckpointError as error:
+            unread.append(Verdict(epoch, DAMAGED, str(error)))
+        except UnsupportedFormatError as error:
+            unread.append(Verdict(epoch, NEWER_FORMAT, str(error)))
+        else:
+            if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
+                points.append(Point(epoch, float(value)))
+    return Series(metric, tuple(points), tuple(unread))
