@@ -84,7 +84,7 @@ class Reader:
         """The header of a file of tensors."""
         url = self.url(entry)
         if entry.name in self._heads:
-            return tensors.parse_header(self._heads.pop(entry.name), entry.size, url)
+            return tensors.parse_header(self._heads.pop(entry.name), entry.size, url, entry.part)
         self._check_size(entry)
         if entry.header is not None:
             head = self._prefix(entry.header, entry.header_size)
@@ -93,7 +93,7 @@ class Reader:
             base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
             if base > len(head):
                 head = self._prefix(entry, -(-base // entry.chunk_size) * entry.chunk_size)
-        return tensors.parse_header(head.numpy().data, entry.size, url)
+        return tensors.parse_header(head.numpy().data, entry.size, url, entry.part)
 
     def fill(self, files: Files) -> None:
         """Read files into memory.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ray_imuckpt.encoding.tensors import TensorKey
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.objects import Objects, Targets, check_objects, saved_per_rank
@@ -107,7 +108,7 @@ def _put_back_tensors(
 ) -> None:
     """What has large tensors, and at the very end the random generators."""
 
-    def memory() -> dict[int, torch.Tensor]:
+    def memory() -> dict[TensorKey, torch.Tensor]:
         live = model.memory(loaded.model_places[0])
         if optimizer is not None:
             live |= optimizer.memory(loaded.optimizer_places or {})

@@ -27,8 +27,8 @@ from ray_imuckpt.storage.names import join
 
 T = TypeVar("T")
 _POINTERS = 4  # one after the other; ours leads to the checkpoint itself
-Live = Mapping[int, torch.Tensor]
-"""``id()`` of a `tensors.TensorInfo` to the live tensor whose memory takes the bytes."""
+Live = Mapping[tensors.TensorKey, torch.Tensor]
+"""The key of a stored tensor to the live tensor whose memory takes the bytes."""
 
 
 class TensorFile(NamedTuple):

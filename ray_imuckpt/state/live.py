@@ -12,6 +12,7 @@ from torch import nn
 
 from ray_imuckpt.encoding.tensors import (
     TensorInfo,
+    TensorKey,
     are_tied,
     disjoint,
     first_of_tied,
@@ -185,21 +186,21 @@ class LiveModel:
         return _Fit(sorted(missing), sorted(unexpected), {})
 
     @uncollected
-    def memory(self, places: Mapping[str, TensorInfo]) -> dict[int, torch.Tensor]:
-        """Where saved tensors can be read to: ``id()`` of the place to the live tensor.
+    def memory(self, saved: Mapping[str, TensorInfo]) -> dict[TensorKey, torch.Tensor]:
+        """Return the live tensors whose memory may take the bytes of stored ones, by their key.
 
         Not where a module may rearrange what it is given: it gets tensors of their own.
         """
-        found: dict[int, torch.Tensor] = {}
+        memory: dict[TensorKey, torch.Tensor] = {}
         taken: set[str] = set()
         for key, first in self._first.items():
-            place = places.get(self._names[key])
-            if place is None or id(place) in found or first in taken:
+            info = saved.get(self._names[key])
+            if info is None or info.key in memory or first in taken:
                 continue
-            if takes(self._state[key], place.dtype, place.shape) and not key.startswith(self._own):
-                found[id(place)] = self._state[key]
+            if takes(self._state[key], info.dtype, info.shape) and not key.startswith(self._own):
+                memory[info.key] = self._state[key]
                 taken.add(first)
-        return disjoint(found)
+        return disjoint(memory)
 
     @uncollected
     def load(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt.encoding.tensors import TensorInfo, disjoint, is_plain, takes
+from ray_imuckpt.encoding.tensors import TensorInfo, TensorKey, disjoint, is_plain, takes
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.fitting import check_layout, check_shapes
 from ray_imuckpt.state.layouts import SavedLayouts
@@ -101,32 +101,32 @@ class LiveOptimizer:
         )
 
     @uncollected
-    def memory(self, places: OptimizerState) -> dict[int, torch.Tensor]:
-        """Where saved tensors can be read to: ``id()`` of the place to the tensor.
+    def memory(self, saved: OptimizerState) -> dict[TensorKey, torch.Tensor]:
+        """Return tensors that may take the bytes of stored ones, by the key of these.
 
         That is the live state, or new memory on the device of the parameter.
         """
-        found: dict[int, torch.Tensor] = {}
+        memory: dict[TensorKey, torch.Tensor] = {}
         if is_zero_redundancy(self._optimizer):
-            return found
-        saved, state = places["state"], self._optimizer.state
+            return memory
+        states, state = saved["state"], self._optimizer.state
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         for name, parameter in zip(chain(*self._names), parameters, strict=True):
             live = state.get(parameter) or {}
-            values = saved.get(name)
+            values = states.get(name)
             plain = bool(live) and parameter.is_contiguous()
-            for key, place in values.items() if isinstance(values, Mapping) else ():
-                if not isinstance(place, TensorInfo):
+            for key, info in values.items() if isinstance(values, Mapping) else ():
+                if not isinstance(info, TensorInfo):
                     continue
-                dtype, shape, _, _, strides = place
+                dtype, shape, _, _, strides, stored = info
                 now = live.get(key)
                 if now is not None and takes(now, dtype, shape):
                     # Else a layout has changed, and which one is right is for `load` to tell.
                     if strides is None and (plain or parameter.shape != shape):
-                        found[id(place)] = now
+                        memory[stored] = now
                 elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
-                    found[id(place)] = torch.empty(shape, dtype=dtype, device=parameter.device)
-        return disjoint(found)
+                    memory[stored] = torch.empty(shape, dtype=dtype, device=parameter.device)
+        return disjoint(memory)
 
     @uncollected
     def load(

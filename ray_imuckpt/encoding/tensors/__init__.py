@@ -5,7 +5,13 @@ from __future__ import annotations
 from ray_imuckpt.encoding.tensors.dtypes import check_storable, is_storable
 from ray_imuckpt.encoding.tensors.filling import lay_out, room, row, tensor_at
 from ray_imuckpt.encoding.tensors.format import check_names, encode
-from ray_imuckpt.encoding.tensors.header import Header, TensorInfo, header_length, parse_header
+from ray_imuckpt.encoding.tensors.header import (
+    Header,
+    TensorInfo,
+    TensorKey,
+    header_length,
+    parse_header,
+)
 from ray_imuckpt.encoding.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, takes
 from ray_imuckpt.encoding.tensors.strides import Strides, in_same_order, strides_of
 from ray_imuckpt.encoding.tensors.ties import are_tied, first_of_tied
@@ -15,6 +21,7 @@ __all__ = [
     "Header",
     "Strides",
     "TensorInfo",
+    "TensorKey",
     "are_tied",
     "byte_view",
     "check_names",

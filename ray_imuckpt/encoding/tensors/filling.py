@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 
 import torch
 
-from ray_imuckpt.encoding.tensors.header import Header, TensorInfo
+from ray_imuckpt.encoding.tensors.header import Header, TensorInfo, TensorKey
 from ray_imuckpt.encoding.tensors.memory import flat
 from ray_imuckpt.encoding.tensors.strides import laid_out
 from ray_imuckpt.threads.parallel import uncollected
@@ -20,23 +20,21 @@ def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
 
 
 @uncollected
-def room(header: Header, live: Mapping[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A tensor for each stored one, nothing in it yet; tied names share one.
+def room(header: Header, live: Mapping[TensorKey, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a tensor for each stored one, nothing in it yet; tied names share one.
 
     Args:
         header: The file's.
-        live: ``id()`` of a `TensorInfo` to the tensor that takes its bytes. For the others there
-            will be new host tensors.
+        live: The tensors that take the bytes of stored ones. For the others there will be new host
+            tensors.
     """
     found: dict[str, torch.Tensor] = {}
-    made: dict[int, torch.Tensor] = {}
     for name, info in header.tensors.items():
-        key = id(info)
-        tensor = live.get(key)
+        tensor = live.get(info.key)
         if tensor is None:
-            tensor = made.get(key)
+            tensor = found.get(info.key[1])  # tied names come behind the one that is stored
         if tensor is None:
-            tensor = made[key] = torch.empty(info.shape, dtype=info.dtype, device="cpu")
+            tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
         found[name] = tensor
     return found
 
@@ -54,14 +52,14 @@ def lay_out(
     Returns:
         `found`.
     """
-    made: dict[int, torch.Tensor] = {}
+    made: dict[TensorKey, torch.Tensor] = {}
     for name in header.strided:
         info = header.tensors[name]
         if info.strides is None or name in but:
             continue
-        if id(info) not in made:
-            made[id(info)] = laid_out(found[name], info.strides)
-        found[name] = made[id(info)]
+        if info.key not in made:
+            made[info.key] = laid_out(found[name], info.strides)
+        found[name] = made[info.key]
     return found
 
 
@@ -76,7 +74,7 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
     """
     row = [torch.empty(header.length, dtype=torch.uint8, device="cpu")]
     at = header.length
-    for name, (_, _, begin, end, _) in header.tensors.items():
+    for name, (_, _, begin, end, _, _) in header.tensors.items():
         if begin == at < end:
             row.append(found[name])
             at = end

@@ -29,10 +29,15 @@ _MAX_BYTES = 2**59  # beside a dimension of 0; what else has bytes has those of 
 T = TypeVar("T")
 
 
-class TensorInfo(NamedTuple):
-    """Where a tensor lies: its dtype, its shape, and its bytes [begin, end) of the file.
+TensorKey = tuple[str, str]
+"""A stored tensor in a whole checkpoint: the part, and the name that its bytes are stored under."""
 
-    `strides` are those that it had in memory, ``None`` for a contiguous one.
+
+class TensorInfo(NamedTuple):
+    """Where a stored tensor lies: its dtype, its shape, and its bytes [begin, end) of the file.
+
+    `strides` are those that it had in memory, ``None`` for a contiguous one. Tied names have one
+    `key`: that of the name which the bytes are stored under.
     """
 
     dtype: torch.dtype
@@ -40,6 +45,7 @@ class TensorInfo(NamedTuple):
     begin: int
     end: int
     strides: Strides | None = None
+    key: TensorKey = ("", "")
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,14 @@ def header_length(prefix: bytes | memoryview, file_size: int, url: str) -> int:
 
 
 @uncollected
-def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
+def parse_header(head: bytes | memoryview, file_size: int, url: str, part: str = "") -> Header:
     """Read and check a header.
 
     Args:
         head: At least the file's bytes up to where the data begin.
         file_size: Bytes of the whole file.
         url: Where it lies, for the error.
+        part: The part that the file is about, for the keys of its tensors.
 
     Raises:
         CorruptCheckpointError: The header is not one that `encode` writes, or its tensors do not
@@ -84,7 +91,7 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str) -> Header:
     base = header_length(head, file_size, url)
     try:
         entries, metadata = _entries(str(head[8:base], "utf-8"))
-        infos = _infos(entries, base, _note(metadata, "imuckpt.dtypes", dict[str, str]))
+        infos = _infos(entries, base, _note(metadata, "imuckpt.dtypes", dict[str, str]), part)
         strides = _note(metadata, "imuckpt.strides", dict[str, list[int]])
         for name, values in strides.items():
             infos[name] = infos[name]._replace(strides=checked_strides(values, infos[name].shape))
@@ -142,7 +149,7 @@ def _note(metadata: dict[str, str], key: str, kind: type[T]) -> T:
 
 
 def _infos(
-    entries: Mapping[str, _Entry], base: int, dtypes: Mapping[str, str]
+    entries: Mapping[str, _Entry], base: int, dtypes: Mapping[str, str], part: str
 ) -> dict[str, TensorInfo]:
     infos = {}
     known: dict[tuple[str, tuple[int, ...]], tuple[torch.dtype, int]] = {}
@@ -155,7 +162,7 @@ def _infos(
         begin, end = entry.data_offsets
         if begin < 0 or end - begin != size:
             raise ValueError(f"{name}: bytes {begin} to {end} for shape {shape} of {dtype}")
-        infos[name] = TensorInfo(dtype, shape, base + begin, base + end)
+        infos[name] = TensorInfo(dtype, shape, base + begin, base + end, None, (part, name))
     for name, view in dtypes.items():
         infos[name] = _viewed(infos[name], view)
     return infos
@@ -194,7 +201,7 @@ def _in_order(infos: dict[str, TensorInfo], base: int, file_size: int) -> dict[s
 
 def _first_hole(infos: Iterable[TensorInfo], at: int) -> int | None:
     """Where the bytes of `infos`, in this order from `at` on, do not follow each other."""
-    for _, _, begin, end, _ in infos:
+    for _, _, begin, end, _, _ in infos:
         if begin != at:
             return at
         at = end

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+K = TypeVar("K")
 
 # All memory of this process as one row of bytes: to cut a tensor's bytes out of it takes a tenth of
 # the time that the tensor's own view takes.
@@ -89,8 +91,8 @@ def takes(live: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     )
 
 
-def disjoint(live: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """Those tensors that share no memory with another one before them."""
+def disjoint(live: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
+    """Return those tensors that share no memory with another one before them."""
     kept = {}
     for device in {tensor.device for tensor in live.values()}:
         mine = [(tensor.data_ptr(), key) for key, tensor in live.items() if tensor.device == device]
