@@ -20,6 +20,7 @@ TIMEOUT = 1800.0  # seconds; what torch.distributed gives its own collectives on
 _LAST = (LAST, "latest", "recent")
 _NONE = (NONE, "start", "restart", "nothing")
 _LONGEST = 365 * 24 * 3600  # seconds; torch.distributed counts milliseconds in 64 bits
+_LARGEST = 2**53  # what every reader of JSON has exactly
 _MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a reader takes 64
 
 
@@ -49,8 +50,18 @@ def epoch(value: Any, name: str = "epoch") -> int:
             f"{name}={value!r} is a {type(value).__name__}; an int is wanted."
         ) from None
     if number < 0:
-        raise ValueError(f"{name}={number} is negative; epochs count from 0 or 1.")
+        counted = "steps" if name == "step" else "epochs"
+        raise ValueError(f"{name}={number} is negative; {counted} count from 0 or 1.")
+    if number > _LARGEST:
+        raise ValueError(f"{name}={number} is too large: at most 2**53 can be stored.")
     return number
+
+
+def label(
+    number: Any, step: Any, numbers: Mapping[str, Any] | None
+) -> tuple[int, int | None, dict[str, Any] | None]:
+    """Return an epoch, a step if there is one, and metrics; see `epoch` and `metrics`."""
+    return epoch(number), None if step is None else epoch(step, "step"), metrics(numbers)
 
 
 def save_every(value: Any) -> int:

@@ -19,7 +19,6 @@ from ray_imuckpt import arguments
 from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.directory import CheckpointDirectory
-from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import located, public
 from ray_imuckpt.loading import selection
 from ray_imuckpt.loading.decision import Handed
@@ -33,6 +32,7 @@ from ray_imuckpt.repository.run import Run
 from ray_imuckpt.runtime import preemption, sessions
 from ray_imuckpt.runtime.sessions import SavedEpoch, Session
 from ray_imuckpt.saving import collect
+from ray_imuckpt.saving.collect import Label
 from ray_imuckpt.saving.operation import says_what_stands
 from ray_imuckpt.saving.saver import PendingSave, Saver
 from ray_imuckpt.saving.writer import finish_all
@@ -217,6 +217,7 @@ class Checkpointer(CheckpointDirectory):
         log: Any = None,
         metrics: Mapping[str, Any] | None = None,
         per_rank: Mapping[str, Any] | None = None,
+        step: int | None = None,
         force: bool = False,
         last: bool = False,
         **other: Any,
@@ -232,6 +233,7 @@ class Checkpointer(CheckpointDirectory):
             log: The training log, of any plain types; rank 0's is stored.
             metrics: Numbers, kept and told to Ray; the same names on every rank, rank 0's count.
             per_rank: As for `start`; every rank's state is stored.
+            step: How many steps the training has made, if that is to be kept: the same on all.
             force: Save also when `epoch` is not a multiple of ``save_every``.
             last: The same, for the last epoch of a loop: ``last=epoch == epochs``.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
@@ -247,26 +249,25 @@ class Checkpointer(CheckpointDirectory):
         began, session = time.perf_counter(), self._enter()
         gang, mine = session.gang, per_rank or {}
 
-        def request() -> tuple[tuple[int, bool, dict[str, Any] | None, Storage], Traits]:
+        def request() -> tuple[tuple[Label, bool, Storage], Traits]:
             check_given(model, optimizer, per_rank)
-            number, numbers = arguments.epoch(epoch), arguments.metrics(metrics)
-            tree.encode(numbers, {}, "metrics")
+            label = Label(*arguments.label(epoch, step, metrics))
             self._audit.saving(gang, model, optimizer, log, mine, other)
-            due = bool(force or last) or number % self.save_every == 0
-            more = {"whether a save is due": due, "metrics": sorted(numbers or {})}
-            asked = traits.arguments(model, optimizer, mine, other, epoch=number, **more)
-            return (number, due, numbers, self._storage(session)), Traits(asked)
+            due = bool(force or last) or label.epoch % self.save_every == 0
+            more = {"whether a save is due": due, **label.traits}
+            asked = traits.arguments(model, optimizer, mine, other, **more)
+            return (label, due, self._storage(session)), Traits(asked)
 
         self._saver.settle(gang, wait=False)
-        epoch, due, numbers, storage = agreed(gang, "checkpoint", request)
+        label, due, storage = agreed(gang, "checkpoint", request)
         if not due:
-            self._pass(session, storage, epoch, numbers)
+            self._pass(session, storage, label)
             return None
         self._saver.settle(gang)
-        run = self._known_run(session, storage, epoch)
+        run = self._known_run(session, storage, label.epoch)
         state = collect.capture(gang, run, model, optimizer, log, mine, other)
         objects = [optimizer, *other.values(), *mine.values()]
-        return self._save(session, storage, state, epoch, numbers, objects, began)
+        return self._save(session, storage, state, label, objects, began)
 
     def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
@@ -274,37 +275,34 @@ class Checkpointer(CheckpointDirectory):
             self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
         return self._saver.run
 
-    def _pass(
-        self, session: Session, storage: Storage, epoch: int, metrics: dict[str, Any] | None
-    ) -> None:
-        self._journal.passed(session.gang, epoch, self.save_every)
-        if metrics is not None:
-            session.report(metrics, storage, None)
+    def _pass(self, session: Session, storage: Storage, label: Label) -> None:
+        self._journal.passed(session.gang, label.epoch, self.save_every)
+        if label.metrics is not None:
+            session.report(label.metrics, storage, None)
 
     def _save(
         self,
         session: Session,
         storage: Storage,
         state: codec.TrainingState,
-        epoch: int,
-        metrics: dict[str, Any] | None,
+        label: Label,
         objects: list[Any],
         began: float,
     ) -> PendingSave:
+        epoch = label.epoch
         optimizers = [o for o in objects if hasattr(o, "param_groups")]
         saving = self._journal.saving(storage.url, epoch, began)
         operation = self._saver.begin(
             session.gang,
             storage,
             state,
-            epoch=epoch,
-            metrics=metrics,
+            label,
             background=not (self.blocking or session.immediate or session.recorded(epoch)),
             later=optimizers if self.snapshot == "overlap" else None,
             committed=saving.committed,
         )
         saving.returned()
-        session.report(metrics, storage, SavedEpoch(epoch, operation.writing))
+        session.report(label.metrics, storage, SavedEpoch(epoch, operation.writing))
         return PendingSave(epoch, operation, self.wait, self.get)
 
     @in_turn

@@ -26,7 +26,7 @@ from conftest import adamw, small_model
 from ray_imuckpt import Checkpointer, ImuckptError, load
 from ray_imuckpt.cli import main
 from ray_imuckpt.encoding import chunks
-from ray_imuckpt.repository.manifest import seal
+from ray_imuckpt.repository.records import seal
 
 MEMORY = 300 * 2**20  # bytes that a forgery may take
 SECONDS = 120  # of the processor, for all of them

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from forgeries import KINDS, Forged, replaced
-from ray_imuckpt.repository.manifest import seal
+from ray_imuckpt.repository.records import seal
 
 CASES: dict[str, Callable[[Forged], object]] = {}
 SOUND = set()
@@ -54,7 +54,7 @@ def optimizer(change: Callable[[dict[str, Any]], object]) -> Callable[[Forged], 
 
 def rank(change: Callable[[dict[str, Any]], object]) -> Callable[[Forged], None]:
     """Another state of rank 0."""
-    return trees(lambda t: change(t["ranks"][0]))
+    return trees(lambda t: change(t["ranks"]["0"]))
 
 
 def metadata(**notes: str) -> Callable[[Forged], None]:
@@ -95,8 +95,15 @@ CASES |= {
     "state: classes of texts": trees(lambda t: t.update(classes=["abc"])),
     "state: other of a list": trees(lambda t: t.update(other=[])),
     "state: other of a tuple": trees(lambda t: t.update(other={"$": "tuple", "v": []})),
-    "state: no ranks": trees(lambda t: t.update(ranks=[])),
-    "state: ranks of nothing": trees(lambda t: t.update(ranks=[None])),
+    "state: no ranks": trees(lambda t: t.update(ranks={})),
+    "state: ranks of nothing": trees(lambda t: t.update(ranks={"0": None})),
+    "state: a list of ranks": trees(lambda t: t.update(ranks=[t["ranks"]["0"]])),
+    "state: a rank too many": trees(lambda t: t["ranks"].update({"1": t["ranks"]["0"]})),
+    "state: a rank of no number": trees(lambda t: t["ranks"].update(a=t["ranks"].pop("0"))),
+    "world_size: two": fields(world_size=2),
+    "world_size: 2**31": fields(world_size=2**31),
+    "step: a text": fields(step="5"),
+    "step: below zero": fields(step=-1),
     "log: a module of torch": log({"$": "dtype", "v": "_dynamo"}),
     "log: texts of 2 GB": log({"$": "strings", "dtype": "|S2000000000", "shape": [1], "v": ["a"]}),
     "log: many texts of 4 MB": log(

@@ -23,7 +23,7 @@ from ray_imuckpt import (
     UnsupportedFormatError,
     UnsupportedStateError,
 )
-from ray_imuckpt.repository.manifest import seal
+from ray_imuckpt.repository.records import seal
 
 
 def everything(directory: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ import torch
 from conftest import python_path, same_bytes, small_model, train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
-from ray_imuckpt.repository.manifest import seal
+from ray_imuckpt.repository.records import seal
 
 
 @pytest.fixture

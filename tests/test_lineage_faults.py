@@ -19,7 +19,7 @@ from ray_imuckpt import (
 )
 from ray_imuckpt.cli import main
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.manifest import seal
+from ray_imuckpt.repository.records import seal
 from ray_imuckpt.storage import ConflictError
 from ray_imuckpt.storage.local import LocalStorage
 

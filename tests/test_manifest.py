@@ -12,12 +12,14 @@ import pytest
 from conftest import adamw, small_model
 from ray_imuckpt import Checkpointer, CorruptCheckpointError
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.manifest import Manifest, seal
+from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.records import seal
 from ray_imuckpt.storage import open_storage
 
 SUM = "0123456789abcdef" * 2
 FILE = {
     "part": "model",
+    "rank": 0,
     "name": "model-0123456789abcdef.safetensors",
     "size": 20,
     "chunk_size": 10,
@@ -28,6 +30,7 @@ FILE = {
 FIELDS: dict[str, Any] = {
     "format": 1,
     "epoch": 3,
+    "step": None,
     "run_id": "r2",
     "save_id": "0123456789abcdef",
     "parent": {"epoch": 2, "run_id": "r1", "save_id": "a"},
@@ -36,8 +39,12 @@ FIELDS: dict[str, Any] = {
     "created": "2026-01-01T00:00:00+00:00",
     "versions": {"torch": "2.13.0"},
     "metrics": {"loss": 0.25},
+    "branch": 1,
     "files": [FILE],
 }
+RECORD: dict[str, Any] = {
+    "format": 1, "branch": 2, "run_id": "r", "since": None, "abandoned": {},
+}  # fmt: skip
 
 
 def with_field(path: str, value: Any) -> bytes:
@@ -51,10 +58,11 @@ def with_field(path: str, value: Any) -> bytes:
     return seal(fields)
 
 
-WRONG = [
+WRONG: list[tuple[str, Any]] = [
     ("format", 0), ("format", True), ("format", "1"),
-    ("epoch", True), ("epoch", 3.0),
-    ("epoch", "3"), ("epoch", -3), ("epoch", 10**30), ("epoch", None),
+    ("epoch", True), ("epoch", "3"), ("epoch", -3), ("epoch", 10**30), ("epoch", None),
+    ("step", True), ("step", 3.5), ("step", "3"), ("step", -1), ("step", 10**30), ("step", [3]),
+    ("branch", True), ("branch", "1"), ("branch", -1), ("branch", None),
     ("run_id", 5), ("run_id", "r" * 2000), ("save_id", None), ("save_id", ["a"]),
     ("parent", []), ("parent", {}), ("parent.epoch", "../../etc"), ("parent.epoch", True),
     ("parent.run_id", 5), ("parent.save_id", None), ("parent", "r1"),
@@ -64,21 +72,38 @@ WRONG = [
     ("created", 2026), ("created", "z" * 5000),
     ("versions", []), ("versions.torch", [2, 13]), ("versions.torch", None),
     ("metrics", []), ("metrics", None),
-    ("files", {}), ("files", None), ("files.0", "model"), ("files", [FILE, FILE]),
-    ("files", [FILE, {**FILE, "name": "model-fedcba9876543210.safetensors"}]),
-    ("files.0.part", None), ("files.0.name", 5), ("files.0.name", "../model-0123456789abcdef.json"),
-    ("files.0.name", "model-0123456789abcdef.safetensors\n"), ("files.0.name", "/etc/passwd"),
-    ("files.0.size", 20.0), ("files.0.size", "20"), ("files.0.size", True), ("files.0.size", -1),
-    ("files.0.size", 2**63), ("files.0.size", 30), ("files.0.chunk_size", 0),
-    ("files.0.chunk_size", 2**40), ("files.0.chunk_size", 1.0),
-    ("files.0.checksums", SUM * 2),
-    ("files.0.checksums", [None, None]), ("files.0.checksums", [SUM]),
-    ("files.0.checksums", [SUM, "short"]), ("files.0.header_size", -1), ("files.0.header_size", 21),
-    ("files.0.header_size", None), ("files.0.header_checksum", 5),
+    ("files", {}), ("files", None), ("files.0", "model"),
+    ("files.0.part", None), ("files.0.part", 5),
+    ("files.0.rank", None), ("files.0.rank", True), ("files.0.rank", "0"), ("files.0.rank", 0.5),
+    ("files.0.rank", -1), ("files.0.rank", 2**31),
+    ("files.0.name", 5), ("files.0.name", "../model-0123456789abcdef.json"),
+    ("files.0.name", "/etc/passwd"), ("files.0.name", "model-0123456789abcdef-00.safetensors"),
+    ("files.0.name", "model-0123456789abcdef-.safetensors"),
+    ("files.0.size", "20"), ("files.0.size", True), ("files.0.size", -1),
+    ("files.0.size", 2**63), ("files.0.chunk_size", 0), ("files.0.chunk_size", 2**40),
+    ("files.0.checksums", SUM * 2), ("files.0.checksums", [None, None]),
+    ("files.0.checksums", [SUM, "short"]), ("files.0.checksums", [SUM, "0" * 31 + "A"]),
+    ("files.0.checksums", [SUM, "0" * 33]),
+    ("files.0.header_size", -1), ("files.0.header_size", None),
+    ("files.0.header_checksum", 5), ("files.0.header_checksum", "0" * 31),
 ]  # fmt: skip
+BEYOND: list[tuple[str, Any]] = [
+    ("epoch", 3.0), ("step", 3.0), ("files.0.size", 20.0), ("files.0.chunk_size", 1.0),
+    ("files", [FILE, FILE]),
+    ("files", [FILE, {**FILE, "name": "model-0123456789abcdef-0.safetensors"}]),
+    ("files.0.part", "optimizer"), ("files.0.rank", 2),
+    ("files.0.name", "model-0123456789abcdef.safetensors\n"),
+    ("files.0.name", "model-fedcba9876543210.safetensors"),
+    ("files.0.name", "optimizer-0123456789abcdef.safetensors"),
+    ("files.0.name", "model-0123456789abcdef.json"),
+    ("files.0.name", "model-0123456789abcdef-1.safetensors"),
+    ("files.0.size", 30), ("files.0.checksums", [SUM]), ("files.0.checksums", [SUM, SUM + "\n"]),
+    ("files.0.header_size", 0), ("files.0.header_size", 21), ("files.0.header_checksum", ""),
+]  # fmt: skip
+"""What no schema can refuse: what fields say of each other, 3.0 for 3, and a `$` of Python's."""
 
 
-@pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda v: repr(v)[:40])
+@pytest.mark.parametrize(("path", "value"), WRONG + BEYOND, ids=lambda v: repr(v)[:40])
 def test_a_wrong_type_or_size_at_any_level_is_damage(path: str, value: Any) -> None:
     """Though the checksum is right: it is no signature."""
     with pytest.raises(CorruptCheckpointError, match="checkpoint=3"):
@@ -125,13 +150,16 @@ def test_a_record_that_is_larger_than_any_is_not_taken_apart(filler: str) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    [b'{"format": 1, "abandoned": {}, "x": NaN, "checksum": "0"}',
-     seal({"format": 1, "abandoned": {"2": {"save_id": [1], "run_id": None}}}),
-     seal({"format": 1, "abandoned": {"2": {"save_id": "a"}}}),
-     seal({"format": 1, "abandoned": {"-2": {"save_id": "a", "run_id": "r"}}}),
-     seal({"format": 1, "abandoned": {"1_0": {"save_id": "a", "run_id": "r"}}}),
-     seal({"format": 1, "abandoned": {"9" * 5000: {"save_id": "a", "run_id": "r"}}}),
-     seal({"format": 1, "abandoned": []})],
+    [seal(RECORD).replace(b"null", b"NaN"),
+     seal({**RECORD, "abandoned": {"2": {"save_id": [1], "run_id": None}}}),
+     seal({**RECORD, "abandoned": {"2": {"save_id": "a"}}}),
+     seal({**RECORD, "abandoned": {"-2": {"save_id": "a", "run_id": "r"}}}),
+     seal({**RECORD, "abandoned": {"1_0": {"save_id": "a", "run_id": "r"}}}),
+     seal({**RECORD, "abandoned": {"9" * 5000: {"save_id": "a", "run_id": "r"}}}),
+     seal({**RECORD, "abandoned": []}),
+     seal({**RECORD, "branch": None}), seal({**RECORD, "run_id": 5}),
+     seal({**RECORD, "since": {"epoch": 1}}), seal({**RECORD, "since": 1}),
+     *(seal({k: v for k, v in RECORD.items() if k != name}) for name in sorted(RECORD)[:2])],
 )  # fmt: skip
 def test_a_wrong_type_in_the_record_of_lineage_is_damage(tmp_path: Path, text: bytes) -> None:
     """It is made again from the manifests, with a warning, as one that was cut."""
@@ -143,11 +171,11 @@ def test_a_wrong_type_in_the_record_of_lineage_is_damage(tmp_path: Path, text: b
 
 
 def test_an_unknown_field_in_the_record_of_lineage_is_passed_over(tmp_path: Path) -> None:
-    """At both of its levels."""
+    """At each of its levels."""
     who = {"save_id": "a", "run_id": None, "later": 1}
-    (tmp_path / "lineage.json").write_bytes(
-        seal({"format": 1, "abandoned": {"2": who}, "later": {}})
-    )
+    since = {"epoch": 1, "branch": 0, "later": None}
+    record = {**RECORD, "since": since, "abandoned": {"2": who}, "later": {}}
+    (tmp_path / "lineage.json").write_bytes(seal(record))
     assert Catalog(open_storage(str(tmp_path))).lineage().abandoned[2].save_id == "a"
 
 

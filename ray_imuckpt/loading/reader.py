@@ -86,13 +86,7 @@ class Reader:
         if entry.name in self._heads:
             return tensors.parse_header(self._heads.pop(entry.name), entry.size, url, entry.part)
         self._check_size(entry)
-        if entry.header is not None:
-            head = self._prefix(entry.header, entry.header_size)
-        else:  # of an older release: it is checked with the chunks that it lies in
-            head = self._prefix(entry, entry.chunk_size)
-            base = tensors.header_length(bytes(head[:8].numpy()), entry.size, url)
-            if base > len(head):
-                head = self._prefix(entry, -(-base // entry.chunk_size) * entry.chunk_size)
+        head = self._prefix(entry.header or entry, entry.header_size)
         return tensors.parse_header(head.numpy().data, entry.size, url, entry.part)
 
     def fill(self, files: Files) -> None:

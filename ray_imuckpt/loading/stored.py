@@ -18,7 +18,7 @@ from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.reader import Reader
-from ray_imuckpt.repository import codec, paths
+from ray_imuckpt.repository import codec, decoding, paths
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
 from ray_imuckpt.repository.pointers import pointed_at
 from ray_imuckpt.state.live import LeftOut
@@ -59,6 +59,11 @@ class LoadedCheckpoint:
     def epoch(self) -> int:
         """The epoch at whose end it was made."""
         return self.manifest.epoch
+
+    @property
+    def step(self) -> int | None:
+        """How many steps the training had made; ``None`` where that was not given."""
+        return self.manifest.step
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -160,7 +165,7 @@ class LoadedCheckpoint:
     @property
     def model_versions(self) -> dict[str, int] | None:
         """The versions of the model's modules, as `ModelState.versions`; ``None`` if not saved."""
-        return codec.decode_versions(self._model_files[0].header.metadata)
+        return decoding.decode_versions(self._model_files[0].header.metadata)
 
     # ------------------------------------------------------------------ below
 
@@ -201,21 +206,21 @@ class LoadedCheckpoint:
     def _decoded_model(
         self, found: Mapping[str, T], frozen: Mapping[str, T]
     ) -> tuple[dict[str, T], dict[str, Any]]:
-        mine, extra = codec.decode_model(found, self._model_files[0].header.metadata)
+        mine, extra = decoding.decode_model(found, self._model_files[0].header.metadata)
         return {**mine, **frozen}, extra
 
     def _decoded_optimizer(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
-        return codec.decode_optimizer(self._state.optimizer, found, self.url)
+        return decoding.decode_optimizer(self._state.optimizer, found, self.url)
 
     @cached_property
-    def _state(self) -> codec.DecodedState:
-        entry = self.manifest.file(codec.STATE, "json")
-        if entry is None:
+    def _state(self) -> decoding.DecodedState:
+        entries = self.manifest.files_of(codec.STATE, "json")
+        if not entries:
             raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
         with located(self.url, epoch=self.epoch):
-            text = self._reader.whole(entry)
+            texts = [self._reader.whole(entry) for entry in entries]
         (found,) = self._fill_as_saved((self._file(codec.STATE),))
-        return codec.decode_state(text, found, self.url)
+        return decoding.decode_state(texts, found, self.manifest.world_size, self.url)
 
     def __repr__(self) -> str:
         """The epoch and where it is."""

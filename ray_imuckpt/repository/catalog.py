@@ -59,10 +59,6 @@ class Catalog:
         epochs = (paths.parse_checkpoint_name(name) for name in names)
         return sorted(epoch for epoch in epochs if epoch is not None)
 
-    def is_committed(self, epoch: int) -> bool:
-        """Whether the checkpoint of `epoch` is committed."""
-        return paths.MANIFEST in self._storage.files(paths.checkpoint_name(epoch))
-
     def live(self, below: int | None = None) -> Iterator[int]:
         """The committed epochs that are not abandoned, the latest first.
 

@@ -85,6 +85,7 @@ def _unnamed(storage: Storage, entries: Iterable[Entry]) -> Iterable[Entry]:
     Reads the manifests of those directories only that hold files of several saves.
     """
     data: dict[str, list[Entry]] = defaultdict(list)
+    saves: dict[str, set[str]] = defaultdict(set)
     committed = set()
     for entry in entries:
         directory, _, name = entry.name.rpartition("/")
@@ -92,15 +93,15 @@ def _unnamed(storage: Storage, entries: Iterable[Entry]) -> Iterable[Entry]:
             continue
         if paths.is_temporary_name(name):
             yield entry
-        elif directory and paths.is_data_file_name(name):
+        elif directory and (named := paths.parse_data_file_name(name)):
             data[directory].append(entry)
+            saves[directory].add(named.save_id)
         elif name == paths.MANIFEST:
             committed.add(directory)
     for directory, files in data.items():
-        attempts = {paths.attempt_of(entry.name) for entry in files}
-        if directory not in committed or len(attempts) > 1:
-            named = _named(storage, directory)
-            yield from (entry for entry in files if named is not None and entry.name not in named)
+        if directory not in committed or len(saves[directory]) > 1:
+            kept = _named(storage, directory)
+            yield from (entry for entry in files if kept is not None and entry.name not in kept)
 
 
 def _named(storage: Storage, directory: str) -> set[str] | None:

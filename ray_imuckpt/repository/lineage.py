@@ -29,7 +29,8 @@ import msgspec
 from msgspec import Meta
 
 from ray_imuckpt.errors import CorruptCheckpointError
-from ray_imuckpt.repository.manifest import FORMAT, Count, Manifest, Text, seal, unseal
+from ray_imuckpt.repository.manifest import Count, Manifest, Text
+from ray_imuckpt.repository.records import FORMAT, seal, unseal
 
 _HINT = "Name what to continue from (continue_from=<epoch>): the next save writes this file anew."
 
@@ -52,12 +53,12 @@ class Point:
 
 @dataclass(frozen=True)
 class _Record:
-    """What ``lineage.json`` says; one of earlier releases has the last field only."""
+    """The fields of ``lineage.json``."""
 
+    branch: Count
+    run_id: Text
+    since: Point | None
     abandoned: dict[Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,17})(?!\n)$")], Abandoned]
-    branch: Count = 0
-    run_id: Text = ""
-    since: Point | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ class Lineage:
     abandoned: Mapping[int, Abandoned] = field(default_factory=dict)
 
     def is_behind(self, manifest: Manifest) -> bool:
-        """Whether `manifest` was committed by a branch that this knows nothing of."""
+        """Return whether `manifest` was committed by a branch that this knows nothing of."""
         return manifest.branch > self.branch
 
     def holds(self, manifest: Manifest) -> bool:
-        """Whether a checkpoint is the present branch's, or what that continued from."""
+        """Return whether a checkpoint is the present branch's, or what that continued from."""
         left = self.abandoned.get(manifest.epoch)
         if left is not None and left.save_id == manifest.save_id:
             return False
@@ -93,7 +94,7 @@ class Lineage:
         )
 
     def to_bytes(self) -> bytes:
-        """The record as it is stored."""
+        """Return the record as it is stored."""
         fields = {
             str(epoch): {"save_id": who.save_id, "run_id": who.run_id}
             for epoch, who in self.abandoned.items()
@@ -155,7 +156,7 @@ def of_newest(manifests: Collection[Manifest]) -> tuple[Lineage, Manifest | None
 
 
 def in_history(epoch: int, run_id: str | None, newer: Manifest) -> bool:
-    """Whether what a run saved at `epoch` is what `newer` came from, or is `newer`."""
+    """Return whether what a run saved at `epoch` is what `newer` came from, or is `newer`."""
     if run_id == newer.run_id:
         return epoch <= newer.epoch
     return any(run_id == a.run_id and epoch <= a.epoch for a in newer.ancestors)

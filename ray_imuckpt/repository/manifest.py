@@ -4,19 +4,19 @@ The rules that a reader applies, in this order (`Manifest.from_bytes`):
 
 1. The bytes are one JSON object, of numbers that are finite and keys that are there once, and it is
    not larger than any that is written. Otherwise: corrupt.
-2. ``format`` is an integer; larger than `FORMAT` means a newer writer. Unsupported.
+2. ``format`` is an integer; larger than `records.FORMAT` means a newer writer. Unsupported.
 3. ``checksum`` is the XXH3-128 of the canonical JSON (sorted keys, no spaces, ASCII) of the object
    without ``checksum``. Otherwise: corrupt.
 4. Every field is there with its type and in its bounds, at every level; further fields are passed
-   over. Every file name is a plain data file name: no separator, no ``..``, nothing outside the
-   checkpoint's directory. Otherwise: corrupt.
+   over. Every file has the name that its part, the save, and its rank give it, so that none lies
+   outside the checkpoint's directory; no rank has two files of one part and kind. Otherwise:
+   corrupt.
 
 `docs/manifest.schema.json` says the fourth rule to programs.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
@@ -24,21 +24,16 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ray_imuckpt.encoding import chunks, strictjson
-from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from ray_imuckpt.repository import paths
-from ray_imuckpt.storage.names import MAX_RECORD
+from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.repository import paths, records
 
-FORMAT = 1
-_MAX_OBJECTS = 200_000  # and lists: one a file, an ancestor, an abandoned epoch
-_MAX_VALUES = 2_000_000
-_SMALL = 1024 * 1024  # whatever it holds, it takes few times as much memory
 _MAX_DEPTH = 64  # of the metrics
 USE_ANOTHER = 'Use another epoch; start("last") falls back to the newest sound one by itself.'
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]  # what every reader of JSON has exactly
-Checksum = Annotated[str, Meta(min_length=32, max_length=32)]
+Checksum = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}(?!\n)$")]
 Text = Annotated[str, Meta(max_length=1000)]
+Rank = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
@@ -47,25 +42,32 @@ class FileEntry:
 
     Attributes:
         part: What it holds: ``model``, ``model_frozen``, ``optimizer`` or ``state``.
+        rank: Which rank of the gang wrote it.
         name: Its name in the checkpoint's directory.
         size: Bytes.
         chunk_size: Bytes covered by each checksum (the last may cover fewer).
         checksums: XXH3-128 of each chunk, in order.
-        header_size: Bytes before the first tensor; 0 where there are none, or it was not noted.
-        header_checksum: XXH3-128 of these.
+        header_size: Bytes before the first tensor; 0 where the file has none.
+        header_checksum: XXH3-128 of these; ``""`` where there are none.
     """
 
     part: Text
+    rank: Rank
     name: Text
     size: Count
     chunk_size: Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)]
     checksums: tuple[Checksum, ...]
-    header_size: Count = 0
-    header_checksum: Annotated[str, Meta(max_length=32)] = ""
+    header_size: Count
+    header_checksum: Annotated[str, Meta(pattern=r"^([0-9a-f]{32}(?!\n))?$")]
+
+    @property
+    def suffix(self) -> str:
+        """Return what the file is: ``safetensors`` or ``json``."""
+        return self.name.rpartition(".")[2]
 
     @property
     def header(self) -> FileEntry | None:
-        """The file's header as if it were a file, where it can be checked by itself."""
+        """Return the header as if it were a file; ``None`` of a file without tensors."""
         if not self.header_size:
             return None
         sums = (self.header_checksum,)
@@ -95,6 +97,7 @@ class Manifest:
 
     Attributes:
         epoch: The epoch at whose end it was made.
+        step: The step of the training that it was made at, where the user gave one.
         run_id: The run that made it (a restarted gang is the same run).
         save_id: The save that made it; its data files carry this id.
         parent: The checkpoint that training had come from: the run's previous one, or the one the
@@ -110,6 +113,7 @@ class Manifest:
     """
 
     epoch: Count
+    step: Count | None
     run_id: Text
     save_id: Text
     parent: Origin | None
@@ -119,23 +123,25 @@ class Manifest:
     versions: Mapping[str, Text]
     metrics: Mapping[str, Any]
     files: tuple[FileEntry, ...]
-    branch: Count = 0
+    branch: Count
 
     @property
     def origin(self) -> Origin:
-        """This checkpoint, as the parent of the next."""
+        """Return this checkpoint as the parent of the next."""
         return Origin(self.epoch, self.run_id, self.save_id)
 
-    def file(self, part: str, suffix: str) -> FileEntry | None:
-        """The file of `part` that ends in `suffix`, if there is one."""
-        for entry in self.files:
-            if entry.part == part and entry.name.endswith("." + suffix):
-                return entry
-        return None
+    def files_of(self, part: str, suffix: str) -> list[FileEntry]:
+        """Return the files of `part` that end in `suffix`, in the order of the ranks."""
+        chosen = [e for e in self.files if e.part == part and e.suffix == suffix]
+        return sorted(chosen, key=lambda entry: entry.rank)
+
+    def file(self, part: str, suffix: str, rank: int = 0) -> FileEntry | None:
+        """Return the file of `part` that ends in `suffix` and that `rank` wrote, if it did."""
+        return next((e for e in self.files_of(part, suffix) if e.rank == rank), None)
 
     def to_bytes(self) -> bytes:
-        """The manifest as it is stored."""
-        return seal({"format": FORMAT, **asdict(self)})
+        """Return the manifest as it is stored."""
+        return records.seal({"format": records.FORMAT, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, data: bytes, url: str, epoch: int | None = None) -> Manifest:
@@ -150,7 +156,7 @@ class Manifest:
             UnsupportedFormatError: It was written by a newer release.
             CorruptCheckpointError: It is cut, altered, or names files outside its directory.
         """
-        fields = unseal(data, url, USE_ANOTHER)
+        fields = records.unseal(data, url, USE_ANOTHER)
         try:
             manifest = _checked(msgspec.convert(fields, Manifest))
         except ValueError as error:  # msgspec's own among them
@@ -170,62 +176,10 @@ class Manifest:
         return manifest
 
 
-def seal(record: Mapping[str, Any]) -> bytes:
-    """A JSON record with the checksum of itself inside, one field a line for human readers."""
-    body = {**record, "checksum": _record_checksum(record)}
-    lines = (
-        f"{json.dumps(key)}: {json.dumps(value, sort_keys=True, allow_nan=False)}"
-        for key, value in body.items()
-    )
-    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
-
-
-def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
-    """The record that `seal` wrote.
-
-    Args:
-        data: The file's bytes.
-        url: Where they came from, for the error.
-        hint: What to do when they are damaged.
-
-    Raises:
-        UnsupportedFormatError: It was written by a newer release.
-        CorruptCheckpointError: It is not what was written.
-    """
-    try:
-        record = _loads(data)
-        if not isinstance(record, dict):
-            raise TypeError("not a JSON object")
-        version = record["format"]
-        if type(version) is not int or version < 1:
-            raise TypeError("format is not a positive integer")
-        stated = record.pop("checksum", None)
-        found = _record_checksum(record) if version <= FORMAT else None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptCheckpointError(
-            f"The record is empty, cut or not ours ({error}).",
-            url=url,
-            hint=hint,
-        ) from error
-    if version > FORMAT:
-        raise UnsupportedFormatError(
-            f"It has format {version}; this release reads formats up to {FORMAT}.",
-            url=url,
-            hint="Upgrade ray_imuckpt on this machine.",
-        )
-    if stated != found:
-        raise CorruptCheckpointError(
-            "The record was altered: its checksum does not match.",
-            url=url,
-            hint=hint,
-        )
-    return record
-
-
 def stated_maker(data: bytes) -> tuple[str | None, str | None]:
-    """The save and the run that a manifest of a newer format names, unchecked, if it does."""
+    """Return the save and the run that a manifest of a newer format names, unchecked."""
     try:
-        record = _loads(data)
+        record = records.loads(data)
     except ValueError:
         return None, None
     if not isinstance(record, dict):
@@ -234,36 +188,13 @@ def stated_maker(data: bytes) -> tuple[str | None, str | None]:
     return save if isinstance(save, str) else None, run if isinstance(run, str) else None
 
 
-def _loads(data: bytes) -> Any:
-    """The value of a record, if it is not larger than one of ours can be."""
-    if len(data) > _SMALL and (
-        len(data) > MAX_RECORD
-        or data.count(b"{") + data.count(b"[") > _MAX_OBJECTS
-        or data.count(b",") > _MAX_VALUES
-    ):
-        raise ValueError(f"it has {len(data)} bytes, and more values than any record")
-    return strictjson.loads(data)
-
-
-def _record_checksum(record: Mapping[str, Any]) -> str:
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return chunks.checksum([canonical.encode("ascii")])
-
-
 def _checked(manifest: Manifest) -> Manifest:
-    """The manifest, if it follows the rules that no type says."""
-    kinds = set()
+    """Return the manifest, if it follows the rules that no type says."""
     for entry in manifest.files:
-        if not paths.is_data_file_name(entry.name):
-            raise ValueError(f"{entry.name!r} is not the name of a data file of this directory")
-        if entry.header_size > entry.size:
-            raise ValueError(f"{entry.name}: impossible header")
-        sums = len(entry.checksums)
-        if sums != -(-entry.size // entry.chunk_size):
-            raise ValueError(f"{entry.name}: {sums} checksums for {entry.size} bytes")
-        kinds.add((entry.part, entry.name.rsplit(".", 1)[1]))
-    if not len(kinds) == len({entry.name for entry in manifest.files}) == len(manifest.files):
-        raise ValueError("a file is named twice, or a part has two of one kind")
+        _check_file(entry, manifest)
+    kinds = {(entry.part, entry.rank, entry.suffix) for entry in manifest.files}
+    if len(kinds) != len(manifest.files):
+        raise ValueError("a rank has two files of one part and kind")
     if _is_deeper(manifest.metrics, _MAX_DEPTH):
         raise ValueError("metrics are nested too deeply")
     return manifest
@@ -274,3 +205,21 @@ def _is_deeper(value: Any, depth: int) -> bool:
         return False
     items = value.values() if isinstance(value, dict) else value
     return depth == 0 or any(_is_deeper(item, depth - 1) for item in items)
+
+
+def _check_file(entry: FileEntry, manifest: Manifest) -> None:
+    named = paths.parse_data_file_name(entry.name)
+    if named is None:
+        raise ValueError(f"{entry.name!r} is not the name of a data file of this directory")
+    if (named.part, named.save_id) != (entry.part, manifest.save_id):
+        raise ValueError(f"{entry.name} is not of part {entry.part!r}, or of another save")
+    if entry.rank >= manifest.world_size or named.rank not in (None, entry.rank):
+        raise ValueError(f"{entry.name} is not rank {entry.rank}'s of {manifest.world_size}")
+    least = 10 if named.suffix == "safetensors" else 0  # the length, and "{}"
+    if not least <= entry.header_size <= (entry.size if least else 0):
+        raise ValueError(f"{entry.name}: impossible header")
+    if bool(entry.header_checksum) != bool(entry.header_size):
+        raise ValueError(f"{entry.name}: a header without a checksum, or the reverse")
+    sums = len(entry.checksums)
+    if sums != -(-entry.size // entry.chunk_size):
+        raise ValueError(f"{entry.name}: {sums} checksums for {entry.size} bytes")

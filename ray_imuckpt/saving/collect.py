@@ -34,6 +34,30 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 @dataclass(frozen=True)
+class Label:
+    """What a checkpoint is to be known by.
+
+    Attributes:
+        epoch: The epoch that has ended.
+        step: How many steps the training has made, if the user said so.
+        metrics: Plain numbers, if there are any.
+    """
+
+    epoch: int
+    step: int | None
+    metrics: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        """Raise `UnsupportedStateError` if the metrics cannot be stored."""
+        tree.encode(self.metrics, {}, "metrics")
+
+    @property
+    def traits(self) -> dict[str, Any]:
+        """Return what all ranks must say alike."""
+        return {"epoch": self.epoch, "step": self.step, "metrics": sorted(self.metrics or {})}
+
+
+@dataclass(frozen=True)
 class _Taken:
     """The state of this rank, before anything of it was asked of the others."""
 
@@ -146,7 +170,8 @@ def job(
     storage: Storage,
     run: Run,
     plan: codec.Plan,
-    draft: Mapping[str, Any],
+    label: Label,
+    world_size: int,
 ) -> Callable[[], Manifest]:
     """The part of a save that needs no gang: lay out, write, commit. Runs on rank 0, any thread.
 
@@ -154,7 +179,8 @@ def job(
         storage: The directory of the checkpoints.
         run: What the process remembers; its parent becomes the committed checkpoint.
         plan: What to store, its tensors as they are to be written.
-        draft: ``epoch``, ``world_size`` and ``metrics``.
+        label: What the checkpoint is to be known by.
+        world_size: How many ranks the gang has.
     """
 
     def run_job() -> Manifest:
@@ -163,11 +189,11 @@ def job(
 
         def guard() -> int:
             nonlocal undo
-            undo = branch.prepare(storage, run, draft["epoch"])
+            undo = branch.prepare(storage, run, label.epoch)
             return run.branch
 
         try:
-            committed = commit.commit(storage, _draft(run, **draft), parts, run, guard)
+            committed = commit.commit(storage, _draft(run, label, world_size), parts, run, guard)
         except commit.UnknownOutcomeError:
             run.branch_begun = True  # as if it were committed: the record must stand
             raise
@@ -195,13 +221,14 @@ def _put_back(undo: Callable[[], None], storage: Storage) -> None:
         )
 
 
-def _draft(run: Run, epoch: int, world_size: int, metrics: dict[str, Any] | None) -> Manifest:
+def _draft(run: Run, label: Label, world_size: int) -> Manifest:
     parent = run.parent
     ancestors = parent.ancestors if parent else ()
     if parent and parent.run_id != run.id:
         ancestors = (*ancestors, Ancestor(parent.run_id, parent.epoch))
     return Manifest(
-        epoch=epoch,
+        epoch=label.epoch,
+        step=label.step,
         run_id=run.id,
         save_id=paths.new_save_id(),
         parent=parent.origin if parent else None,
@@ -213,6 +240,7 @@ def _draft(run: Run, epoch: int, world_size: int, metrics: dict[str, Any] | None
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        metrics=tree.encode(metrics or {}, {}, "metrics"),
+        metrics=tree.encode(label.metrics or {}, {}, "metrics"),
         files=(),
+        branch=0,
     )

@@ -32,7 +32,7 @@ _SOUND: set[str] = set()  # files to copy that this process has written, or read
 def commit(
     storage: Storage,
     draft: Manifest,
-    parts: Sequence[codec.Part],
+    parts: Sequence[codec.EncodedFile],
     run: Run,
     prepare: Callable[[], int],
 ) -> Manifest:
@@ -180,7 +180,11 @@ def _put(storage: Storage, path: str, manifest: Manifest, old: bytes | None) -> 
 
 
 def _write(
-    storage: Storage, directory: str, draft: Manifest, part: codec.Part, previous: Manifest | None
+    storage: Storage,
+    directory: str,
+    draft: Manifest,
+    part: codec.EncodedFile,
+    previous: Manifest | None,
 ) -> FileEntry:
     name = paths.data_file_name(part.part, draft.save_id, part.suffix)
     path = f"{directory}/{name}"
@@ -195,12 +199,20 @@ def _write(
         reused = tuple(sums)
     if part.part == codec.MODEL_FROZEN:
         _SOUND.add(join(storage.url, path))
-    header = (len(part.header), chunks.checksum([part.header])) if part.header else ()
-    return FileEntry(part.part, name, part.chunks.size, part.chunks.chunk_size, reused, *header)
+    return FileEntry(
+        part=part.part,
+        rank=0,
+        name=name,
+        size=part.chunks.size,
+        chunk_size=part.chunks.chunk_size,
+        checksums=reused,
+        header_size=len(part.header),
+        header_checksum=chunks.checksum([part.header]) if part.header else "",
+    )
 
 
 def _reuse(
-    storage: Storage, path: str, part: codec.Part, previous: Manifest | None
+    storage: Storage, path: str, part: codec.EncodedFile, previous: Manifest | None
 ) -> tuple[str, ...] | None:
     """Let the storage copy the previous checkpoint's file if its content is the same.
 
@@ -228,7 +240,7 @@ def _reuse(
 
 
 def _check_complete(
-    storage: Storage, directory: str, parts: Sequence[codec.Part], files: Sequence[FileEntry]
+    storage: Storage, directory: str, parts: Sequence[codec.EncodedFile], files: Sequence[FileEntry]
 ) -> None:
     planned = sorted((part.part, part.suffix, part.chunks.size) for part in parts)
     written = sorted(

@@ -21,7 +21,7 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.saving.collect import job
+from ray_imuckpt.saving.collect import Label, job
 from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.saving.writer import Writing
 from ray_imuckpt.staging.fence import Fence
@@ -50,9 +50,8 @@ class Saver:
         gang: Gang,
         storage: Storage,
         state: codec.TrainingState,
+        label: Label,
         *,
-        epoch: int,
-        metrics: dict[str, Any] | None,
         background: bool,
         later: Sequence[Any] | None,
         committed: Callable[[Manifest], None],
@@ -63,8 +62,7 @@ class Saver:
             gang: The gang; all ranks call this.
             storage: The directory of the checkpoints.
             state: What to store, complete on rank 0.
-            epoch: Of the checkpoint.
-            metrics: Of the checkpoint.
+            label: What the checkpoint is to be known by.
             background: Whether to return once the state is copied. Otherwise the state is written
                 from where it is (from a GPU chunk by chunk), and the save has ended well on return.
             later: Optimizers: what only their steps change may be copied after this has returned,
@@ -75,7 +73,7 @@ class Saver:
             UnsupportedStateError: Something cannot be stored; nothing was written.
             SaveFailedError: It failed, and `background` is false.
         """
-        self._operation = operation = SaveOperation(epoch)
+        self._operation = operation = SaveOperation(label.epoch)
 
         def write() -> None:
             if gang.rank != 0 or self.run is None:
@@ -84,10 +82,9 @@ class Saver:
             if background:
                 self._copy(operation, plan.tensors(), later)
             host = operation.copy.tensors if operation.copy else staging.in_place(plan.tensors())
-            draft = {"epoch": epoch, "world_size": gang.world_size, "metrics": metrics}
-            save = job(storage, self.run, plan.holding(host), draft)
+            save = job(storage, self.run, plan.holding(host), label, gang.world_size)
             if operation.copy:
-                save = partial(_after, operation.copy, save, epoch)
+                save = partial(_after, operation.copy, save, label.epoch)
             operation.writing = Writing(partial(_and_tell, save, committed))
             if self._fence is not None:
                 self._fence.hold(operation.fence)

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 from ray_imuckpt import ImuckptError
 from ray_imuckpt.encoding import tensors, tree
-from ray_imuckpt.repository import codec
+from ray_imuckpt.repository import decoding
 from ray_imuckpt.repository.lineage import Abandoned, Lineage, Point, in_history
-from ray_imuckpt.repository.manifest import Manifest, seal
+from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.pointers import pointed_at
+from ray_imuckpt.repository.records import seal
 from ray_imuckpt.storage.local import LocalStorage
 
 STORED = {
@@ -91,17 +92,17 @@ def header(data: bytes) -> None:
     found = tensors.room(parsed, {})
     assert sum(tensor.nbytes for tensor in tensors.row(parsed, found)) == len(file)
     tensors.lay_out(parsed, found)
-    codec.decode_versions(parsed.metadata)
-    codec.decode_model(found, parsed.metadata)
+    decoding.decode_versions(parsed.metadata)
+    decoding.decode_model(found, parsed.metadata)
 
 
 def state(data: bytes) -> None:
     """The trees of the ``state`` part, and the optimizer's: no array is larger than the file."""
-    decoded = codec.decode_state(data, STORED, "")
+    decoded = decoding.decode_state([data], STORED, 1, "")
     values = [decoded.log, *decoded.other.values()]
     sizes = [value.nbytes for value in values if isinstance(value, np.ndarray)]
     assert sum(sizes) <= 64 * (len(data) + sum(tensor.nbytes for tensor in STORED.values()))
-    codec.decode_optimizer(decoded.optimizer, STORED, "")
+    decoding.decode_optimizer(decoded.optimizer, STORED, "")
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

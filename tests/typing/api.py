@@ -24,7 +24,13 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if stepper is not None:
             stepper.step()
         pending: PendingSave | None = checkpointer.checkpoint(
-            first, model=trained, optimizer=optimizer, log=log, metrics={"loss": 1.0}, force=True
+            first,
+            model=trained,
+            optimizer=optimizer,
+            log=log,
+            metrics={"loss": 1.0},
+            step=5,
+            force=True,
         )
         if pending is not None:
             pending.wait()
