@@ -19,6 +19,8 @@ from torch import nn
 from ray_imuckpt import Checkpointer
 from support.invariants import Tally
 
+pytest_plugins = ["servers.fixtures"]
+
 HERE = Path(__file__).parent
 
 

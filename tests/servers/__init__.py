@@ -1,0 +1,1 @@
+"""Servers that tests talk to, on the loopback, and what guards that nothing goes beyond it."""
