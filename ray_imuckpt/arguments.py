@@ -1,4 +1,4 @@
-"""Checking what the user passed. Touches nothing.
+"""Check what the user passed. Touches nothing.
 
 Every function raises a plain ``ValueError`` or ``TypeError`` that says what was got and what is
 wanted, before anything is read or written.
@@ -25,7 +25,7 @@ _MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a rea
 
 
 def continue_from(value: Any) -> str | int:
-    """``"last"``, ``"none"`` or an epoch, from any of their synonyms."""
+    """Return ``"last"``, ``"none"`` or an epoch, for any of their synonyms."""
     if value is None or value in _NONE:
         return NONE
     if value in _LAST:
@@ -40,7 +40,7 @@ def continue_from(value: Any) -> str | int:
 
 
 def epoch(value: Any, name: str = "epoch") -> int:
-    """A non-negative integer (NumPy's too)."""
+    """Return a non-negative integer (NumPy's too) as an ``int``."""
     if isinstance(value, (bool, str, float)):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; an int is wanted.")
     try:
@@ -65,7 +65,7 @@ def label(
 
 
 def save_every(value: Any) -> int:
-    """A positive integer."""
+    """Return a positive integer as an ``int``."""
     number = epoch(value, "save_every")
     if number == 0:
         raise ValueError(
@@ -75,7 +75,7 @@ def save_every(value: Any) -> int:
 
 
 def metrics(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Metrics as plain numbers: what tensors and NumPy scalars of one element hold."""
+    """Return metrics as plain numbers: what tensors and NumPy scalars of one element hold."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -107,47 +107,56 @@ def _number(value: Any, path: str, depth: int = 0) -> Any:
     return value
 
 
-def keep_best(value: Any) -> tuple[str, str]:
-    """A metric, and whether less of it is better or more."""
+def keep_best(value: Any) -> tuple[str, str, int]:
+    """Return the name of a metric, ``"min"`` or ``"max"``, and how many of the best are meant."""
     if not isinstance(value, (tuple, list)):
         raise TypeError(
             f"keep_best={value!r} is a {type(value).__name__}; a tuple is wanted: the name of a "
-            "metric, and 'min' or 'max'."
+            "metric, 'min' or 'max', and how many if it is more than one."
         )
-    if len(value) != 2:
+    if len(value) not in (2, 3):
         raise ValueError(
-            f"keep_best={value!r} has {len(value)} item(s); two are wanted: the name of a metric, "
-            "and 'min' or 'max'."
+            f"keep_best={value!r} has {len(value)} item(s); two or three are wanted: the name of a "
+            "metric, 'min' or 'max', and how many if it is more than one."
         )
-    metric, mode = value
+    metric, mode, count = (*value, 1)[:3]
     if not isinstance(metric, str):
         raise TypeError(f"keep_best={value!r}: the name of a metric is a str.")
     if mode not in ("min", "max"):
         raise ValueError(f"keep_best={value!r}: the mode is 'min' or 'max'.")
-    return metric, mode
+    if epoch(count, "keep_best's count") == 0:
+        raise ValueError(f"keep_best={value!r} keeps nothing; use 1 or more, or leave it out.")
+    return metric, mode, operator.index(count)
 
 
-def timeout(value: float | timedelta) -> timedelta:
-    """A positive time: a number of seconds, or a ``timedelta``."""
+def duration(value: Any, name: str) -> timedelta:
+    """Return a positive time that was given as a number of seconds or as a ``timedelta``."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise TypeError(
-            f"timeout={value!r} is a {type(value).__name__}; seconds or a timedelta are wanted."
+            f"{name}={value!r} is a {type(value).__name__}; seconds or a timedelta are wanted."
         )
     if not 0 < seconds <= _LONGEST:
-        raise ValueError(f"timeout={value!r}: a time between 0 and a year is wanted.")
+        raise ValueError(f"{name}={value!r}: a time between 0 and a year is wanted.")
     return timedelta(seconds=seconds)
 
 
+def flag(value: Any, name: str) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; True or False is wanted.")
+    return value
+
+
 def snapshot(value: Any) -> str:
-    """``"eager"`` or ``"overlap"``."""
+    """Return ``"eager"`` or ``"overlap"``."""
     if value not in ("eager", "overlap"):
         raise ValueError(f"snapshot={value!r} is not known. Choose 'eager' or 'overlap'.")
     return str(value)
 
 
 def device(value: Any) -> torch.device | None:
-    """A device, or None."""
+    """Return a device, or ``None`` for none."""
     try:
         return None if value is None else torch.device(value)
     except (RuntimeError, TypeError) as error:
@@ -155,14 +164,14 @@ def device(value: Any) -> torch.device | None:
 
 
 def model(value: Any) -> torch.nn.Module:
-    """A module."""
+    """Return a module."""
     if not isinstance(value, torch.nn.Module):
         raise TypeError(f"model is a {type(value).__name__}; a torch.nn.Module is wanted.")
     return value
 
 
 def optimizer(value: Any) -> torch.optim.Optimizer | None:
-    """An optimizer, or None."""
+    """Return an optimizer, or ``None`` for none."""
     if value is None or (hasattr(value, "param_groups") and hasattr(value, "state_dict")):
         return value  # type: ignore[no-any-return]
     raise TypeError(

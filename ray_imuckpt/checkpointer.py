@@ -25,6 +25,7 @@ from ray_imuckpt.loading.decision import Handed
 from ray_imuckpt.loading.objects import Targets
 from ray_imuckpt.loading.start import Start, started
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.options import Retention, Saving
 from ray_imuckpt.reporting.audit import Audit
 from ray_imuckpt.reporting.journal import Journal
 from ray_imuckpt.repository import codec, retention
@@ -88,10 +89,8 @@ class Checkpointer(CheckpointDirectory):
     ) -> None:
         super().__init__(dir, storage_options)
         self.continue_from = arguments.continue_from(continue_from)
-        self.save_every = arguments.save_every(save_every)
-        self.blocking = blocking
-        self.snapshot = arguments.snapshot(snapshot)
-        self.timeout = arguments.timeout(timeout)
+        self.saving = Saving(save_every=save_every, blocking=blocking, snapshot=snapshot)
+        self.timeout = arguments.duration(timeout, "timeout")
         self._forget_process()
 
     def _forget_process(self) -> None:
@@ -104,7 +103,7 @@ class Checkpointer(CheckpointDirectory):
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs: the choices, nothing of this process."""
-        kept = ("continue_from", "save_every", "dir", "blocking", "snapshot", "timeout")
+        kept = ("continue_from", "dir", "saving", "timeout")
         return {name: self.__dict__[name] for name in (*kept, "_storage_options", "_place")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -115,7 +114,7 @@ class Checkpointer(CheckpointDirectory):
     def __repr__(self) -> str:
         """The choices."""
         place = self.dir and shown(self.dir)
-        choices = f"continue_from={self.continue_from!r}, save_every={self.save_every}"
+        choices = f"continue_from={self.continue_from!r}, save_every={self.saving.save_every}"
         return f"Checkpointer(dir={place!r}, {choices})"
 
     # ------------------------------------------------------------------ training, on every rank
@@ -253,7 +252,7 @@ class Checkpointer(CheckpointDirectory):
             check_given(model, optimizer, per_rank)
             label = Label(*arguments.label(epoch, step, metrics))
             self._audit.saving(gang, model, optimizer, log, mine, other)
-            due = bool(force or last) or label.epoch % self.save_every == 0
+            due = bool(force or last) or self.saving.is_due(label.epoch)
             more = {"whether a save is due": due, **label.traits}
             asked = traits.arguments(model, optimizer, mine, other, **more)
             return (label, due, self._storage(session)), Traits(asked)
@@ -276,7 +275,7 @@ class Checkpointer(CheckpointDirectory):
         return self._saver.run
 
     def _pass(self, session: Session, storage: Storage, label: Label) -> None:
-        self._journal.passed(session.gang, label.epoch, self.save_every)
+        self._journal.passed(session.gang, label.epoch, self.saving.save_every)
         if label.metrics is not None:
             session.report(label.metrics, storage, None)
 
@@ -297,8 +296,8 @@ class Checkpointer(CheckpointDirectory):
             storage,
             state,
             label,
-            background=not (self.blocking or session.immediate or session.recorded(epoch)),
-            later=optimizers if self.snapshot == "overlap" else None,
+            background=not (self.saving.blocking or session.immediate or session.recorded(epoch)),
+            later=optimizers if self.saving.snapshot == "overlap" else None,
             committed=saving.committed,
         )
         saving.returned()
@@ -350,14 +349,14 @@ class Checkpointer(CheckpointDirectory):
         *,
         keep_last: int | None = None,
         keep_every: int | None = None,
-        keep_best: tuple[str, str] | None = None,
+        keep_best: tuple[str, str] | tuple[str, str, int] | None = None,
         dry_run: bool = False,
     ) -> list[int]:
         """Delete the checkpoints that no rule keeps; see `repository.retention.prune`."""
         finish_all()
         run = self._saver.run
         protected = {run.resumed_from} if run and run.resumed_from is not None else set()
-        rules = retention.Rules(keep_last, keep_every, keep_best)
+        rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
         return retention.prune(self._storage(), rules, protected, dry_run=dry_run)
 
     def run_config(self, **kwargs: Any) -> Any:

@@ -251,7 +251,7 @@ def test_a_pickled_checkpointer_means_the_same_directory(
     copy = pickle.loads(pickle.dumps(checkpointer))
     monkeypatch.chdir("/")
     assert copy.path_to_checkpoint(1) == str(tmp_path / "runs" / "a" / "checkpoint=1")
-    assert (copy.continue_from, copy.save_every) == (3, 2)
+    assert (copy.continue_from, copy.saving) == (3, checkpointer.saving)
 
 
 def test_default_directory_is_the_working_directory(

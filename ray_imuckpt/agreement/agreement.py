@@ -1,4 +1,4 @@
-"""What must be the same on every rank of a gang, and what is said where it is not. Collectives.
+"""Compare what must be the same on every rank of a gang, and name what is not. Collectives.
 
 Each rank boils down to a few digests what it was called with, and sends them with a message that it
 sends anyway. Only where they differ do the ranks exchange the rest, to name what differs.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ logger = logging.getLogger("ray_imuckpt")
 T = TypeVar("T")
 
 _NAMED = 5  # tensors of an error
-_TOLD: set[str] = set()  # names that were warned of in this process
 
 PER_RANK = (
     "What is meant to differ by rank (stages of a pipeline, experts) goes into per_rank={...}: "
@@ -49,18 +48,31 @@ class Traits:
     values: Mapping[str, str] = field(default_factory=dict)
     kept: Mapping[str, str] = field(default_factory=dict)
 
+    def digests(self) -> bytes:
+        """Return one checksum for each kind of trait, as text of some hundred bytes."""
+        return " ".join(_digest(getattr(self, kind)) for kind in _KINDS).encode()
+
 
 _KINDS = tuple(kind.name for kind in fields(Traits))
 
 
-def agreed(gang: Gang, call: str, step: Callable[[], tuple[T, Traits]]) -> T:
-    """Run `step` on every rank, and make sure that all hold the same.
+def agreed(
+    gang: Gang,
+    call: str,
+    step: Callable[[], tuple[T, Traits]],
+    warned: set[str] | None = None,
+) -> T:
+    """Run `step` on every rank, and make sure that all hold the same; a collective.
 
     Args:
         gang: The gang.
         call: What was called, for the error.
         step: It returns what this rank goes on with, and what it holds; see
             `ray_imuckpt.gang.Gang.exchange`.
+        warned: As for `compare`; left out where nothing is warned of.
+
+    Returns:
+        What `step` returned on this rank, beside the traits.
 
     Raises:
         ValueError: Arguments differ; on every rank.
@@ -69,19 +81,34 @@ def agreed(gang: Gang, call: str, step: Callable[[], tuple[T, Traits]]) -> T:
 
     def digested() -> tuple[tuple[T, Traits], bytes]:
         result, traits = step()
-        if gang.world_size == 1:
-            return (result, traits), b""
-        digests = [_digest(getattr(traits, kind)) for kind in _KINDS]
-        return (result, traits), " ".join(digests).encode()
+        return (result, traits), b"" if gang.world_size == 1 else traits.digests()
 
-    def refuse(here: tuple[T, Traits], messages: list[bytes]) -> None:
-        digests = [message.split() for message in messages]
-        for kind, *theirs in zip(_KINDS, *digests, strict=True):
-            if len(set(theirs)) > 1:
-                gathered = gang.all_gather(_encoded(getattr(here[1], kind)))
-                _REFUSE[kind](call, [json.loads(data) for data in gathered], gang)
+    (result, traits), digests = gang.exchange(digested)
+    compare(gang, call, traits, digests, set() if warned is None else warned)
+    return result
 
-    return gang.agree(digested, refuse)[0]
+
+def compare(
+    gang: Gang, call: str, traits: Traits, digests: Sequence[bytes], warned: set[str]
+) -> None:
+    """See to it that all ranks hold the same; a collective where their digests differ.
+
+    Args:
+        gang: The gang.
+        call: What was called, for the error.
+        traits: What this rank holds.
+        digests: What `Traits.digests` returned on each rank.
+        warned: Names that the ranks were warned of before; what they are warned of now is added.
+
+    Raises:
+        ValueError, StateMismatchError: As for `agreed`.
+    """
+    if len(set(digests)) == 1:
+        return
+    for kind, *theirs in zip(_KINDS, *(row.split() for row in digests), strict=True):
+        if len(set(theirs)) > 1:
+            rows = gang.all_gather(_encoded(getattr(traits, kind)))
+            _DIFFER[kind](call, [json.loads(row) for row in rows], gang.rank, warned)
 
 
 def _digest(traits: Mapping[str, Any] | Shapes) -> str:
@@ -94,57 +121,57 @@ def _encoded(traits: Mapping[str, Any] | Shapes) -> bytes:
     return json.dumps(traits, default=str, sort_keys=True).encode()
 
 
-def _refuse_arguments(call: str, told: list[dict[str, Any]], _ranks: Gang) -> None:
-    for rank, theirs in enumerate(told):
-        for name in told[0]:
-            if theirs[name] != told[0][name]:
+def _refuse_arguments(call: str, rows: list[dict[str, Any]], _rank: int, _: set[str]) -> None:
+    for rank, theirs in enumerate(rows):
+        for name in rows[0]:
+            if theirs[name] != rows[0][name]:
                 raise ValueError(
-                    f"{call}() was called with different arguments: {name} is {told[0][name]!r} on "
+                    f"{call}() was called with different arguments: {name} is {rows[0][name]!r} on "
                     f"rank 0 and {theirs[name]!r} on rank {rank}. Every rank passes the same."
                 )
 
 
-def _refuse_tensors(call: str, told: list[dict[str, str]], _ranks: Gang) -> None:
-    differing = _differing(told)
-    found = [
-        f"{name} is {_cut(told[0].get(name))} on rank 0 and {_cut(told[others[0]].get(name))} on "
+def _refuse_tensors(call: str, rows: list[dict[str, str]], _rank: int, _: set[str]) -> None:
+    differing = _differing(rows)
+    differences = [
+        f"{name} is {_cut(rows[0].get(name))} on rank 0 and {_cut(rows[others[0]].get(name))} on "
         f"{_listed(others)}"
         for name, others in differing.items()
     ]
-    if not found:  # only their order
+    if not differences:  # only their order
         return
     raise StateMismatchError(
-        f"{call}() was called with different states: {_shortened(found)}. A checkpoint has one "
-        "model and one optimizer for all ranks.",
+        f"{call}() was called with different states: {_shortened(differences)}. A checkpoint has "
+        "one model and one optimizer for all ranks.",
         rank=_first(differing),
         hint=f"Build them alike on every rank. {PER_RANK}",
     )
 
 
-def _refuse_values(call: str, told: list[dict[str, str]], _ranks: Gang) -> None:
-    differing = _differing(told)
-    found = [f"{name} on {_listed(others)}" for name, others in differing.items()]
-    if not found:
+def _refuse_values(call: str, rows: list[dict[str, str]], _rank: int, _: set[str]) -> None:
+    differing = _differing(rows)
+    differences = [f"{name} on {_listed(others)}" for name, others in differing.items()]
+    if not differences:
         return
     raise StateMismatchError(
         f"{call}(): what every rank should hold alike is not what it is on rank 0, whose state is "
-        f"stored for all: {_shortened(found)}.",
+        f"stored for all: {_shortened(differences)}.",
         rank=_first(differing),
         hint="Wrap the model in DistributedDataParallel before start(), or build it with the same "
         f"seed on every rank. {PER_RANK}",
     )
 
 
-def _tell_kept(_call: str, told: list[dict[str, str]], gang: Gang) -> None:
-    """Warn of what is not the same on every rank; once for each name.
+def _warn_of_kept(_call: str, rows: list[dict[str, str]], rank: int, warned: set[str]) -> None:
+    """Warn on rank 0 of what is not the same on every rank; once for each name.
 
     A detector that was fed with each rank's own loss would be another one after the restart.
     """
-    for name, others in _differing(told).items():
-        if name in _TOLD:
+    for name, others in _differing(rows).items():
+        if name in warned:
             continue
-        _TOLD.add(name)
-        if gang.rank == 0:
+        warned.add(name)
+        if rank == 0:
             logger.warning(
                 "%s on %s is not what it is on rank 0, whose state is stored and will be "
                 "restored on every rank. Pass what differs by rank in per_rank; what steers "
@@ -154,31 +181,31 @@ def _tell_kept(_call: str, told: list[dict[str, str]], gang: Gang) -> None:
             )
 
 
-_REFUSE = {
+_DIFFER = {
     "arguments": _refuse_arguments,
     "tensors": _refuse_tensors,
     "values": _refuse_values,
-    "kept": _tell_kept,
+    "kept": _warn_of_kept,
 }
 
 
-def _differing(told: list[dict[str, str]]) -> dict[str, list[int]]:
+def _differing(rows: list[dict[str, str]]) -> dict[str, list[int]]:
     """Return the names that differ from rank 0's, and the ranks on which they do.
 
-    A rank that tells nothing has not looked: it has compared these objects before.
+    A rank without any has not looked: it has compared these objects before.
     """
-    if not told[0]:
+    if not rows[0]:
         return {}
-    names = dict.fromkeys(name for theirs in told for name in theirs)
-    found = {
+    names = dict.fromkeys(name for theirs in rows for name in theirs)
+    differences = {
         name: [
             rank
-            for rank, theirs in enumerate(told)
-            if theirs and _differ(told[0].get(name), theirs.get(name))
+            for rank, theirs in enumerate(rows)
+            if theirs and _differ(rows[0].get(name), theirs.get(name))
         ]
         for name in names
     }
-    return {name: others for name, others in found.items() if others}
+    return {name: others for name, others in differences.items() if others}
 
 
 def _first(differing: Mapping[str, list[int]]) -> int:
@@ -201,6 +228,6 @@ def _cut(trait: str | None) -> str:
     return "not there" if trait is None else textwrap.shorten(trait, 120, placeholder=" ...")
 
 
-def _shortened(found: list[str]) -> str:
-    more = len(found) - _NAMED
-    return "; ".join(found[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+def _shortened(differences: list[str]) -> str:
+    more = len(differences) - _NAMED
+    return "; ".join(differences[:_NAMED]) + (f"; and {more} more" if more > 0 else "")

@@ -19,7 +19,7 @@ from ray_imuckpt.cli import (
 )
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.errors import CheckpointNotFoundError
-from ray_imuckpt.repository import retention
+from ray_imuckpt.options import Retention
 from ray_imuckpt.storage import Storage, absolute, open_storage
 
 Command = Callable[[argparse.Namespace], int]
@@ -69,7 +69,7 @@ def _verify(options: argparse.Namespace) -> int:
 def _prune(options: argparse.Namespace) -> int:
     _epochs(CheckpointDirectory(options.dir))
     best = tuple(options.keep_best) if options.keep_best else None
-    rules = retention.Rules(options.keep_last, options.keep_every, best)
+    rules = Retention(keep_last=options.keep_last, keep_every=options.keep_every, keep_best=best)
     pruned = pruning.prune(_storage(options), rules, dry_run=options.dry_run)
     terminal.say([structured.dumps(pruned)] if options.json else text.of_pruned(pruned))
     return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ray_imuckpt.cli.listing import LeftoverFiles, counted
 from ray_imuckpt.errors import located
+from ray_imuckpt.options import Retention
 from ray_imuckpt.repository import leftovers, retention
 from ray_imuckpt.storage import Storage
 
@@ -25,7 +26,7 @@ class Pruned:
     dry_run: bool
 
 
-def prune(storage: Storage, rules: retention.Rules, *, dry_run: bool) -> Pruned:
+def prune(storage: Storage, rules: Retention, *, dry_run: bool) -> Pruned:
     """Delete the checkpoints that no rule keeps, and leftovers, as `retention.prune` does.
 
     Raises:

@@ -1,19 +1,18 @@
-"""Deleting old checkpoints with care."""
+"""Delete old checkpoints with care."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
-from ray_imuckpt import arguments
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     UnsupportedFormatError,
 )
+from ray_imuckpt.options import Best, Retention
 from ray_imuckpt.repository import leftovers, paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
@@ -25,35 +24,7 @@ from ray_imuckpt.storage.names import join
 logger = logging.getLogger("ray_imuckpt")
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What to keep: a checkpoint stays when any rule keeps it.
-
-    Attributes:
-        keep_last: The latest so many.
-        keep_every: The epochs that are a multiple of this.
-        keep_best: ``(metric, "min" or "max")``: the one best by that metric. Checkpoints without
-            a number for it are passed over; where none has one, the other rules alone count, and
-            nothing is deleted if there are none.
-    """
-
-    keep_last: int | None = None
-    keep_every: int | None = None
-    keep_best: tuple[str, str] | None = None
-
-    def __post_init__(self) -> None:
-        """Check the rules."""
-        for name in ("keep_last", "keep_every"):
-            value = getattr(self, name)
-            if value is not None and arguments.epoch(value, name) == 0:
-                raise ValueError(f"{name}=0 keeps nothing; use 1 or more, or leave it out.")
-        if self.keep_best is not None:
-            arguments.keep_best(self.keep_best)
-        if self.keep_last is None and self.keep_every is None and self.keep_best is None:
-            raise ValueError("prune() needs a rule: keep_last=, keep_every= or keep_best=.")
-
-
-def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool) -> list[int]:
+def prune(storage: Storage, rules: Retention, protected: set[int], *, dry_run: bool) -> list[int]:
     """Delete the committed checkpoints that no rule keeps, the oldest first; then `leftovers`.
 
     Never deleted: the newest sound one (it is read and verified first), the one that its run was
@@ -77,7 +48,7 @@ def prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool)
     return gone
 
 
-def _prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool) -> list[int]:
+def _prune(storage: Storage, rules: Retention, protected: set[int], *, dry_run: bool) -> list[int]:
     catalog = Catalog(storage)
     record = catalog.record()
     epochs = sorted(catalog.live())
@@ -87,8 +58,8 @@ def _prune(storage: Storage, rules: Rules, protected: set[int], *, dry_run: bool
     keep = protected | {newest.epoch} | {a.epoch for a in newest.ancestors[-1:]}
     keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
     keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
-    if rules.keep_best:
-        best = _best(catalog, epochs, *rules.keep_best)
+    if rules.best:
+        best = _best(catalog, epochs, rules.best)
         if not best and rules.keep_last is None and rules.keep_every is None:
             return []
         keep |= best
@@ -174,18 +145,19 @@ def _is_link(storage: Storage, epoch: int) -> bool:
     return True
 
 
-def _best(catalog: Catalog, epochs: list[int], metric: str, mode: str) -> set[int]:
+def _best(catalog: Catalog, epochs: list[int], best: Best) -> set[int]:
+    """Return the best epochs by their metrics; of equal ones the later."""
     scores: dict[int, float] = {}
     for epoch in epochs:
         try:
-            value: Any = tree.decode_dict(catalog.manifest(epoch).metrics, {}).get(metric)
+            value: Any = tree.decode_dict(catalog.manifest(epoch).metrics, {}).get(best.metric)
         except (CorruptCheckpointError, CheckpointNotFoundError):
             continue
         if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
-            scores[epoch] = value if mode == "max" else -value
+            scores[epoch] = value if best.mode == "max" else -value
     if not scores:
         logger.warning(
-            "No checkpoint has a number for the metric %r yet: keep_best keeps none.", metric
+            "No checkpoint has a number for the metric %r yet: keep_best keeps none.", best.metric
         )
-        return set()
-    return {max(scores, key=lambda epoch: (scores[epoch], epoch))}
+    ranked = sorted(scores, key=lambda epoch: (scores[epoch], epoch), reverse=True)
+    return set(ranked[: best.count])

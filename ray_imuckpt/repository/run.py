@@ -1,9 +1,9 @@
-"""What a process remembers of its run between saves."""
+"""The memory that a process has of its run, between saves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ray_imuckpt.repository.manifest import Manifest
@@ -11,7 +11,7 @@ from ray_imuckpt.storage import Claim
 
 
 class View(NamedTuple):
-    """What a directory held at some time.
+    """The state of a directory at some time.
 
     Attributes:
         record: The record of branches.
@@ -28,7 +28,7 @@ class View(NamedTuple):
 
 @dataclass
 class Run:
-    """What a process remembers of its run between saves.
+    """The memory that a process has of its run, between saves.
 
     Attributes:
         id: The run's id.
@@ -42,6 +42,8 @@ class Run:
         branch: The number of this run's branch; 0 while none was begun.
         joined: Whether that is another run's branch: this one was not started.
         claim: Tells other processes of this machine that the directory is in use.
+        sound: URLs of the frozen files that this process has written, or read and found sound.
+        differing: Names of which the ranks have been warned: they hold something else than rank 0.
     """
 
     id: str
@@ -55,8 +57,10 @@ class Run:
     branch: int = 0
     joined: bool = False
     claim: Claim | None = None
+    sound: set[str] = field(default_factory=set)
+    differing: set[str] = field(default_factory=set)
 
     def may_replace(self, manifest: Manifest) -> bool:
-        """Whether a checkpoint of the epoch that is being saved is not another run's newer work."""
+        """Return whether what is at the epoch to be saved is not another run's newer work."""
         own = self.branch + 1 if self.joined else max(self.branch, 1)
         return manifest.run_id == self.id or manifest.branch < own

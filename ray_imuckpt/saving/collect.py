@@ -102,7 +102,7 @@ def capture(
 
     # What a rank may fail at alone, and whatever differs, comes first: in a gathering of sharded
     # tensors the others would wait for it.
-    taken = agreed(gang, "checkpoint", local)
+    taken = agreed(gang, "checkpoint", local, run.differing)
     run.compared = these
 
     def shared() -> tuple[codec.TrainingState, bytes]:

@@ -26,8 +26,6 @@ logger = logging.getLogger("ray_imuckpt")
 
 _UNREADABLE = b""  # no manifest is empty
 
-_SOUND: set[str] = set()  # files to copy that this process has written, or read and found sound
-
 
 def commit(
     storage: Storage,
@@ -56,7 +54,7 @@ def commit(
     """
     directory = paths.checkpoint_name(draft.epoch)
     try:
-        files = tuple(_write(storage, directory, draft, part, run.parent) for part in parts)
+        files = tuple(_write(storage, directory, draft, part, run) for part in parts)
         _check_complete(storage, directory, parts, files)
         manifest = dataclasses.replace(draft, files=files, branch=prepare())
         replaced = _put_manifest(storage, directory, manifest, run)
@@ -180,15 +178,11 @@ def _put(storage: Storage, path: str, manifest: Manifest, old: bytes | None) -> 
 
 
 def _write(
-    storage: Storage,
-    directory: str,
-    draft: Manifest,
-    part: codec.EncodedFile,
-    previous: Manifest | None,
+    storage: Storage, directory: str, draft: Manifest, part: codec.EncodedFile, run: Run
 ) -> FileEntry:
     name = paths.data_file_name(part.part, draft.save_id, part.suffix)
     path = f"{directory}/{name}"
-    reused = _reuse(storage, path, part, previous) if part.part == codec.MODEL_FROZEN else None
+    reused = _reuse(storage, path, part, run) if part.part == codec.MODEL_FROZEN else None
     if reused is None:
         sums = [""] * len(part.chunks)
 
@@ -198,7 +192,7 @@ def _write(
         storage.write(path, part.chunks, observe)
         reused = tuple(sums)
     if part.part == codec.MODEL_FROZEN:
-        _SOUND.add(join(storage.url, path))
+        run.sound.add(join(storage.url, path))
     return FileEntry(
         part=part.part,
         rank=0,
@@ -212,7 +206,7 @@ def _write(
 
 
 def _reuse(
-    storage: Storage, path: str, part: codec.EncodedFile, previous: Manifest | None
+    storage: Storage, path: str, part: codec.EncodedFile, run: Run
 ) -> tuple[str, ...] | None:
     """Let the storage copy the previous checkpoint's file if its content is the same.
 
@@ -220,6 +214,7 @@ def _reuse(
     is what the file should hold; one that came from another process is read once, or its rot would
     be in every later checkpoint.
     """
+    previous = run.parent
     old = previous.file(part.part, part.suffix) if previous else None
     if previous is None or old is None:
         return None
@@ -230,7 +225,7 @@ def _reuse(
             return None
     directory = paths.checkpoint_name(previous.epoch)
     source = f"{directory}/{old.name}"
-    if join(storage.url, source) not in _SOUND:
+    if join(storage.url, source) not in run.sound:
         try:
             CheckedFile(storage, directory, previous.epoch, old).verify()
         except (ImuckptError, OSError) as error:
