@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import torch
 
-from conftest import python_path, same_bytes, small_model, train
+from conftest import python_path, train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
 from ray_imuckpt.repository.records import seal
@@ -95,31 +93,6 @@ def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert Checkpointer(directory).list_existing_checkpoint_indices() == [2, 3, 4]
     assert main(["prune", str(directory)]) == 2
     assert "needs a rule" in capsys.readouterr().err
-
-
-def test_export_writes_one_plain_file(directory: Path, tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    assert main(["export", str(directory), "3", str(file)]) == 0
-    assert same_bytes(
-        safetensors.torch.load_file(file), dict(Checkpointer(directory).read(3).model)
-    )
-    assert main(["export", str(directory), "3", str(file)]) == 2, "never over an existing file"
-
-
-def test_diff(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["diff", str(directory), "3", "3"]) == 0
-    assert main(["diff", str(directory), "1", "3"]) == 1
-    out = capsys.readouterr().out
-    assert "0.weight: largest difference" in out
-    assert "3.bias" not in out, "it is frozen"
-    model = small_model()
-    model[0] = torch.nn.Linear(5, 8, bias=False)
-    with Checkpointer(directory) as checkpointer:
-        checkpointer.checkpoint(5, model=model)
-    assert main(["diff", str(directory), "3", "5"]) == 1
-    out = capsys.readouterr().out
-    assert "0.bias: only in the first" in out
-    assert "(8, 4) became" in out
 
 
 def test_plot(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,6 @@ import pytest
 from conftest import train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
-from ray_imuckpt.repository.manifest import seal
 from ray_imuckpt.storage.local import LocalStorage
 
 DAY = 24 * 60 * 60
@@ -100,9 +99,7 @@ def test_what_is_of_a_newer_format_is_no_damage(
 ) -> None:
     """It is another state."""
     file = directory / "checkpoint=2" / "manifest.json"
-    fields = json.loads(file.read_bytes())
-    del fields["checksum"]
-    file.write_bytes(seal({**fields, "format": 9}))
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), "format": 9}))
     assert listed(directory, capsys)[2]["state"] == "newer format"
     assert main(["ls", str(directory)]) == 0
     assert capsys.readouterr().out.endswith("branches, 1 of a newer format\n")
@@ -125,7 +122,7 @@ def test_branches_that_cannot_be_told_hide_no_checkpoint(
 ) -> None:
     """Rows are there, their branches unknown, and the status says that it is not all."""
     record = directory / "lineage.json"
-    record.write_bytes(seal({"format": 9}))
+    record.write_text('{"format": 9}')
     assert main(["ls", str(directory), "--json"]) == 2
     out, error = capsys.readouterr()
     found = json.loads(out)

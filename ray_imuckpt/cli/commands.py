@@ -17,6 +17,7 @@ from ray_imuckpt.cli import (
     terminal,
     text,
 )
+from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.errors import CheckpointNotFoundError
 from ray_imuckpt.options import Retention
@@ -77,13 +78,15 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     loaded = CheckpointDirectory(options.dir).read(options.epoch)
-    terminal.say([text.of_exported(exporting.export(loaded, options.file))])
+    exported = exporting.export(Weights(_storage(options), loaded), options.file)
+    terminal.say([text.of_exported(exported)])
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
     directory = CheckpointDirectory(options.dir)
-    compared = comparison.compare(directory.read(options.first), directory.read(options.second))
+    first, second = directory.read(options.first), directory.read(options.second)
+    compared = comparison.compare(_storage(options), first, second)
     terminal.say([structured.dumps(compared)] if options.json else text.of_comparison(compared))
     return 1 if compared.differences else 0
 

@@ -1,14 +1,24 @@
-"""What `diff` tells: how the models of two checkpoints differ. Reads both."""
+"""What `diff` tells: how two checkpoints differ. Reads the chunks of their models that do."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from ray_imuckpt.cli.contents import TensorRow
-from ray_imuckpt.encoding import tensors
+from ray_imuckpt.cli.contents import TensorRow, tensor_row
+from ray_imuckpt.cli.weights import Weights
+from ray_imuckpt.encoding.tensors import TensorInfo
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.storage import Storage
+
+_SLICE = (
+    4 * 1024 * 1024
+)  # bytes that are compared at once: whole elements, and chunks of whole slices
+_BLOCK = 16 * 1024  # elements that are subtracted at once: so few stay in the processor's caches
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class Difference:
         name: Its name.
         first: What it is in the first checkpoint, ``None`` if it is not there.
         second: What it is in the second one.
-        largest: The largest difference of two values, where dtype and shape are the same.
+        largest: The largest difference of two values, where dtype and shape are the same, and can
+            be subtracted.
     """
 
     name: str
@@ -29,48 +40,134 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How two models differ.
+class Change:
+    """A metric, or the version of a package, that is not the same in both.
 
     Attributes:
-        first: The epoch of the first checkpoint.
+        name: Its name.
+        first: What it is in the first checkpoint, ``None`` if it is not there.
+        second: What it is in the second one.
+    """
+
+    name: str
+    first: Any
+    second: Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two checkpoints differ.
+
+    Attributes:
+        first: The epoch of the first one.
         second: That of the second one.
-        tensors: How many names there are in both together.
-        differences: The tensors that are not the same.
+        tensors: How many names of tensors there are in both together.
+        differences: The tensors that are not the same, by name.
+        metrics: The metrics that are not.
+        versions: The packages that wrote them, where these are not.
     """
 
     first: int
     second: int
     tensors: int
     differences: tuple[Difference, ...]
+    metrics: tuple[Change, ...]
+    versions: tuple[Change, ...]
 
 
-def compare(first: LoadedCheckpoint, second: LoadedCheckpoint) -> Comparison:
-    """Return how the models of two checkpoints differ, byte by byte.
+def compare(storage: Storage, first: LoadedCheckpoint, second: LoadedCheckpoint) -> Comparison:
+    """Return how two checkpoints of a run directory differ, their models byte by byte.
+
+    Chunks that have the same checksum are equal as they were committed, and are not read. The
+    memory of a few chunks is needed, however large the models are.
 
     Raises:
-        CorruptCheckpointError: One of the models is damaged.
+        CorruptCheckpointError: A header or a byte that had to be read is damaged.
+        CheckpointChangedError: One was saved anew, or deleted, meanwhile.
     """
-    models = first.model, second.model
-    names = sorted(models[0].keys() | models[1].keys())
-    found = (_difference(name, models[0].get(name), models[1].get(name)) for name in names)
-    differences = tuple(difference for difference in found if difference is not None)
-    return Comparison(first.epoch, second.epoch, len(names), differences)
+    models = Weights(storage, first), Weights(storage, second)
+    names = dict.fromkeys([*models[0].in_order(), *models[1].in_order()])
+    found = (_difference(name, *models) for name in names)
+    manifests = first.manifest, second.manifest
+    return Comparison(
+        first.epoch,
+        second.epoch,
+        len(names),
+        tuple(sorted((d for d in found if d is not None), key=lambda d: d.name)),
+        # As they are stored: values of any type can be compared there.
+        _changes(manifests[0].metrics, manifests[1].metrics, first.metrics, second.metrics),
+        _changes(*[manifest.versions for manifest in manifests] * 2),
+    )
 
 
-def _difference(
-    name: str, first: torch.Tensor | None, second: torch.Tensor | None
-) -> Difference | None:
-    rows = _row(name, first), _row(name, second)
-    if first is None or second is None or rows[0] != rows[1]:
-        return Difference(name, *rows)
-    if bytes(tensors.byte_view(first)[:]) == bytes(tensors.byte_view(second)[:]):
+def _changes(
+    stored: Mapping[str, Any],
+    other: Mapping[str, Any],
+    shown: Mapping[str, Any],
+    other_shown: Mapping[str, Any],
+) -> tuple[Change, ...]:
+    """Return which names stand for something else in `stored` than in `other`."""
+    absent = object()
+    return tuple(
+        Change(name, shown.get(name), other_shown.get(name))
+        for name in sorted(stored.keys() | other.keys())
+        if stored.get(name, absent) != other.get(name, absent)
+    )
+
+
+def _difference(name: str, first: Weights, second: Weights) -> Difference | None:
+    info, other = first.tensors.get(name), second.tensors.get(name)
+    row = None if info is None else tensor_row(name, info)
+    other_row = None if other is None else tensor_row(name, other)
+    if info is None or row != other_row:
+        return Difference(name, row, other_row)
+    differs, largest = False, None
+    for begin, end in _slices(info):
+        if first.seal(name, begin, end) == second.seal(name, begin, end):
+            continue
+        one, two = first.read(name, begin, end), second.read(name, begin, end)
+        if one != two:
+            differs, largest = True, _larger(largest, _distance(one, two, info.dtype))
+    return Difference(name, row, other_row, largest) if differs else None
+
+
+def _slices(info: TensorInfo) -> Iterator[tuple[int, int]]:
+    """Yield the bytes [begin, end) of each slice of a tensor, which end where chunks end.
+
+    No element is cut: where one lies across such an end, as no file of ours has it, slices begin
+    with the tensor.
+    """
+    size = info.end - info.begin
+    begin = -(info.begin % _SLICE) if info.begin % info.dtype.itemsize == 0 else 0
+    for start in range(begin, size, _SLICE) if size else ():
+        yield max(start, 0), min(start + _SLICE, size)
+
+
+def _distance(one: bytearray, two: bytearray, dtype: torch.dtype) -> float | None:
+    """Return the largest difference of two values; ``None`` where they cannot be subtracted."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    largest = None
+    try:
+        a, b = (torch.frombuffer(data, dtype=dtype) for data in (one, two))
+        for at in range(0, len(a), _BLOCK):
+            block = slice(at, at + _BLOCK)
+            largest = _larger(largest, _distance_of_block(a[block].to(wide), b[block].to(wide)))
+    except (RuntimeError, TypeError, ValueError):  # torch knows the dtype, and no values of it
         return None
-    wide = torch.complex128 if first.is_complex() else torch.float64
-    return Difference(name, *rows, (first.to(wide) - second.to(wide)).abs().max().item())
+    return largest
 
 
-def _row(name: str, tensor: torch.Tensor | None) -> TensorRow | None:
-    if tensor is None:
-        return None
-    return TensorRow(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+def _distance_of_block(one: torch.Tensor, two: torch.Tensor) -> float:
+    """Return the largest difference; equal values, also infinite or no numbers, have none."""
+    largest = (one - two).abs().max().item()
+    if math.isnan(largest):
+        same = (one == two) | (one.isnan() & two.isnan())
+        largest = (one - two).abs().masked_fill(same, 0.0).max().item()
+    return float(largest)
+
+
+def _larger(one: float | None, two: float | None) -> float | None:
+    """Return the larger of two distances; one that is no number counts as the largest."""
+    if one is None or two is None:
+        return two if one is None else one
+    return one if math.isnan(one) or one > two else two

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
+import torch
+
+from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.encoding import tensors
-from ray_imuckpt.loading.stored import LoadedCheckpoint
+
+_PIECE = 8 * 1024 * 1024  # bytes that are written at once
 
 
 @dataclass(frozen=True)
@@ -24,24 +32,61 @@ class Exported:
     size: int
 
 
-def export(loaded: LoadedCheckpoint, file: str) -> Exported:
-    """Write the weights of a checkpoint's model; the memory of one model is needed.
+def export(weights: Weights, file: str) -> Exported:
+    """Write a model's weights under their own names; the memory of a few chunks is needed.
 
     Args:
-        loaded: The checkpoint.
+        weights: The model.
         file: A local path, under which nothing is yet.
 
     Raises:
-        FileExistsError: Something is there; it was left as it is.
-        CorruptCheckpointError: The model's bytes are damaged; no file was made.
+        FileExistsError: Something is there; it was left as it is, and no tensor was read.
+        CorruptCheckpointError: The model's bytes are damaged; no file was left.
         OSError: It cannot be written; no file was left.
     """
-    model = loaded.model
-    with open(file, "xb") as target:
-        try:
-            contiguous = {name: tensor.contiguous() for name, tensor in model.items()}
-            target.writelines(view[:] for view in tensors.encode(contiguous))
-        except BaseException:
-            os.unlink(file)  # half a file would pass for a whole one
-            raise
-    return Exported(file, len(model), os.path.getsize(file))
+    with _new_file(file) as target:
+        shapes = {name: _without_memory(info) for name, info in weights.tensors.items()}
+        head, *_ = tensors.encode(shapes)
+        target.write(head[:])
+        size = len(head) + sum(tensor.nbytes for tensor in shapes.values())
+        for name in tensors.parse_header(head[:], size, file).tensors:
+            for begin in range(0, shapes[name].nbytes, _PIECE):
+                end = min(begin + _PIECE, shapes[name].nbytes)
+                target.write(weights.read(name, begin, end))
+    return Exported(file, len(shapes), size)
+
+
+def _without_memory(info: tensors.TensorInfo) -> torch.Tensor:
+    """Return a tensor of this dtype and shape, for a header that is written before the bytes."""
+    device = "meta" if info.end > info.begin else "cpu"  # `encode` takes no empty one from a device
+    return torch.empty(info.shape, dtype=info.dtype, device=device)
+
+
+@contextlib.contextmanager
+def _new_file(name: str) -> Iterator[BinaryIO]:
+    """Let a file be written that is there whole under its name, or not at all.
+
+    The name is taken at once, by an empty file, which nobody takes for a model; what is written
+    takes its place. A process that is killed leaves that, and the temporary file.
+
+    Raises:
+        FileExistsError: Something has the name.
+    """
+    try:
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except FileExistsError as error:
+        raise FileExistsError(
+            error.errno, "It is there, and nothing is written over it; give another name", name
+        ) from error
+    temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, name)
+    except BaseException:
+        for left in (temporary, name):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(left)
+        raise

@@ -93,7 +93,9 @@ def _add_changing(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    diff = _command(commands, "diff", "Compare the models of two epochs.")
+    diff = _command(
+        commands, "diff", "Compare two epochs: tensors of the model, metrics, versions."
+    )
     diff.add_argument("first", type=int)
     diff.add_argument("second", type=int)
     _add_json(diff)

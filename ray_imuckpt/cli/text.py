@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_imuckpt.cli import checking, listing
 from ray_imuckpt.cli.checking import Verdict
-from ray_imuckpt.cli.comparison import Comparison, Difference
+from ray_imuckpt.cli.comparison import Change, Comparison, Difference
 from ray_imuckpt.cli.contents import Facts, Parts, TensorRow
 from ray_imuckpt.cli.exporting import Exported
 from ray_imuckpt.cli.listing import CheckpointRow, LeftoverFiles, Listing
@@ -95,6 +95,9 @@ def of_comparison(comparison: Comparison) -> Iterator[str]:
     """Yield the tensors that differ, and how many those are."""
     for difference in comparison.differences:
         yield f"  {difference.name}: {_of_difference(difference)}"
+    for kind, changes in (("metric", comparison.metrics), ("version", comparison.versions)):
+        for change in changes:
+            yield f"  {kind} {change.name}: {_of_change(change)}"
     yield (
         f"{len(comparison.differences)} of {comparison.tensors} tensors differ between "
         f"{comparison.first} and {comparison.second}"
@@ -139,9 +142,20 @@ def _of_difference(difference: Difference) -> str:
     first, second = difference.first, difference.second
     if first is None or second is None:
         return f"only in the {'second' if first is None else 'first'}"
-    if difference.largest is None:
+    if first != second:
         return f"{_of_tensor(first)} became {_of_tensor(second)}"
+    if difference.largest is None:
+        return "other bytes"
     return f"largest difference {difference.largest:.6g}"
+
+
+def _of_change(change: Change) -> str:
+    if change.first is None or change.second is None:
+        which, value = (
+            ("second", change.second) if change.first is None else ("first", change.first)
+        )
+        return f"only in the {which}: {_short(value)}"
+    return f"{_short(change.first)} became {_short(change.second)}"
 
 
 def _of_tensor(tensor: TensorRow) -> str:

@@ -1,0 +1,108 @@
+"""The bytes of a stored model, range by range. Reads data files; each byte is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ray_imuckpt.encoding import chunks
+from ray_imuckpt.encoding.tensors import TensorInfo
+from ray_imuckpt.errors import CorruptCheckpointError
+from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.repository import codec, paths
+from ray_imuckpt.repository.files import CheckedFile
+from ray_imuckpt.repository.manifest import FileEntry
+from ray_imuckpt.storage import Storage
+from ray_imuckpt.threads import parallel
+
+_AHEAD = 4  # chunks that are read at once where one follows the other
+
+
+class Weights:
+    """A checkpoint's model, of which any part can be read, in the memory of a few chunks.
+
+    Args:
+        storage: The run directory.
+        loaded: A checkpoint in it.
+
+    Attributes:
+        tensors: Name to dtype, shape and bytes of its file, tied tensors under each name.
+
+    Raises:
+        CorruptCheckpointError: A header is damaged, or a file is missing or cut.
+    """
+
+    def __init__(self, storage: Storage, loaded: LoadedCheckpoint) -> None:
+        self.tensors: Mapping[str, TensorInfo] = loaded.model_places[0]
+        self._frozen = loaded.frozen
+        self._files = {
+            part: _Ranges(storage, loaded.epoch, entry)
+            for part in (codec.MODEL, codec.MODEL_FROZEN)
+            if (entry := loaded.manifest.file(part, "safetensors")) is not None
+        }
+        self._url = loaded.url
+
+    def read(self, name: str, begin: int, end: int) -> bytearray:
+        """Return bytes [begin, end) of a tensor, in host memory of their own.
+
+        Raises:
+            CorruptCheckpointError: They are damaged.
+            CheckpointChangedError: The checkpoint was saved anew, or deleted.
+            StorageError: They could not be read.
+        """
+        base = self.tensors[name].begin
+        return self._file(name).read(base + begin, base + end)
+
+    def seal(self, name: str, begin: int, end: int) -> tuple[object, ...]:
+        """Return what tells bytes [begin, end) of a tensor from others, without reading them.
+
+        Of equal seals the bytes are equal, as they were committed. The reverse does not hold: a
+        seal covers whole chunks.
+        """
+        base = self.tensors[name].begin
+        return self._file(name).seal(base + begin, base + end)
+
+    def in_order(self) -> list[str]:
+        """Return the names in an order in which the files are read from front to back."""
+        return sorted(
+            self.tensors, key=lambda name: (name in self._frozen, self.tensors[name].begin)
+        )
+
+    def _file(self, name: str) -> _Ranges:
+        part = codec.MODEL_FROZEN if name in self._frozen else codec.MODEL
+        if part not in self._files:
+            raise CorruptCheckpointError(f"The checkpoint has no part {part!r}.", url=self._url)
+        return self._files[part]
+
+
+class _Ranges:
+    """One data file, the chunks that were read last of which are held."""
+
+    def __init__(self, storage: Storage, epoch: int, entry: FileEntry) -> None:
+        self._file = CheckedFile(storage, paths.checkpoint_name(epoch), epoch, entry)
+        self._entry = entry
+        self._spans = chunks.ranges(entry.size, entry.chunk_size)
+        self._held: dict[int, memoryview] = {}
+        self._following = -1  # the chunk behind those that were read last
+
+    def seal(self, begin: int, end: int) -> tuple[object, ...]:
+        size = self._entry.chunk_size
+        first, behind = begin // size, -(-end // size)
+        return begin % size, size, self._entry.checksums[first:behind]
+
+    def read(self, begin: int, end: int) -> bytearray:
+        size = self._entry.chunk_size
+        pieces = [
+            self._chunk(index)[max(begin - index * size, 0) : end - index * size]
+            for index in range(begin // size, -(-end // size))
+        ]
+        return bytearray().join(pieces)
+
+    def _chunk(self, index: int) -> memoryview:
+        if index not in self._held:
+            count = _AHEAD if index == self._following else 1
+            spans = self._spans[index : index + count]
+            buffers = [memoryview(bytearray(end - begin)) for begin, end in spans]
+            parallel.each(lambda i: self._file.read_chunk(index + i, [buffers[i]]), len(spans))
+            self._held = {index + i: buffer for i, buffer in enumerate(buffers)}
+            self._following = index + len(spans)
+        return self._held[index]

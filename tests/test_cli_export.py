@@ -1,0 +1,126 @@
+"""`imuckpt export`: one plain file, whole or not at all, and never over another."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from conftest import same_bytes, train
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.cli import main
+from ray_imuckpt.storage.local import LocalStorage
+from ray_imuckpt.units import size
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Epochs 1 to 3."""
+    train(tmp_path / "run", 3)
+    return tmp_path / "run"
+
+
+def test_another_reader_finds_every_weight(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under its own name, with its own bytes, frozen ones among them."""
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", str(directory), "3", str(file)]) == 0
+    model = dict(Checkpointer(directory).read(3).model)
+    assert same_bytes(safetensors.torch.load_file(file), model)
+    assert capsys.readouterr().out == f"9 tensors, {size(file.stat().st_size)}: {file}\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", file.name}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+
+
+def test_every_kind_of_tensor(tmp_path: Path) -> None:
+    """Tied, transposed, empty, without dimensions, of several chunks, and of odd dtypes."""
+    model = nn.Module()
+    large = torch.arange(5_000_001, dtype=torch.float32)
+    kinds = {
+        "large": large,
+        "transposed": torch.arange(12.0).reshape(3, 4).t(),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(7, dtype=torch.int16),
+        "short": torch.ones(3, dtype=torch.bfloat16),
+        "flags": torch.tensor([True, False, True]),
+        "tied": large,
+    }
+    for name, tensor in kinds.items():
+        model.register_buffer(name, tensor)
+    with Checkpointer(tmp_path / "run") as checkpointer:
+        checkpointer.checkpoint(1, model=model)
+    file = tmp_path / "weights.safetensors"
+    assert main(["export", str(tmp_path / "run"), "1", str(file)]) == 0
+    exported = safetensors.torch.load_file(file)
+    assert same_bytes(exported, {name: tensor.contiguous() for name, tensor in kinds.items()})
+
+
+@pytest.mark.parametrize("there", ["file", "link", "directory"])
+def test_what_is_there_stays(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], there: str
+) -> None:
+    """Status 2, also for a link that leads nowhere; nothing is left beside it."""
+    target = tmp_path / "weights.safetensors"
+    if there == "file":
+        target.write_bytes(b"precious")
+    elif there == "link":
+        target.symlink_to(tmp_path / "nowhere")
+    else:
+        target.mkdir()
+    assert main(["export", str(directory), "3", str(target)]) == 2
+    error = capsys.readouterr().err
+    assert "nothing is written over it" in error
+    assert str(target) in error
+    assert {path.name for path in tmp_path.iterdir()} == {"run", target.name}
+    assert there != "file" or target.read_bytes() == b"precious"
+    assert there != "link" or not target.exists()
+
+
+def test_a_directory_that_is_not_there_is_named(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None is made."""
+    target = tmp_path / "nowhere" / "weights.safetensors"
+    assert main(["export", str(directory), "3", str(target)]) == 2
+    assert str(target) in capsys.readouterr().err
+    assert not target.parent.exists()
+
+
+def test_a_damaged_model_leaves_no_file(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a model would pass for a whole one."""
+    file = next((directory / "checkpoint=3").glob("model-*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert main(["export", str(directory), "3", str(tmp_path / "weights.safetensors")]) == 2
+    assert "altered" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_interrupt_leaves_no_file(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while the bytes are read."""
+    real = LocalStorage.read_into
+
+    def interrupted(self: LocalStorage, name: str, offset: int, *rest: Any) -> None:
+        if (tmp_path / "weights.safetensors").exists():
+            raise KeyboardInterrupt
+        real(self, name, offset, *rest)
+
+    monkeypatch.setattr(LocalStorage, "read_into", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(["export", str(directory), "3", str(tmp_path / "weights.safetensors")])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
