@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import Checkpointer
-from support.invariants import Tally
+from support.faults.invariants import Tally
 
 pytest_plugins = ["servers.fixtures"]
 

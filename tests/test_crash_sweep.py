@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ray_imuckpt.storage.local import LocalStorage
-from support.invariants import Tally
-from support.operations import SyncDirectory, SyncFile
-from support.stories import STORIES, Story
-from support.sweeps import crashes, requests
+from support.disk.operations import SyncDirectory, SyncFile
+from support.faults.invariants import Tally
+from support.faults.stories import STORIES, Story
+from support.faults.sweeps import crashes, requests
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.append(str(Path(__file__).parent / "fuzz"))
-from mutations import mutated
-from targets import TARGETS, accepts, seeds
+from support.fuzz.mutations import mutated
+from support.fuzz.targets import TARGETS, accepts, seeds
 
 
 @pytest.fixture(scope="module")

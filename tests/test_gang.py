@@ -1,4 +1,4 @@
-"""Gangs of gloo processes that torchrun starts; what each rank does is in gangs.py."""
+"""Gangs of gloo processes that torchrun starts; what each rank does is in support/gangs/."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from conftest import HERE, python_path, train
+from conftest import python_path, train
 from ray_imuckpt import Checkpointer
-from schemas import check_all
+from support.schema import check_all
 
 
-def torchrun(script: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run a script on some ranks and wait for them."""
+def torchrun(module: str, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a module as a program on some ranks and wait for them."""
     environment = {
         **os.environ,
         "PYTHONPATH": python_path(),
@@ -24,7 +24,7 @@ def torchrun(script: Path, *arguments: object, ranks: int = 2) -> subprocess.Com
     return subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={ranks}", str(script), *map(str, arguments),
+            f"--nproc-per-node={ranks}", "--module", module, *map(str, arguments),
         ],
         env=environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
@@ -75,7 +75,7 @@ STORIES = [
 @pytest.mark.parametrize("names", STORIES, ids=lambda names: names[0])
 def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
     train(tmp_path / "a_rank_that_was_not_there" / "run", 2)
-    result = torchrun(HERE / "gangs.py", tmp_path, *names)
+    result = torchrun("support.gangs.stories", tmp_path, *names)
     failures = "\n".join(f.read_text() for f in sorted(tmp_path.glob("*/failed-on-rank-*")))
     assert not failures, failures
     assert result.returncode == 0, result.stderr[-3000:]
@@ -89,6 +89,6 @@ def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
 @pytest.mark.slow
 def test_a_gang_ends_well_with_its_checkpointers(tmp_path: Path) -> None:
     """A Checkpointer at the top of a script outlives `main`; its group must not outlive Python."""
-    result = torchrun(HERE / "gangend.py", tmp_path / "run", ranks=4)
+    result = torchrun("support.gangs.ending", tmp_path / "run", ranks=4)
     assert result.returncode == 0, result.stderr[-3000:]
     assert Checkpointer(tmp_path / "run").list_existing_checkpoint_indices() == [1]

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from conftest import python_path
-from forgeries import MEMORY, Forged, make
-from forgerycases import CASES, SOUND
 from ray_imuckpt.cli import main
+from support.damage.cases import CASES, SOUND
+from support.damage.forgeries import MEMORY, Forged, make
 
 ABSENT = {"manifest: a directory"}
 """The names of those that leave no checkpoint of the epoch: as ever, the one before it is taken."""
@@ -26,7 +26,7 @@ ABSENT = {"manifest: a directory"}
 @pytest.fixture(scope="module")
 def came_of_it(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of every use of every forgery, in a process with limits."""
-    command = [sys.executable, str(Path(__file__).with_name("forgeries.py"))]
+    command = [sys.executable, "-m", "support.damage.forgeries"]
     done = subprocess.run(
         [*command, str(tmp_path_factory.mktemp("forged"))],
         env={**os.environ, "PYTHONPATH": python_path()},

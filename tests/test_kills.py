@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from conftest import HERE, python_path
+from conftest import python_path
 
 
 def campaign(where: Path, seed: int, kills: int, ranks: int) -> dict[str, Any]:
-    """What came of a run that was killed so often; see kills.py. Raises where anything is amiss."""
+    """What came of a run that was killed so often (support/runs/killed.py), where all is well."""
     process = subprocess.run(
-        [sys.executable, str(HERE / "kills.py"), str(where), str(seed), str(kills), str(ranks)],
+        [sys.executable, "-m", "support.runs.killed", *map(str, (where, seed, kills, ranks))],
         env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from support.invariants import Tally
-from support.two_runs import drive
+from support.faults.invariants import Tally
+from support.faults.two_runs import drive
 
 
 def test_the_last_checkpoint_is_of_the_branch_that_was_committed_last(

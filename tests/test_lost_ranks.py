@@ -1,4 +1,4 @@
-"""What a gang says and does when a rank is lost; what each rank does is in lostranks.py."""
+"""What a gang says and does when a rank is lost; each rank plays support/gangs/losses.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import HERE, python_path
+from conftest import python_path
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
@@ -25,7 +25,7 @@ Told = dict[int, dict[str, Any]]
 def lose(directory: Path, story: str) -> Told:
     """Play a story, and return what each rank that lived on told."""
     subprocess.run(
-        [sys.executable, str(HERE / "lostranks.py"), str(directory), story],
+        [sys.executable, "-m", "support.gangs.losses", str(directory), story],
         env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
         timeout=120,
         check=True,

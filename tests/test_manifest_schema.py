@@ -11,7 +11,7 @@ import pytest
 
 from conftest import HERE, adamw, small_model
 from ray_imuckpt import Checkpointer
-from schemas import check_all, faults
+from support.schema import check_all, faults
 from test_manifest import BEYOND, FIELDS, WRONG
 
 SEALED = {**FIELDS, "checksum": "0" * 32}

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plateaus import HALVING, LOSSES, SETTINGS, Reference, at_state, rates, sgd
 from ray_imuckpt import PlateauDetector
 from ray_imuckpt.schedules import Exponential, Polynomial, Step
+from support.plateaus import HALVING, LOSSES, SETTINGS, Reference, at_state, rates, sgd
 
 # ---------------------------------------------------------------------------------- step
 

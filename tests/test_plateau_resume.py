@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from conftest import same_bytes, small_model
-from plateaus import rates
 from ray_imuckpt import Checkpointer, PlateauDetector
 from ray_imuckpt.schedules import Exponential
+from support.plateaus import rates
 
 LOSS_CURVE = [5.0, 4.0, 4.1, 4.2, 3.0, 3.0, 3.0, 3.0, math.nan, 3.5, 2.0, 2.5, 2.5, 2.5, 2.5]
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from plateaus import HALVING, named_schedule
 from ray_imuckpt.schedules import CosineAnnealing, Exponential, Polynomial, Sequence, Step
+from support.plateaus import HALVING, named_schedule
 
 
 @pytest.mark.parametrize(

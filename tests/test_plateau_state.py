@@ -15,9 +15,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plateaus import HALVING, LOSSES, SETTINGS, Reference, at_state, named_schedule, rates, sgd
 from ray_imuckpt import PlateauDetector, StateMismatchError
 from ray_imuckpt.schedules import CosineAnnealing, Exponential, Polynomial, Sequence, Step
+from support.plateaus import (
+    HALVING,
+    LOSSES,
+    SETTINGS,
+    Reference,
+    at_state,
+    named_schedule,
+    rates,
+    sgd,
+)
 
 # ---------------------------------------------------------------------------------- state
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from support.invariants import Tally
-from support.operations import SyncDirectory, SyncFile
-from support.stories import (
+from support.disk.operations import SyncDirectory, SyncFile
+from support.faults.invariants import Tally
+from support.faults.stories import (
     Story,
     branched,
     first_saves,
     nothing,
     three_epochs,
 )
-from support.sweeps import second_faults
+from support.faults.sweeps import second_faults
 
 TOLD = (
     Story("first saves", nothing, first_saves),

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError, ImuckptError, SaveFailedError
-from support.interposed import Once, checkpointer_on
-from support.invariants import Tally
+from support.faults.interposed import Once, checkpointer_on
+from support.faults.invariants import Tally
+from support.faults.stories import three_epochs
+from support.faults.training import Expectation, Ledger, Net, Training, objects, version_in, write
 from support.object_store import Bucket
-from support.stories import three_epochs
-from support.training import Expectation, Ledger, Net, Training, objects, version_in, write
 
 LONGEST = 300  # storage calls of an act; a sweep that comes there is wrong
 

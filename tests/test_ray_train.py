@@ -25,7 +25,7 @@ import ray_imuckpt
 from conftest import python_path, same_bytes, small_model
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.storage import local
-from rayruns import Training
+from support.runs.ray_gang import Training
 
 HERE = Path(__file__).parent
 LOSSES = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.2, 6: 0.6}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from conftest import HERE, python_path
+from conftest import python_path
 from ray_imuckpt import Checkpointer
 
 EPOCHS = 5
@@ -35,7 +35,7 @@ def run(
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     for attempt in range(len(kills) + 1):
         ended = subprocess.run(
-            [*command, str(HERE / "sameruns.py"), str(directory), str(last)],
+            [*command, "-m", "support.runs.same_run", str(directory), str(last)],
             env={**environment, "ATTEMPT": str(attempt)},
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from conftest import HERE, python_path
+from conftest import python_path
 from ray_imuckpt import Checkpointer
 
 
 def storm(where: Path, seed: int, interrupts: int, snapshot: str, seconds: float) -> dict[str, int]:
-    """What a process tells that has been interrupted so often; see storms.py."""
+    """What a process tells that has been interrupted so often; see support/runs/interrupted.py."""
     process = subprocess.run(
-        [sys.executable, str(HERE / "storms.py"), str(where), str(seed), str(interrupts), snapshot],
+        [
+            sys.executable, "-m", "support.runs.interrupted",
+            str(where), str(seed), str(interrupts), snapshot,
+        ],
         env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True, text=True, check=False, timeout=seconds,
     )  # fmt: skip

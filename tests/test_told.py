@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from conftest import small_model
-from gangcommon import Position
 from ray_imuckpt import Checkpointer, UnsupportedStateError
+from support.gangs.common import Position
 
 
 class Told:

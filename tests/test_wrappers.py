@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer, StateMismatchError, UnsupportedStateError
-from standins import (
+from support.wrappers import (
     AcceleratedOptimizer,
     AcceleratedScheduler,
     FabricModule,

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from support.invariants import Tally
-from support.operations import SyncDirectory, SyncFile
-from support.stories import STORIES, Story
-from support.sweeps import crashes, second_faults
-from support.two_runs import drive
+from support.disk.operations import SyncDirectory, SyncFile
+from support.faults.invariants import Tally
+from support.faults.stories import STORIES, Story
+from support.faults.sweeps import crashes, second_faults
+from support.faults.two_runs import drive
 
 SHARE = float(os.environ.get("SOAK_SHARE", "0.02"))
 

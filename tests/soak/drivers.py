@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import HERE, python_path
+from conftest import python_path
 
 KILLS = int(os.environ.get("IMUCKPT_KILLS", "1000"))  # in one `make soak`, all kinds together
 RAY_KILLS = max(2, KILLS // 50)
@@ -22,7 +22,7 @@ def drive(where: Path, last: int, **environment: str) -> subprocess.Popen[str]:
     """A driver in a process group of its own."""
     where.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, str(HERE / "rayruns.py"), str(where), str(last)],
+        [sys.executable, "-m", "support.runs.ray_gang", str(where), str(last)],
         env={**os.environ, "PYTHONPATH": python_path(), **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip

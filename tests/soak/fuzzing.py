@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import HERE, python_path
+from conftest import python_path
 
 SECONDS = 120
 PARSERS = ("manifest", "lineage", "pointer", "header", "state")
@@ -19,7 +19,7 @@ PARSERS = ("manifest", "lineage", "pointer", "header", "state")
 def test_a_parser_accepts_or_raises_an_error_of_ours(tmp_path: Path, parser: str) -> None:
     """For any bytes, in 10 s and 4 GB; what is accepted keeps what readers rely on."""
     pytest.importorskip("atheris", reason="there is no wheel of it for this Python")
-    command = [sys.executable, str(HERE / "fuzz" / "run.py"), parser, str(tmp_path), str(SECONDS)]
+    command = [sys.executable, "-m", "support.fuzz.run", parser, str(tmp_path), str(SECONDS)]
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": python_path()},
         capture_output=True, text=True, check=False,

@@ -1,1 +1,9 @@
-"""What the sweeps share: models of storage, stories of training, what must hold after a fault."""
+"""What tests share, by the role that it plays.
+
+- `gangs`: what the ranks of a gang do, in processes of their own.
+- `runs`: programs that train, and are killed or interrupted while they do.
+- `faults`: stories of training, what can go wrong in them, and what must hold afterwards.
+- `disk`: a model of a file system that knows what a crash leaves.
+- `damage`, `fuzz`: what lies on disk and no save has made; texts altered where a parser looks.
+- `documents`, `schema`, `plateaus`, `wrappers`: readers, references and stand-ins, one file each.
+"""

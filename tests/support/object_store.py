@@ -14,7 +14,7 @@ from typing import Any
 import fsspec
 from fsspec import AbstractFileSystem
 
-from support.recording import Died
+from support.disk.recording import Died
 
 
 @dataclass(frozen=True)

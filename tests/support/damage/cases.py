@@ -1,4 +1,4 @@
-"""The forgeries, by name: what each does to a sound checkpoint (`forgeries.Forged`)."""
+"""The forgeries, by name: what each does to a sound checkpoint (`Forged`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from forgeries import KINDS, Forged, replaced
 from ray_imuckpt.repository.records import seal
+from support.damage.forgeries import KINDS, Forged, replaced
 
 CASES: dict[str, Callable[[Forged], object]] = {}
 SOUND = set()

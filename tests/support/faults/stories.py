@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_imuckpt import ImuckptError, SaveFailedError
-from support.operations import Allocate, Operation
-from support.recording import Died, Recorder
-from support.training import Ledger, Training
+from support.disk.operations import Allocate, Operation
+from support.disk.recording import Died, Recorder
+from support.faults.training import Ledger, Training
 
 
 @dataclass(frozen=True)

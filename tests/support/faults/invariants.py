@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 from ray_imuckpt import Checkpointer, ImuckptError
 from ray_imuckpt.repository import leftovers
 from ray_imuckpt.repository.paths import LINEAGE, MANIFEST
-from support.training import Expectation, objects, version_in, write
+from support.faults.training import Expectation, objects, version_in, write
 
 AGAIN = 777  # the version of the save that every state is followed by
 

@@ -11,13 +11,13 @@ from itertools import chain
 from pathlib import Path
 
 from ray_imuckpt import ImuckptError
-from support import crash_states
-from support.invariants import Tally
+from support.disk import crash_states
+from support.disk.operations import Operation
+from support.disk.recording import Died
+from support.faults.invariants import Tally
+from support.faults.stories import Story, record
+from support.faults.training import Ledger
 from support.object_store import Bucket, Disturbance
-from support.operations import Operation
-from support.recording import Died
-from support.stories import Story, record
-from support.training import Ledger
 
 LONGEST = 1000  # operations of a story; a sweep that comes there is wrong
 

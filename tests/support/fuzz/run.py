@@ -1,4 +1,4 @@
-"""Fuzz one parser with atheris: ``run.py <parser> <directory> <seconds>``; libFuzzer's answer."""
+"""Fuzz one parser with atheris: ``-m support.fuzz.run PARSER DIRECTORY SECONDS``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from random import Random
 
 import atheris
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 with atheris.instrument_imports(include=["ray_imuckpt"]):
     import ray_imuckpt  # noqa: F401 - it is what is measured
 
-from mutations import mutated
-from targets import accepts, seeds
+from support.fuzz.mutations import mutated
+from support.fuzz.targets import accepts, seeds
 
 
 def main(target: str, directory: Path, seconds: str) -> None:

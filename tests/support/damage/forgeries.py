@@ -176,7 +176,7 @@ KINDS = ("pipe", "directory", "device", "socket", "10 GB")
 
 def run(directory: Path) -> dict[str, Any]:
     """What came of every use of every forgery, and the memory that they took at most."""
-    from forgerycases import CASES
+    from support.damage.cases import CASES
 
     make(directory / "sound")
     results: dict[str, Any] = {"sound": {n: told(u) for n, u in uses(directory / "sound").items()}}

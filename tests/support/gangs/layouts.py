@@ -1,4 +1,4 @@
-"""How tensors lie in memory on every rank of a gang; run by gangs.py."""
+"""How tensors lie in memory on every rank of a gang; run by stories.py."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from support.filesystem_model import FileSystem, Tree
-from support.operations import (
+from support.disk.model import FileSystem, Tree
+from support.disk.operations import (
     Allocate,
     Create,
     Link,

@@ -27,9 +27,9 @@ from hypothesis.stateful import (
 
 from ray_imuckpt import Checkpointer, SaveFailedError
 from ray_imuckpt.saving import collect
-from support.interposed import Once, checkpointer_on
-from support.recording import Died
-from support.training import Net, objects, version_in, write
+from support.disk.recording import Died
+from support.faults.interposed import Once, checkpointer_on
+from support.faults.training import Net, objects, version_in, write
 
 WRITERS = st.sampled_from([0, 1])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from support.filesystem_model import Directory, File, FileSystem
+from support.disk.model import Directory, File, FileSystem
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""A run that is killed again and again; test_kills.py and soak/kills.py start it.
+"""A run that is killed again and again; test_kills.py and soak/kills.py do.
 
-python kills.py DIRECTORY SEED KILLS RANKS    prints what came of it, as JSON
+python -m support.runs.killed DIRECTORY SEED KILLS RANKS    prints what came of it, as JSON
 
 Each attempt is forked from this process, which has imported torch and started no thread, continues
 from the last checkpoint, and is killed with SIGKILL at a moment drawn at random; of a gang one rank

@@ -19,15 +19,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-import gangerrors
-import ganglayouts
-import gangmeetings
-import gangshards
-import gangvalues
 from conftest import adamw, same_bytes, small_model
-from gangcommon import Position, error_of, same_everywhere
 from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.runtime import preemption
+from support.gangs import errors, layouts, meetings, shards, values
+from support.gangs.common import Position, error_of, same_everywhere
 
 
 def _ddp_run(directory: Path, last: int, rank: int) -> tuple[nn.Module, list[Any], int]:
@@ -236,11 +232,11 @@ def main() -> None:
         try:
             rooms = (
                 sys.modules[__name__],
-                gangerrors,
-                ganglayouts,
-                gangmeetings,
-                gangshards,
-                gangvalues,
+                errors,
+                layouts,
+                meetings,
+                shards,
+                values,
             )
             story = next(vars(room)[name] for room in rooms if name in vars(room))
             story(directory / "run", rank)

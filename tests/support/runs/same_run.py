@@ -1,6 +1,6 @@
 """A training run that uses everything that has a state; test_same_run.py starts it.
 
-    python sameruns.py DIRECTORY LAST_EPOCH      (or started by torchrun on several ranks)
+    python -m support.runs.same_run DIRECTORY LAST_EPOCH   (or torchrun starts it on several ranks)
 
 ``KILLS`` in the environment is a list, one entry an attempt: where to end by SIGKILL, and at which
 call of that place. At the end each rank writes a digest of all that training has made.

@@ -1,4 +1,4 @@
-"""What the ranks of a gloo gang do when something fails on one of them; run by gangs.py."""
+"""What the ranks of a gloo gang do when something fails on one of them; run by stories.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from conftest import adamw, same_bytes, small_model
-from gangcommon import Position, error_of, same_everywhere
 from ray_imuckpt import (
     Checkpointer,
     CorruptCheckpointError,
@@ -27,6 +26,7 @@ from ray_imuckpt import (
     UnsupportedStateError,
 )
 from ray_imuckpt.state.objects import take_object
+from support.gangs.common import Position, error_of, same_everywhere
 
 
 class Unreachable(AbstractFileSystem):

@@ -1,4 +1,4 @@
-"""Sharded tensors of which one rank fails alone; run by gangs.py."""
+"""Sharded tensors of which one rank fails alone; run by stories.py."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import small_model
-from gangcommon import error_of, same_everywhere
 from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError
 from ray_imuckpt.gang import gang
+from support.gangs.common import error_of, same_everywhere
 
 
 def _sharded() -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -124,7 +124,7 @@ def accepts(target: str, data: bytes) -> bool:
 
 def seeds(directory: Path) -> dict[str, list[bytes]]:
     """Real texts for each parser, from checkpoints that are made in `directory`."""
-    from forgeries import make
+    from support.damage.forgeries import make
 
     make(directory)
     here = directory / "checkpoint=2"

@@ -1,7 +1,8 @@
-"""A process that is interrupted again and again; test_storm.py and soak/interrupts.py start it.
+"""A process that is interrupted again and again; test_storm.py and soak/interrupts.py do.
 
-python storms.py DIRECTORY SEED INTERRUPTS SNAPSHOT    prints what came of it, as JSON, and ends by
-                                                       one more interrupt, while it saves
+    python -m support.runs.interrupted DIRECTORY SEED INTERRUPTS SNAPSHOT
+
+It prints what came of it, as JSON, and ends by one more interrupt, while it saves.
 
 Every call of a Checkpointer that there is, interrupted at moments drawn at random, by one SIGINT or
 by many in a row. After each, everything must be as if it had not been, and a save must be whole.

@@ -1,4 +1,4 @@
-"""Gang that hold other tensors, or other values, than each other; run by gangs.py."""
+"""Gang that hold other tensors, or other values, than each other; run by stories.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import same_bytes
-from gangcommon import error_of, same_everywhere
 from ray_imuckpt import Checkpointer, StateMismatchError
+from support.gangs.common import error_of, same_everywhere
 
 
 def _adam(model: nn.Module) -> torch.optim.Optimizer:

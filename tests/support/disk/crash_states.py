@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from support.filesystem_model import Change, File, FileSystem, Tree
-from support.operations import Operation, Write
-from support.recording import Mark, Recorder
+from support.disk.model import Change, File, FileSystem, Tree
+from support.disk.operations import Operation, Write
+from support.disk.recording import Mark, Recorder
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""A Ray Train run in a driver of its own, to be killed; test_ray_driver.py and soak/ start it.
+"""A Ray Train run in a driver of its own, to be killed; soak/drivers.py starts it.
 
-python rayruns.py DIRECTORY LAST_EPOCH      trains on two workers, and tells what has become of it
+    python -m support.runs.ray_gang DIRECTORY LAST_EPOCH
+
+It trains on two workers, and prints what has become of it.
 
 While ``DIRECTORY/hold`` is there, the last epoch waits. Each worker leaves its process id.
 """
@@ -27,7 +29,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from conftest import adamw, small_model, start_ray
 from ray_imuckpt import Checkpointer, PlateauDetector
 from ray_imuckpt.schedules import Exponential
-from sameruns import digest
+from support.runs.same_run import digest
 
 
 class Training:

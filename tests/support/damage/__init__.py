@@ -1,0 +1,1 @@
+"""Checkpoints that no save has made: damaged, forged."""

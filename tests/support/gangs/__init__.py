@@ -1,0 +1,1 @@
+"""Stories of gangs: what each rank does, in processes of its own, by topic."""

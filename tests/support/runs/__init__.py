@@ -1,0 +1,1 @@
+"""Programs that train, and are killed or interrupted while they do."""
