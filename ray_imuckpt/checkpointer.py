@@ -30,8 +30,8 @@ from ray_imuckpt.reporting.audit import Audit
 from ray_imuckpt.reporting.journal import Journal
 from ray_imuckpt.repository import codec, retention
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.runtime import preemption, sessions
-from ray_imuckpt.runtime.sessions import SavedEpoch, Session
+from ray_imuckpt.runtime import ray_driver, registry
+from ray_imuckpt.runtime.session import SavedEpoch, Session
 from ray_imuckpt.saving import collect
 from ray_imuckpt.saving.collect import Label
 from ray_imuckpt.saving.operation import says_what_stands
@@ -170,7 +170,7 @@ class Checkpointer(CheckpointDirectory):
             arguments.device(device)
             asked = traits.arguments(model, optimizer, per_rank, other, epoch=choice)
             alike = Traits(asked, traits.of_live(gang, model, optimizer))
-            return (choice, self._storage(session), session.handed()), alike
+            return (choice, self._storage(session), session.offered()), alike
 
         self._saver.settle(gang)
         finish_all()  # of another Checkpointer of this process
@@ -190,14 +190,13 @@ class Checkpointer(CheckpointDirectory):
         strict: bool,
     ) -> LoadedCheckpoint | None:
         gang, began = session.gang, time.perf_counter()
-        attempt = selection.Attempt(session.run_id(), session.may_be_restart())
         place = None if handed is None else Handed(handed, self._storage_options)
         with located(storage.url, rank=gang.rank):
             run, loaded = selection.begin(
-                gang, storage, choice, attempt, targets, strict=strict, handed=place
+                gang, storage, choice, session.identity, targets, strict=strict, handed=place
             )
             if loaded is not None:
-                session.resumed(storage, loaded.manifest)
+                session.adopt(storage, loaded.manifest)
             gang.run_all(lambda: self._audit.started(gang, targets, loaded))
         self._saver.run = run
         self.left_out = loaded.left_out if loaded else LeftOut()
@@ -271,7 +270,7 @@ class Checkpointer(CheckpointDirectory):
     def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
             self._audit.unstarted(session.gang, storage, epoch)
-            self._saver.run = Run(session.run_id() or uuid.uuid4().hex, None, branch_begun=True)
+            self._saver.run = Run(session.identity.id or uuid.uuid4().hex, None, branch_begun=True)
         return self._saver.run
 
     def _pass(self, session: Session, storage: Storage, label: Label) -> None:
@@ -296,7 +295,9 @@ class Checkpointer(CheckpointDirectory):
             storage,
             state,
             label,
-            background=not (self.saving.blocking or session.immediate or session.recorded(epoch)),
+            background=not (
+                self.saving.blocking or session.immediate or epoch in session.registered
+            ),
             later=optimizers if self.saving.snapshot == "overlap" else None,
             committed=saving.committed,
         )
@@ -313,11 +314,7 @@ class Checkpointer(CheckpointDirectory):
         Ray knows (``ray.train.get_preemption_info``). Elsewhere it is SIGTERM: from the first call
         on, the first one is noted and no longer ends the process, a second one does.
         """
-        session = self._enter()
-        told = session.preempted()
-        if told is not None:
-            return told
-        return any(session.gang.all_gather(b"1" if preemption.noted() else b""))
+        return self._enter().preempted()
 
     @in_turn
     @says_what_stands
@@ -369,14 +366,11 @@ class Checkpointer(CheckpointDirectory):
             **kwargs: Everything else of a ``RunConfig``.
         """
         place = None if self.dir is None else self._storage()
-        return sessions.ray().run_config(
-            place, fresh=self.continue_from != arguments.LAST, **kwargs
-        )
+        return ray_driver.run_config(place, fresh=self.continue_from != arguments.LAST, **kwargs)
 
     # ------------------------------------------------------------------ below
 
     def _enter(self) -> Session:
-        if self._session is None or not self._session.active():
-            self._session = sessions.detect(self.timeout)
-            self._turns.gang = self._session.gang.world_size > 1
+        self._session = registry.session(self.timeout, self._session)
+        self._turns.gang = self._session.gang.world_size > 1
         return self._session

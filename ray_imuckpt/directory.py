@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from ray_imuckpt import arguments, source
-from ray_imuckpt.errors import public
+from ray_imuckpt.errors import CheckpointNotFoundError, public
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
-from ray_imuckpt.runtime import sessions
-from ray_imuckpt.runtime.sessions import Session
+from ray_imuckpt.runtime import ray_driver, registry
+from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.state.live import LeftOut
-from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
+from ray_imuckpt.storage import Storage, absolute, open_storage
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,16 +60,18 @@ class CheckpointDirectory:
             mode: ``"min"`` or ``"max"``, for a ``ResultGrid``.
 
         Raises:
-            CheckpointNotFoundError: The trial reported a checkpoint that is gone.
+            CheckpointNotFoundError: The trial reported a checkpoint that is gone, or a run in
+                Ray's local mode none.
+            TypeError: `result` is neither.
         """
-        if hasattr(result, "get_best_result"):
-            result = result.get_best_result(metric, mode)
+        run, reported = ray_driver.directories_of_result(result, metric, mode)
         found = cls()
-        found._place = from_arrow(result.filesystem, result.path)
-        if result.checkpoint is not None and not found.list_existing_checkpoint_indices():
+        found._place = run
+        if reported is not None and (run is None or not found.list_existing_checkpoint_indices()):
             # The checkpoints are elsewhere. (What PBT has last given a trial is another's.)
-            reported = from_arrow(result.checkpoint.filesystem, result.checkpoint.path)
             found._place = open_directory(reported).place.parent()
+        if found._place is None:
+            raise CheckpointNotFoundError("The result has neither a directory nor a checkpoint.")
         return found
 
     @public
@@ -153,7 +155,7 @@ class CheckpointDirectory:
         """
         catalog = self._catalog()
         name = paths.checkpoint_name(catalog.manifest(arguments.epoch(i)).epoch)
-        return sessions.ray().checkpoint_at(self._storage(), name)
+        return ray_driver.checkpoint_at(self._storage(), name)
 
     @public
     def verify(self, i: int) -> None:
@@ -171,7 +173,7 @@ class CheckpointDirectory:
             return open_storage(self.dir, self._storage_options)
         if self._place is not None:
             return self._place
-        own = session.storage() if session else sessions.own_storage()
+        own = session.run_directory if session else registry.run_directory()
         return own or open_storage(".")
 
     def _catalog(self) -> Catalog:

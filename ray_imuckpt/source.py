@@ -17,9 +17,10 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import CheckpointChangedError
+from ray_imuckpt.runtime import ray_driver
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.state.live import LiveModel
-from ray_imuckpt.storage import Storage, absolute, from_arrow, open_storage
+from ray_imuckpt.storage import Storage, absolute, open_storage
 
 T = TypeVar("T")
 
@@ -41,8 +42,9 @@ def read(
         CheckpointNotFoundError: There is none.
         TypeError: `checkpoint` is something else.
     """
-    if hasattr(checkpoint, "filesystem") and hasattr(checkpoint, "path"):
-        place = from_arrow(checkpoint.filesystem, checkpoint.path)
+    of_ray = ray_driver.directory_of(checkpoint)
+    if of_ray is not None:
+        place = of_ray
     elif isinstance(checkpoint, (str, os.PathLike)):
         place = open_storage(absolute(checkpoint), options)
     elif checkpoint is None or (

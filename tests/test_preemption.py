@@ -53,7 +53,7 @@ def test_the_first_sigterm_is_noted(
 def test_a_thread_that_cannot_watch_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preemption, "_WATCH", preemption._Watch())
+    monkeypatch.setattr(preemption, "_WATCH", preemption.Watch())
     found: list[bool] = []
     asking = threading.Thread(target=lambda: found.append(Checkpointer(tmp_path).preempted()))
     with caplog.at_level(logging.WARNING):

@@ -15,7 +15,7 @@ from ray_imuckpt.loading.objects import Targets
 from ray_imuckpt.loading.restore import put_back, warn
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_checkpoint
 from ray_imuckpt.repository import paths
-from ray_imuckpt.repository.run import Run
+from ray_imuckpt.repository.run import Run, RunIdentity
 from ray_imuckpt.saving import branch
 from ray_imuckpt.storage import Storage
 
@@ -29,18 +29,11 @@ class Resumed(NamedTuple):
     foreign: bool
 
 
-class Attempt(NamedTuple):
-    """The surroundings' name of a run, if it has one, and whether it may have been begun before."""
-
-    run_id: str | None
-    may_be_restart: bool
-
-
 def begin(
     gang: Gang,
     storage: Storage,
     choice: str | int,
-    attempt: Attempt,
+    identity: RunIdentity,
     targets: Targets,
     *,
     strict: bool,
@@ -52,7 +45,7 @@ def begin(
         gang: The gang.
         storage: The directory of the checkpoints.
         choice: `LAST`, `NONE` or an epoch.
-        attempt: Which run this is, as far as the surroundings know.
+        identity: Which run this is, as far as the surroundings know.
         targets: The live objects.
         strict: As for `restore`.
         handed: As for `restore`.
@@ -60,14 +53,14 @@ def begin(
     Returns:
         The run, and what it continues from, if it does.
     """
-    run = Run(attempt.run_id or uuid.uuid4().hex, None, branch_begun=False)
+    run = Run(identity.id or uuid.uuid4().hex, None, branch_begun=False)
 
     def look() -> None:
         run.view = branch.look(storage)
         branch.claim(storage, run)
 
-    own = attempt.run_id if attempt.may_be_restart else None
-    found = restore(gang, storage, choice, own, targets, strict=strict, handed=handed, first=look)
+    known = identity.id if identity.may_be_restart else None
+    found = restore(gang, storage, choice, known, targets, strict=strict, handed=handed, first=look)
     if found is None or not strict:  # what was restored in full is what rank 0 has read
         agreed(gang, "start", lambda: (None, _in_place(gang, targets)))
     if found is None:

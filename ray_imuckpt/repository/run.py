@@ -17,13 +17,25 @@ class View(NamedTuple):
         record: The record of branches.
         epochs: Those that were committed.
         branch: The largest number of a branch.
-        attempts: Which save was at the epochs that the record lists as left behind.
+        save_ids: Which save was at the epochs that the record lists as left behind.
     """
 
     record: bytes | None
     epochs: frozenset[int]
     branch: int
-    attempts: Mapping[int, str | None]
+    save_ids: Mapping[int, str | None]
+
+
+class RunIdentity(NamedTuple):
+    """Which run this is, as far as the surroundings know.
+
+    Attributes:
+        id: A name that a restarted gang shares with its first start; ``None`` without one.
+        may_be_restart: Whether this may be a restart of that run, which then goes on by itself.
+    """
+
+    id: str | None = None
+    may_be_restart: bool = False
 
 
 @dataclass

@@ -1,1 +1,1 @@
-"""The surroundings of a process: script, torchrun, Ray Train, Ray Tune. Only here: ray."""
+"""The surroundings of a process: script, torchrun, Ray Train, local mode, Tune. Only here: ray."""

@@ -1,4 +1,4 @@
-"""SIGTERM as a word of warning: the process is about to be stopped. Touches signal.
+"""SIGTERM as a warning: the process is about to be stopped. Touches signal.
 
 Nothing is changed for a process that does not ask. From the first time it asks, the first SIGTERM
 is noted, and the second one does what the first would have done.
@@ -10,36 +10,43 @@ import logging
 import os
 import signal
 import threading
-from typing import Any
+from collections.abc import Callable
+from types import FrameType
+
+from ray_imuckpt.gang import Gang
 
 logger = logging.getLogger("ray_imuckpt")
 
 
-class _Watch:
-    """The process's SIGTERM."""
+class Watch:
+    """A process's SIGTERM.
+
+    Attributes:
+        noted: Whether it has come since `begin`.
+    """
 
     def __init__(self) -> None:
         self.noted = False
         self._watching = False
-        self._told = False
-        self._before: Any = None
+        self._warned = False
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
 
     def begin(self) -> None:
-        """Watch from now on."""
+        """Watch from now on; warn, once, where Python does not allow that."""
         if self._watching:
             return
         if threading.current_thread() is not threading.main_thread():
-            if not self._told:
+            if not self._warned:
                 logger.warning(
                     "preempted() cannot watch for SIGTERM here: Python allows that in the main "
                     "thread only. Call it there first."
                 )
-            self._told = True
+            self._warned = True
             return
         self._watching = True
         self._before = signal.signal(signal.SIGTERM, self._note)
 
-    def _note(self, number: int, frame: Any) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.noted:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -49,10 +56,11 @@ class _Watch:
             self._before(number, frame)
 
 
-_WATCH = _Watch()
+# A process has one SIGTERM, whatever runs in it.
+_WATCH = Watch()
 
 
-def noted() -> bool:
-    """Whether SIGTERM has come since this was first called."""
+def signalled(gang: Gang) -> bool:
+    """Return whether SIGTERM has come to any rank since each first asked; a collective."""
     _WATCH.begin()
-    return _WATCH.noted
+    return any(gang.all_gather(b"1" if _WATCH.noted else b""))

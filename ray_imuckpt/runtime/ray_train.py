@@ -1,4 +1,4 @@
-"""Ray Train inside a run: its gangs, its local mode, its reports.
+"""Ray Train: a worker of a gang, its reports, and what Ray knows of its run. Touches ray.
 
 Facts this module rests on are in `docs/ray.md`; the Ray they were read and tried in is 2.60.
 """
@@ -14,145 +14,143 @@ import ray.train
 
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
+from ray_imuckpt.gang import Gang, current
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.manifest import Manifest
-from ray_imuckpt.runtime.ray_driver import checkpoint_at
-from ray_imuckpt.runtime.sessions import SavedEpoch, Session
-from ray_imuckpt.storage import Storage, from_arrow, same_directory
+from ray_imuckpt.repository.run import RunIdentity
+from ray_imuckpt.runtime import preemption
+from ray_imuckpt.runtime.ray_storage import StorageContext, train_directory
+from ray_imuckpt.runtime.session import SavedEpoch
+from ray_imuckpt.storage import Storage, same_directory
 from ray_imuckpt.storage.names import join
 
-
-def detect(timeout: timedelta) -> GangSession | LocalSession | None:
-    """The session of this process if Ray Train runs it."""
-    context = _context()
-    if context is None:
-        return None
-    if _run_storage(context) is None:
-        return LocalSession(timeout)
-    return GangSession(context, timeout)
+NAME = "Ray Train"
 
 
 def present() -> bool:
-    """Whether Ray Train runs this process."""
-    return _context() is not None
+    """Return whether this process is a worker of a Ray Train gang."""
+    return _run_context() is not None
 
 
-def own_storage() -> Storage | None:
-    """The directory of the run that this process is a worker of."""
-    context = _context()
-    place = None if context is None else _run_storage(context)
-    return None if place is None else _ours(place)
+def session(timeout: timedelta) -> TrainSession:
+    """Return the session of a worker; see `Surroundings.session`.
+
+    Raises:
+        RuntimeError: The process is no worker.
+        ImuckptError: The gang has several workers but no torch.distributed.
+    """
+    context = _run_context()
+    if context is None:
+        raise RuntimeError("Ray Train does not run this process.")
+    return TrainSession(current(timeout), context)
 
 
-class LocalSession(Session):
-    """Ray's local mode: training runs in the driver's process, Ray persists nothing."""
-
-    immediate = True  # nothing could wait for it later
-
-    def resumed(self, storage: Storage, manifest: Manifest) -> None:
-        """See `Session.resumed`: a run that ends before its next save still has a checkpoint."""
-        metrics = tree.decode_dict(manifest.metrics, {})
-        self.report(metrics, storage, SavedEpoch(manifest.epoch))
-
-    def report(
-        self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
-    ) -> None:
-        """See `Session.report`. The checkpoint is a real directory that outlives the run.
-
-        Local mode keeps the last report only, so metrics alone go with the last checkpoint again.
-        """
-        if saved is not None:
-            checkpoint = checkpoint_at(storage, paths.checkpoint_name(saved.epoch))
-        else:
-            checkpoint = ray.train.get_checkpoint()
-        ray.train.report(metrics or {}, checkpoint=checkpoint)
+def run_directory() -> Storage | None:
+    """Return the directory of the run that this process is a worker of, if it is one."""
+    context = _run_context()
+    return None if context is None else train_directory(context)
 
 
-class GangSession(Session):
-    """A worker of a Ray Train gang.
+def train_context() -> ray.train.TrainContext | None:
+    """Return Ray's context of the training function that this process runs, if it runs one."""
+    try:
+        return ray.train.get_context()
+    except (RuntimeError, DeprecationWarning):  # not in a training function
+        return None
+
+
+def storage_context(context: ray.train.TrainContext) -> StorageContext | None:
+    """Return what Ray knows of the run's storage; ``None`` in local mode."""
+    try:
+        storage: StorageContext = context.get_storage()
+    except NotImplementedError:
+        return None
+    return storage
+
+
+class TrainSession:
+    """A worker of a Ray Train gang; a `Session`.
 
     Args:
-        context: Ray's context of this worker.
-        timeout: See `Session`.
+        gang: See `Session`.
+        context: What Ray knows of the run's storage.
 
     Raises:
         ImuckptError: The gang has several workers but no torch.distributed.
     """
 
-    def __init__(self, context: ray.train.TrainContext, timeout: timedelta) -> None:
-        super().__init__(timeout)
-        self._context = context
-        self._own = _ours(_run_storage(context))
-        # Ray would delete a directory that it knows twice while it still counts as the newest.
-        self._known = {
-            posixpath.basename(entry.checkpoint.path)
-            for entry in ray.train.get_all_reported_checkpoints()
-        }
-        if self.gang.world_size != context.get_world_size():
+    surroundings = NAME
+    immediate = False
+
+    def __init__(self, gang: Gang, context: StorageContext) -> None:
+        workers = ray.train.get_context().get_world_size()
+        if gang.world_size != workers:
             raise ImuckptError(
-                f"Ray Train runs {context.get_world_size()} workers, torch.distributed knows "
-                f"{self.gang.world_size}.",
+                f"Ray Train runs {workers} workers, torch.distributed knows {gang.world_size}.",
                 hint="Use ray.train.torch.TorchTrainer, which sets up torch.distributed.",
             )
+        self.gang = gang
+        self.run_directory = train_directory(context)
+        # What carries Ray's id is of this fit(), which may have restarted the gang.
+        self.identity = RunIdentity(_ray_run_id(), may_be_restart=True)
+        self._context = context
+        # Ray would delete a directory that it knows twice while it still counts as the newest.
+        # So it is not registered again, and no upload function waits for the commit of what is
+        # saved anew: the workers could be gone before it.
+        reported = ray.train.get_all_reported_checkpoints()
+        names = [posixpath.basename(entry.checkpoint.path) for entry in reported]
+        epochs = [paths.parse_checkpoint_name(name) for name in names]
+        self.registered = {epoch for epoch in epochs if epoch is not None}
 
-    def run_id(self) -> str | None:
-        """See `Session.run_id`: Ray's id of this ``fit()``, the same in every attempt of it."""
-        return _ray_run_id()
+    def active(self) -> bool:
+        """Return whether the gang is the same; see `Session.active`."""
+        return not self.gang.stale()
 
-    def may_be_restart(self) -> bool:
-        """See `Session.may_be_restart`: what carries Ray's id is of this ``fit()``."""
-        return True
+    def offered(self) -> Storage | None:
+        """Return ``None``: the run's newest is found without Ray; see `Session.offered`."""
+        return None
 
-    def storage(self) -> Storage | None:
-        """See `Session.storage`."""
-        return self._own
+    def preempted(self) -> bool:
+        """Return whether Ray knows of nodes that are about to go; see `Session.preempted`."""
+        try:
+            ask = ray.train.get_preemption_info  # alpha; not in every Ray
+        except AttributeError:
+            return preemption.signalled(self.gang)
+        return ask() is not None
 
-    def recorded(self, epoch: int) -> bool:
-        """See `Session.recorded`.
-
-        A checkpoint that Ray knows is not registered again, so no upload function waits for the
-        commit: the workers could be gone before it.
-        """
-        return paths.checkpoint_name(epoch) in self._known
-
-    def preempted(self) -> bool | None:
-        """See `Session.preempted`: Ray knows of nodes that are about to go."""
-        ask = getattr(ray.train, "get_preemption_info", None)  # alpha; not in every Ray
-        return ask is not None and ask() is not None
-
-    def resumed(self, storage: Storage, manifest: Manifest) -> None:
-        """See `Session.resumed`. Ray adopts what was committed and not yet registered.
+    def adopt(self, storage: Storage, manifest: Manifest) -> None:
+        """Register what was committed without Ray's knowledge; see `Session.adopt`.
 
         A worker's report waits until Ray's controller looks at it: when the gang dies, the newest
         checkpoints of the run may be committed and unknown to Ray.
         """
-        told = self.gang.run_on_zero(lambda: self._unknown(storage, manifest))
-        for entry in json.loads(told):
+        entries = self.gang.run_on_zero(lambda: self._unregistered(storage, manifest))
+        for entry in json.loads(entries):
             adopted = Manifest.from_bytes(entry.encode("ascii"), storage.url)
             metrics = tree.decode_dict(adopted.metrics, {})
             self.report(metrics, storage, SavedEpoch(adopted.epoch))
 
-    def _unknown(self, storage: Storage, manifest: Manifest) -> bytes:
-        """The checkpoint resumed from, and its run's before it, those that Ray does not know."""
-        unknown: list[str] = []
+    def _unregistered(self, storage: Storage, manifest: Manifest) -> bytes:
+        """Return, as JSON, the manifests that Ray lacks: the one resumed from, its run's before."""
+        lacking: list[str] = []
         catalog = Catalog(storage)
         for epoch in catalog.live(below=manifest.epoch + 1):
             try:
-                found = catalog.manifest(epoch)
+                before = catalog.manifest(epoch)
             except CorruptCheckpointError:
                 continue
-            if paths.checkpoint_name(epoch) in self._known or found.run_id != manifest.run_id:
+            if epoch in self.registered or before.run_id != manifest.run_id:
                 break
-            unknown.append(found.to_bytes().decode("ascii"))
-            if manifest.run_id != self.run_id():
+            lacking.append(before.to_bytes().decode("ascii"))
+            if manifest.run_id != self.identity.id:
                 break  # another fit() made them: only where this one begins is its own
-        return json.dumps(unknown[::-1]).encode()
+        return json.dumps(lacking[::-1]).encode()
 
     def report(
         self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
     ) -> None:
-        """See `Session.report`. Ray registers the checkpoint once it is committed.
+        """Report, so that Ray registers the checkpoint once it is committed; see `Session.report`.
 
         Ray's upload thread only waits for the commit: the bytes go straight to storage. Reports of
         metrics alone take the same way, since a synchronous one would wait for those before it.
@@ -160,9 +158,9 @@ class GangSession(Session):
         checkpoint = name = None
         if saved is not None:
             name = paths.checkpoint_name(saved.epoch)
-            if self.gang.rank == 0 and name not in self._known:
+            if self.gang.rank == 0 and saved.epoch not in self.registered:
                 checkpoint = self._handle(name)
-            self._known.add(name)
+            self.registered.add(saved.epoch)
 
         def committed(handle: ray.train.Checkpoint, _name: str) -> ray.train.Checkpoint:
             if saved is not None:
@@ -180,44 +178,28 @@ class GangSession(Session):
         )
 
     def _handle(self, name: str) -> ray.train.Checkpoint:
-        """What Ray registers: Ray refuses checkpoints outside the run's own directory."""
-        place = _run_storage(self._context)
+        """Return what Ray registers: it refuses checkpoints outside of the run's directory."""
         return ray.train.Checkpoint(
-            path=posixpath.join(place.experiment_fs_path, name),
-            filesystem=place.storage_filesystem,
+            path=posixpath.join(self._context.experiment_fs_path, name),
+            filesystem=self._context.storage_filesystem,
         )
 
     def _point(self, storage: Storage, name: str) -> None:
-        """Where the checkpoints are elsewhere, what Ray registers is a pointer to one."""
-        if not same_directory(storage, self._own):
-            told = json.dumps({"url": join(storage.url, name)}).encode()
-            self._own.put(f"{name}/{paths.POINTER}", told)
+        """Write a pointer into what Ray registers, where the checkpoints are elsewhere."""
+        if not same_directory(storage, self.run_directory):
+            pointer = json.dumps({"url": join(storage.url, name)}).encode()
+            self.run_directory.put(f"{name}/{paths.POINTER}", pointer)
 
 
-def _context() -> ray.train.TrainContext | None:
-    try:
-        return ray.train.get_context()
-    except (RuntimeError, DeprecationWarning):  # not in a training function
-        return None
-
-
-def _ours(place: Any) -> Storage:
-    """Ray's storage context of a run as a storage of ours."""
-    return from_arrow(place.storage_filesystem, place.experiment_fs_path)
-
-
-def _run_storage(context: ray.train.TrainContext) -> Any:
-    """Ray's storage context of the run, ``None`` in local mode."""
-    try:
-        return context.get_storage()
-    except NotImplementedError:
-        return None
+def _run_context() -> StorageContext | None:
+    context = train_context()
+    return None if context is None else storage_context(context)
 
 
 def _ray_run_id() -> str | None:
     # Private: no public name tells one fit() from the next one of the same run directory, and
-    # `continue_from` must hold for the first attempt of each. Without it (another Ray), every
-    # attempt follows `continue_from`; tests/test_ray_train.py fails when that happens.
+    # `continue_from` must hold for the first start of each. Without it (another Ray), every restart
+    # follows `continue_from`; tests/test_ray_train.py fails when that happens.
     try:
         from ray.train.v2._internal.execution.context import get_train_context
 

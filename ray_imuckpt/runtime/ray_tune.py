@@ -1,81 +1,103 @@
-"""Ray Tune: a function trainable's own directory, its reports, and what Tune hands it to resume.
+"""Ray Tune: a function trainable's directory, its reports, and what it is given to resume.
 
 Tune copies every checkpoint that a trial reports. So what is reported is a pointer, a file of some
-hundred bytes, and the checkpoint itself lies in the trial's directory. `docs/ray.md` tells more.
+hundred bytes, and the checkpoint itself lies in the trial's directory (`docs/ray.md`). Touches ray.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import posixpath
 import tempfile
 import warnings
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from datetime import timedelta
 from typing import Any
 
 import ray.tune
 
+from ray_imuckpt.gang import Gang, current
 from ray_imuckpt.repository import paths
-from ray_imuckpt.runtime.sessions import SavedEpoch, Session
-from ray_imuckpt.storage import Storage, from_arrow, same_directory
+from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.run import RunIdentity
+from ray_imuckpt.runtime import preemption
+from ray_imuckpt.runtime.ray_storage import directory_of, trial_directory
+from ray_imuckpt.runtime.session import SavedEpoch
+from ray_imuckpt.storage import Storage, same_directory
 from ray_imuckpt.storage.names import join
 
-
-def detect(timeout: timedelta) -> TuneSession | None:
-    """The session of this process if it runs a trial's function."""
-    return TuneSession(timeout) if present() else None
+NAME = "Ray Tune"
 
 
 def present() -> bool:
-    """Whether this process runs a trial's function."""
+    """Return whether this process runs the function of a trial."""
     return _trial_id() is not None
 
 
-def own_storage() -> Storage | None:
-    """The directory of the trial that this process runs."""
-    return _trial_storage() if present() else None
+def session(timeout: timedelta) -> TuneSession:
+    """Return the session of a trial; see `Surroundings.session`."""
+    return TuneSession(current(timeout))
 
 
-class TuneSession(Session):
-    """A trial whose function trains in its own process.
+def run_directory() -> Storage:
+    """Return the directory of the trial, in the experiment's storage."""
+    return trial_directory(ray.tune.get_context().get_storage())
 
-    Each attempt is a run of its own, whose parent is the attempt before: `handed` tells.
+
+class TuneSession:
+    """A trial whose function trains in its process; a `Session`.
+
+    Each time that the trial is tried it is a run of its own, whose parent is the run before:
+    `offered` has what that one saved.
+
+    Args:
+        gang: See `Session`.
     """
 
-    # A scheduler may give the checkpoint to another trial, or end this one, as soon as it is told.
+    surroundings = NAME
+    identity = RunIdentity()
+    registered: Container[int] = frozenset()
+    # A scheduler may give the checkpoint to another trial, or end this one, as soon as it knows.
     immediate = True
 
-    def __init__(self, timeout: timedelta) -> None:
-        super().__init__(timeout)
+    def __init__(self, gang: Gang) -> None:
+        self.gang = gang
+        self.run_directory = run_directory()
         self._trial = _trial_id()
-        self._own = _trial_storage()
 
     def active(self) -> bool:
-        """See `Session.active`. With ``reuse_actors`` one process runs trial after trial."""
-        return super().active() and _trial_id() == self._trial
+        """Return whether it is the same trial: with ``reuse_actors`` a process runs many.
 
-    def storage(self) -> Storage | None:
-        """See `Session.storage`: the trial's directory in the experiment's storage."""
-        return self._own
+        See `Session.active`.
+        """
+        return not self.gang.stale() and _trial_id() == self._trial
 
-    def handed(self) -> Storage | None:
-        """See `Session.handed`: the trial's last report, or, with PBT, another trial's."""
+    def offered(self) -> Storage | None:
+        """Return where the trial's last report is or, with PBT, another trial's.
+
+        See `Session.offered`.
+        """
         checkpoint = ray.tune.get_checkpoint()
-        return None if checkpoint is None else from_arrow(checkpoint.filesystem, checkpoint.path)
+        return None if checkpoint is None else directory_of(checkpoint)
+
+    def preempted(self) -> bool:
+        """Return whether SIGTERM has come; see `Session.preempted`."""
+        return preemption.signalled(self.gang)
+
+    def adopt(self, storage: Storage, manifest: Manifest) -> None:
+        """Do nothing: Tune knows what it has offered; see `Session.adopt`."""
 
     def report(
         self, metrics: dict[str, Any] | None, storage: Storage, saved: SavedEpoch | None
     ) -> None:
-        """See `Session.report`. The metrics, and a pointer to the checkpoint."""
+        """Report the metrics, and a pointer to the checkpoint; see `Session.report`."""
         metrics = metrics or {}
         if saved is None:
             ray.tune.report(metrics)
             return
         name = paths.checkpoint_name(saved.epoch)
         pointer = {"url": join(storage.url, name)}
-        if same_directory(storage, self._own):
+        if same_directory(storage, self.run_directory):
             pointer["sibling"] = name  # Tune puts the pointer beside it
         with tempfile.TemporaryDirectory(prefix="imuckpt-pointer-") as directory:
             with open(os.path.join(directory, paths.POINTER), "w", encoding="ascii") as file:
@@ -83,23 +105,8 @@ class TuneSession(Session):
             ray.tune.report(metrics, checkpoint=ray.tune.Checkpoint.from_directory(directory))
 
 
-def train_run_place() -> dict[str, Any]:
-    """For a run of Ray Train that a trial starts: the trial's directory.
-
-    Returns:
-        Keywords for ``ray.train.RunConfig``.
-    """
-    place = _context_storage()
-    parent, name = posixpath.split(place.trial_fs_path)
-    return {
-        "storage_path": parent,
-        "name": name,
-        "storage_filesystem": place.storage_filesystem,
-    }
-
-
 def with_reports_to_tune(callbacks: Iterable[Any]) -> list[Any]:
-    """The callbacks of a run of Ray Train that a trial starts, and Ray's that reports to Tune."""
+    """Return the callbacks of a run that a trial starts, among them Ray's that reports to Tune."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
     given = list(callbacks)
@@ -111,14 +118,5 @@ def with_reports_to_tune(callbacks: Iterable[Any]) -> list[Any]:
 def _trial_id() -> str | None:
     with warnings.catch_warnings():  # Tune warns whoever asks outside of a trial
         warnings.simplefilter("ignore")
-        told: str | None = ray.tune.get_context().get_trial_id()
-    return told
-
-
-def _trial_storage() -> Storage:
-    place = _context_storage()
-    return from_arrow(place.storage_filesystem, place.trial_fs_path)
-
-
-def _context_storage() -> Any:
-    return ray.tune.get_context().get_storage()
+        trial: str | None = ray.tune.get_context().get_trial_id()
+    return trial

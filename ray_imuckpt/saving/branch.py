@@ -47,8 +47,8 @@ def look(storage: Storage) -> View:
         branch, listed = _largest(_seen(catalog, epochs)), epochs
     else:
         branch, listed = lineage.branch, [e for e in epochs if e in lineage.abandoned]
-    attempts = {epoch: catalog.maker(epoch).save_id for epoch in listed}
-    return View(record, frozenset(epochs), branch, attempts)
+    save_ids = {epoch: catalog.maker(epoch).save_id for epoch in listed}
+    return View(record, frozenset(epochs), branch, save_ids)
 
 
 def claim(storage: Storage, run: Run) -> None:
@@ -66,7 +66,7 @@ def claim(storage: Storage, run: Run) -> None:
     with contextlib.suppress(ValueError):
         told = json.loads(run.claim.other)
         other = told if isinstance(told, dict) else {}
-    if other.get("run_id") != run.id:  # else an attempt before this one, about to end
+    if other.get("run_id") != run.id:  # else this run before its restart, about to end
         logger.warning(
             "Another process has %s open for a run: run %s, process %s on %s, since %s. Two runs "
             "in one directory disturb each other: the first save of one after the other's is an "
@@ -237,10 +237,10 @@ def _refuse_newer(
     if run.view is None:
         return
     for new in committed:
-        if new in run.view.epochs and new not in run.view.attempts:
+        if new in run.view.epochs and new not in run.view.save_ids:
             continue
         found = catalog.maker(new)
-        if found.save_id == run.view.attempts.get(new, ""):
+        if found.save_id == run.view.save_ids.get(new, ""):
             continue
         run_id = found.run_id
         if run_id not in (run.id, None):

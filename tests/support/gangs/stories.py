@@ -202,9 +202,9 @@ def what_one_rank_does_not_save_is_an_error_on_all(directory: Path, rank: int) -
 
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
-    """gather, all_gather and broadcast with nothing, little and much; rank 0 names the run."""
+    """gather, all_gather and broadcast with nothing, little and much; torchrun names the run."""
     from ray_imuckpt.gang.gloo import GlooTransport
-    from ray_imuckpt.runtime import sessions
+    from ray_imuckpt.runtime import registry
 
     gang = GlooTransport(timedelta(seconds=60))
     for size in (0, 1, 5_000_000):
@@ -214,12 +214,11 @@ def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
         assert gang.gather(payload) == (expected if rank == 0 else [])
         assert gang.broadcast(payload if rank == 0 else None) == expected[0]
     assert gang.all_gather(b"") == [b""] * gang.world_size
-    given = os.environ["TORCHELASTIC_RUN_ID"]
-    os.environ["TORCHELASTIC_RUN_ID"] = f"of-rank-{rank}"
-    run = str(sessions.detect(timedelta(seconds=60)).run_id())
-    os.environ["TORCHELASTIC_RUN_ID"] = given
-    assert run.startswith(f"torchelastic-of-rank-0-{os.getppid()}"), "rank 0's, on every rank"
-    same_everywhere(run)
+    session = registry.session(timedelta(seconds=60))
+    assert session.surroundings == "torchrun"
+    job = os.environ["TORCHELASTIC_RUN_ID"]
+    assert str(session.identity.id).startswith(f"torchelastic-{job}-{os.getppid()}")
+    same_everywhere(str(session.identity))
 
 
 def main() -> None:
