@@ -356,6 +356,7 @@ class Checkpointer(CheckpointDirectory):
         rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
         return retention.prune(self._storage(), rules, protected, dry_run=dry_run)
 
+    @public
     def run_config(self, **kwargs: Any) -> Any:
         """A ``ray.train.RunConfig`` whose storage is `dir`, for the driver.
 
