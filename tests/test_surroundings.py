@@ -53,7 +53,7 @@ def test_a_process_without_ray_has_surroundings_and_hears_what_needs_it(tmp_path
 
 
 def test_a_session_stays_while_its_surroundings_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torchrun has started is known by the variables that it sets, and a process may leave and enter it."""
+    """Torchrun is known by its variables, and a process may come to have them, and others."""
     for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     script = registry.session(MINUTE)

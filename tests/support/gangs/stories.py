@@ -169,7 +169,7 @@ def one_rank_is_told_to_go(directory: Path, rank: int) -> None:
         if rank == 1:
             signal.raise_signal(signal.SIGTERM)
         assert checkpointer.preempted()
-        assert preemption.noted() == (rank == 1)
+        assert preemption._WATCH.noted == (rank == 1)
     finally:
         signal.signal(signal.SIGTERM, before)
 
