@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import python_path, train
+from conftest import python_path, small_model, train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
 from ray_imuckpt.repository.records import seal
+from ray_imuckpt.storage.local import LocalStorage
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def directory(tmp_path: Path) -> Path:
 def test_ls_lists_all_and_marks_abandoned_ones(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By epoch, with their metrics; the last line counts them."""
     assert main(["ls", str(directory)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["1", "2", "3", "4"]
@@ -38,12 +40,14 @@ def test_ls_lists_all_and_marks_abandoned_ones(
 def test_ls_goes_on_past_a_damaged_manifest(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It says what is wrong with it, and lists the others."""
     (directory / "checkpoint=2" / "manifest.json").write_bytes(b"")
     assert main(["ls", str(directory)]) == 0
     assert "empty, cut or not ours" in capsys.readouterr().out
 
 
 def test_show_tells_what_is_in_it(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What made it, where it came from, and each of its parts."""
     assert main(["show", str(directory)]) == 0
     out = capsys.readouterr().out
     for part in (
@@ -58,6 +62,7 @@ def test_show_tells_what_is_in_it(directory: Path, capsys: pytest.CaptureFixture
 
 
 def test_verify_finds_damage(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 1, with the file; only the epochs that were asked for are read."""
     assert main(["verify", str(directory)]) == 0
     next((directory / "checkpoint=2").glob("optimizer-*")).write_bytes(b"")
     assert main(["verify", str(directory)]) == 1
@@ -70,6 +75,7 @@ def test_verify_finds_damage(directory: Path, capsys: pytest.CaptureFixture[str]
 def test_a_newer_format_does_not_stop_the_rest(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Status 2, and all others are looked at."""
     file = directory / "checkpoint=2" / "manifest.json"
     fields = json.loads(file.read_bytes())
     del fields["checksum"]
@@ -87,6 +93,7 @@ def test_a_newer_format_does_not_stop_the_rest(
 
 
 def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run deletes nothing; without a rule nothing is done."""
     assert main(["prune", str(directory), "--keep-last", "1", "--dry-run"]) == 0
     assert "would delete 1: [1]" in capsys.readouterr().out
     assert main(["prune", str(directory), "--keep-last", "1"]) == 0
@@ -95,7 +102,55 @@ def test_prune(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "needs a rule" in capsys.readouterr().err
 
 
+def test_prune_keeps_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many as are wanted, one by default; the newest stays anyway."""
+    with Checkpointer(tmp_path) as checkpointer:
+        for epoch, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0], start=1):
+            checkpointer.checkpoint(epoch, model=small_model(), metrics={"loss": loss})
+    best = ["prune", str(tmp_path), "--keep-best", "loss", "min"]
+    assert main([*best, "--best-count", "2", "--dry-run"]) == 0
+    assert main([*best, "--dry-run"]) == 0
+    assert main(["prune", "--dry-run", "--keep-best", "loss", "max", str(tmp_path)]) == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "[1, 4]",
+        "[1, 3, 4]",
+        "[1, 2, 3, 4]",
+    ]
+
+
+def test_steps_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where they were given."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.checkpoint(1, model=small_model(), step=1200, metrics={"loss": 0.5})
+    for command in ("ls", "show"):
+        assert main([command, str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "  step=1200, loss=0.5\n" in out
+    assert f"epoch 1, step 1200, at {tmp_path}" in out
+
+
+def test_what_is_deleted_meanwhile_is_passed_over(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all are looked at; one that was asked for by its epoch is an error."""
+    real = LocalStorage.holding
+
+    def holding(self: LocalStorage, marker: str) -> list[str]:
+        names = real(self, marker)
+        (directory / "checkpoint=2" / "manifest.json").unlink(missing_ok=True)
+        return [*{*names, "checkpoint=2"}]
+
+    monkeypatch.setattr(LocalStorage, "holding", holding)
+    assert main(["verify", str(directory)]) == 0
+    assert main(["plot", str(directory), "loss"]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows == ["1", "3", "4"] * 2
+    assert main(["verify", str(directory), "2"]) == 2
+    assert "There is no committed checkpoint of this epoch" in capsys.readouterr().err
+
+
 def test_plot(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A bar for each epoch; status 2 where there is nothing to draw."""
     assert main(["plot", str(directory), "loss"]) == 0
     assert capsys.readouterr().out.count("#") > 60
     assert main(["plot", str(directory), "nothing"]) == 2
@@ -104,6 +159,7 @@ def test_plot(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_not_there_is_an_error_in_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """No traceback."""
     assert main(["show", str(tmp_path), "7"]) == 2
     assert "no committed checkpoint" in capsys.readouterr().err
 

@@ -158,6 +158,30 @@ def test_an_unlistable_directory_is_asked_for_each_file(
     assert [row["state"] for row in listed(directory, capsys).values()] == ["committed"] * 3
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_manifest_that_cannot_be_read_hides_no_other(
+    directory: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+) -> None:
+    """It may be denied, which is no damage; if branches hang on it, the status says so."""
+    real = LocalStorage.get
+
+    def get(self: LocalStorage, name: str, *rest: Any) -> bytes:
+        if name == f"checkpoint={epoch}/manifest.json":
+            raise PermissionError(13, "Permission denied", name)
+        return real(self, name, *rest)
+
+    monkeypatch.setattr(LocalStorage, "get", get)
+    rows = listed(directory, capsys, status=2 if epoch == 3 else 0)
+    assert {e for e, row in rows.items() if row["state"] == "committed"} == {1, 2, 3} - {epoch}
+    assert rows[epoch]["state"] == "unreadable"
+    assert "Permission denied" in rows[epoch]["problem"]
+    main(["ls", str(directory)])
+    assert f"      {epoch}  cannot be read: " in capsys.readouterr().out
+
+
 def test_leftovers_are_listed_as_such(
     directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_help_lists_each_command_and_each_exit_status(capsys: pytest.CaptureFixt
     [
         (["prune", "run"], "needs a rule: --keep-last, --keep-every or --keep-best"),
         (["prune", "run", "--keep-best", "loss", "least"], "the second word is min or max"),
+        (["prune", "run", "--keep-last", "1", "--best-count", "2"], "goes with --keep-best"),
     ],
 )
 def test_rules_that_are_none_are_refused_in_words(

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ray_imuckpt.directory import CheckpointDirectory
-from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+)
 
 SOUND = "sound"
 DAMAGED = "damaged"
@@ -29,11 +33,18 @@ class Verdict:
     problem: str = ""
 
 
-def verdicts(directory: CheckpointDirectory, epochs: Iterable[int]) -> Iterator[Verdict]:
+def verdicts(
+    directory: CheckpointDirectory, epochs: Iterable[int], *, listed: bool
+) -> Iterator[Verdict]:
     """Yield a verdict for each of `epochs`, as soon as it is read.
 
+    Args:
+        directory: The run directory.
+        epochs: The epochs.
+        listed: Whether they come from a listing: one that was deleted since is passed over.
+
     Raises:
-        CheckpointNotFoundError: One of them is not committed.
+        CheckpointNotFoundError: One of them is not committed, and was not listed.
         StorageError: One cannot be read.
     """
     for epoch in epochs:
@@ -43,6 +54,9 @@ def verdicts(directory: CheckpointDirectory, epochs: Iterable[int]) -> Iterator[
             yield Verdict(epoch, DAMAGED, str(error))
         except UnsupportedFormatError as error:
             yield Verdict(epoch, NEWER_FORMAT, str(error))
+        except CheckpointNotFoundError:
+            if not listed:
+                raise
         else:
             yield Verdict(epoch, SOUND)
 

@@ -52,7 +52,8 @@ def _show(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     directory = CheckpointDirectory(options.dir)
-    verdicts = checking.verdicts(directory, options.epoch or _epochs(directory))
+    epochs = options.epoch or _epochs(directory)
+    verdicts = checking.verdicts(directory, epochs, listed=not options.epoch)
     states = []
 
     def noted() -> Iterator[checking.Verdict]:
@@ -69,7 +70,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _prune(options: argparse.Namespace) -> int:
     _epochs(CheckpointDirectory(options.dir))
-    best = tuple(options.keep_best) if options.keep_best else None
+    best = (*options.keep_best, options.best_count or 1) if options.keep_best else None
     rules = Retention(keep_last=options.keep_last, keep_every=options.keep_every, keep_best=best)
     pruned = pruning.prune(_storage(options), rules, dry_run=options.dry_run)
     terminal.say([structured.dumps(pruned)] if options.json else text.of_pruned(pruned))

@@ -33,6 +33,7 @@ class Facts:
 
     Attributes:
         epoch: Its epoch.
+        step: How many steps the training had made, ``None`` where that was not given.
         url: Its directory.
         created: UTC time, ISO 8601.
         run_id: The run that made it.
@@ -44,6 +45,7 @@ class Facts:
     """
 
     epoch: int
+    step: int | None
     url: str
     created: str
     run_id: str
@@ -80,6 +82,7 @@ def facts(loaded: LoadedCheckpoint) -> Facts:
     manifest = loaded.manifest
     return Facts(
         loaded.epoch,
+        loaded.step,
         loaded.url,
         manifest.created,
         manifest.run_id,

@@ -44,6 +44,7 @@ class CheckpointRow:
         problem: What is wrong, in words; empty if it is ``committed``.
         abandoned: Whether it is of an abandoned branch; ``None`` where that cannot be told.
         created: UTC time, ISO 8601; ``None``, like all below, where the manifest cannot be read.
+        step: How many steps the training had made, ``None`` where that was not given, too.
         size: Bytes of all files.
         run_id: The run that made it.
         metrics: The metrics given with it.
@@ -54,6 +55,7 @@ class CheckpointRow:
     problem: str = ""
     abandoned: bool | None = None
     created: str | None = None
+    step: int | None = None
     size: int | None = None
     run_id: str | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -133,7 +135,7 @@ def _current_branch(catalog: Catalog) -> tuple[set[int] | None, str]:
     """Return the epochs of the current branch; or ``None``, and why that cannot be told."""
     try:
         return set(catalog.live()), ""
-    except (CorruptCheckpointError, UnsupportedFormatError) as error:
+    except (ImuckptError, OSError) as error:
         return None, str(error)
 
 
@@ -168,6 +170,7 @@ def _row(storage: Storage, epoch: int, sizes: Mapping[str, int]) -> CheckpointRo
         state,
         problem,
         created=manifest.created,
+        step=manifest.step,
         size=sum(entry.size for entry in manifest.files),
         run_id=manifest.run_id,
         metrics=metrics,

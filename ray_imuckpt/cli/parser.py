@@ -41,6 +41,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _check_rules(options: argparse.Namespace) -> None:
     if options.keep_last is options.keep_every is options.keep_best is None:
         raise ValueError("prune needs a rule: --keep-last, --keep-every or --keep-best.")
+    if options.best_count is not None and not options.keep_best:
+        raise ValueError("--best-count goes with --keep-best.")
     if options.keep_best and options.keep_best[1] not in ("min", "max"):
         raise ValueError(
             f"--keep-best {' '.join(options.keep_best)}: the second word is min or max."
@@ -81,7 +83,10 @@ def _add_changing(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--keep-best",
         nargs=2,
         metavar=("METRIC", "min|max"),
-        help="the one best by that metric",
+        help="the best by that metric",
+    )
+    prune.add_argument(
+        "--best-count", type=_positive, metavar="N", help="how many of the best; default: 1"
     )
     prune.add_argument("--dry-run", action="store_true", help="only tell")
     _add_json(prune)

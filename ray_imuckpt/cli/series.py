@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from ray_imuckpt.cli.checking import DAMAGED, NEWER_FORMAT, Verdict
 from ray_imuckpt.directory import CheckpointDirectory
-from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from ray_imuckpt.errors import (
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,9 @@ class Series:
 
 
 def series(directory: CheckpointDirectory, epochs: list[int], metric: str) -> Series:
-    """Return the values of `metric` at `epochs`.
+    """Return the values of `metric` at `epochs`; what was deleted since is passed over.
 
     Raises:
-        CheckpointNotFoundError: One of them is not committed.
         StorageError: One cannot be read.
     """
     points, unread = [], []
@@ -48,6 +51,8 @@ def series(directory: CheckpointDirectory, epochs: list[int], metric: str) -> Se
             unread.append(Verdict(epoch, DAMAGED, str(error)))
         except UnsupportedFormatError as error:
             unread.append(Verdict(epoch, NEWER_FORMAT, str(error)))
+        except CheckpointNotFoundError:
+            continue
         else:
             if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
                 points.append(Point(epoch, float(value)))

@@ -52,7 +52,8 @@ def of_leftovers(left: LeftoverFiles) -> str:
 def of_facts(facts: Facts) -> Iterator[str]:
     """Yield what a manifest says."""
     origin = "scratch" if facts.continued_from is None else f"epoch {facts.continued_from}"
-    yield f"epoch {facts.epoch} at {facts.url}"
+    step = "" if facts.step is None else f", step {facts.step},"
+    yield f"epoch {facts.epoch}{step} at {facts.url}"
     yield f"made {facts.created} by run {facts.run_id} with {facts.world_size} rank(s)"
     yield f"continued from {origin}"
     yield "written with " + ", ".join(f"{k} {v}" for k, v in facts.versions.items())
@@ -125,10 +126,11 @@ def _of_row(row: CheckpointRow) -> Iterator[str]:
     if row.created is None or row.size is None or row.run_id is None:
         yield f"{row.epoch:>7}  {_STATES[row.state]}: {row.problem}{mark}"
         return
+    metrics = dict(row.metrics) if row.step is None else {"step": row.step, **row.metrics}
     made = row.created[:19].replace("T", " ")
     yield (
         f"{row.epoch:>7}  {made}  {size(row.size):>9}  {row.run_id[-8:]:<8}  "
-        f"{_of_metrics(row.metrics)}{mark}"
+        f"{_of_metrics(metrics)}{mark}"
     )
     if row.problem:
         yield f"{_BELOW_EPOCH}{_STATES[row.state]}: {row.problem}"

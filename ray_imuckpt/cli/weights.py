@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.encoding.tensors import TensorInfo
-from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.files import CheckedFile
@@ -33,13 +32,11 @@ class Weights:
 
     def __init__(self, storage: Storage, loaded: LoadedCheckpoint) -> None:
         self.tensors: Mapping[str, TensorInfo] = loaded.model_places[0]
-        self._frozen = loaded.frozen
         self._files = {
             part: _Ranges(storage, loaded.epoch, entry)
             for part in (codec.MODEL, codec.MODEL_FROZEN)
             if (entry := loaded.manifest.file(part, "safetensors")) is not None
         }
-        self._url = loaded.url
 
     def read(self, name: str, begin: int, end: int) -> bytearray:
         """Return bytes [begin, end) of a tensor, in host memory of their own.
@@ -64,13 +61,11 @@ class Weights:
     def in_order(self) -> list[str]:
         """Return the names in an order in which the files are read from front to back."""
         return sorted(
-            self.tensors, key=lambda name: (name in self._frozen, self.tensors[name].begin)
+            self.tensors, key=lambda name: (self.tensors[name].key[0], self.tensors[name].begin)
         )
 
     def _file(self, name: str) -> _Ranges:
-        part = codec.MODEL_FROZEN if name in self._frozen else codec.MODEL
-        if part not in self._files:
-            raise CorruptCheckpointError(f"The checkpoint has no part {part!r}.", url=self._url)
+        part, _ = self.tensors[name].key
         return self._files[part]
 
 
