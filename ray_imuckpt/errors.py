@@ -5,7 +5,7 @@
     ├── CorruptCheckpointError        bytes are not what was committed: use another checkpoint
     ├── UnsupportedFormatError        written by a newer version: upgrade
     ├── StateMismatchError            (ValueError) the objects differ from what was saved
-    ├── StorageError                  (OSError) the place cannot be reached, listed or written
+    ├── StorageError                  (OSError) storage cannot be reached, listed or written
     ├── SaveFailedError               nothing was committed (unless it says that it may be): retry
     ├── UnsupportedStateError         (TypeError) a value that cannot be stored without pickle
     └── GangBrokenError               a rank died or did not come: start the gang again
@@ -113,7 +113,7 @@ class StateMismatchError(ImuckptError, ValueError):
 
 
 class StorageError(ImuckptError, OSError):
-    """A place for checkpoints that is missing, or that cannot be reached, listed or written."""
+    """A storage that is missing, or that cannot be reached, listed or written."""
 
 
 class SaveFailedError(ImuckptError):
@@ -160,7 +160,7 @@ def adopted(error: BaseException, **facts: Any) -> ImuckptError:
         hint = "Install what it names."
     elif isinstance(error, OSError):
         kind = StorageError
-        hint = "Can the place be reached, and do these credentials allow it? Then try again."
+        hint = "Can the storage be reached, and do these credentials allow it? Then try again."
     return kind(f"{type(error).__name__}: {error}", **{"hint": hint, **facts})
 
 
@@ -200,9 +200,9 @@ def public(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def to_wire(error: BaseException) -> dict[str, Any]:
-    """The error as plain data (JSON types only), to be sent to another rank or process."""
+    """Return the error as plain data (JSON types only), to be sent to another rank or process."""
     kind = next((c.__name__ for c in type(error).__mro__ if c.__name__ in _CLASSES), None)
-    if kind is None:  # a foreign error: its type is told in words, never rebuilt from a name
+    if kind is None:  # a foreign error: its type is named in the text, never rebuilt from a name
         error = adopted(error)
         kind = type(error).__name__
     wire: dict[str, Any] = {"type": kind, "message": getattr(error, "message", str(error))}
@@ -214,7 +214,7 @@ def to_wire(error: BaseException) -> dict[str, Any]:
 
 
 def from_wire(wire: Mapping[str, Any]) -> Exception:
-    """The error that `to_wire` described."""
+    """Return the error that `to_wire` described."""
     cls = _CLASSES[wire["type"]]
     facts = {name: wire[name] for name in _FACTS if name in wire}
     if issubclass(cls, ImuckptError):

@@ -1,4 +1,4 @@
-"""Finding the checkpoint that a user speaks of, anywhere, and loading from it without a run."""
+"""The checkpoint that a user speaks of, found anywhere, and loaded from without a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRIES = 5  # to read what others save anew
 def read(
     checkpoint: Any, storage: Storage, options: dict[str, Any] | None = None
 ) -> LoadedCheckpoint:
-    """The checkpoint that `checkpoint` speaks of.
+    """Return the checkpoint that `checkpoint` speaks of.
 
     Args:
         checkpoint: ``None`` for the last one in `storage`, an epoch in it, a path or URL of a

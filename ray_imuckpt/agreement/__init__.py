@@ -1,1 +1,1 @@
-"""What must be the same on every rank of a gang, compared before anything is saved or restored."""
+"""The comparison of what all ranks should hold alike, by digests."""

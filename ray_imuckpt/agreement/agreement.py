@@ -1,7 +1,7 @@
 """Compare what must be the same on every rank of a gang, and name what is not. Collectives.
 
-Each rank boils down to a few digests what it was called with, and sends them with a message that it
-sends anyway. Only where they differ do the ranks exchange the rest, to name what differs.
+Each rank reduces what it was called with to a few digests, which travel with a message that is sent
+anyway. Only where they differ do the ranks exchange the rest, to name what differs.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ PER_RANK = (
 
 @dataclass(frozen=True)
 class Traits:
-    """What a rank holds, in words and checksums; each by name.
+    """The facts about a rank that are compared, in words and checksums; each by name.
 
     Attributes:
         arguments: What the call was given.
         tensors: Shape, dtype and placement of what is stored of the model and the optimizer, and of
             whatever is sharded.
         values: Checksums of what is replicated, and stored by rank 0 for all.
-        kept: Checksums of what rank 0 stores for all, though another rank may hold another.
+        may_differ: Checksums of what rank 0 stores for all, though another rank may hold another.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, str] | Shapes = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
-    kept: Mapping[str, str] = field(default_factory=dict)
+    may_differ: Mapping[str, str] = field(default_factory=dict)
 
     def digests(self) -> bytes:
         """Return one checksum for each kind of trait, as text of some hundred bytes."""
@@ -67,7 +67,7 @@ def agreed(
     Args:
         gang: The gang.
         call: What was called, for the error.
-        step: It returns what this rank goes on with, and what it holds; see
+        step: Returns what this rank goes on with, and its traits; see
             `ray_imuckpt.gang.Gang.exchange`.
         warned: As for `compare`; left out where nothing is warned of.
 
@@ -91,7 +91,7 @@ def agreed(
 def compare(
     gang: Gang, call: str, traits: Traits, digests: Sequence[bytes], warned: set[str]
 ) -> None:
-    """See to it that all ranks hold the same; a collective where their digests differ.
+    """Make sure that all ranks hold the same; a collective where their digests differ.
 
     Args:
         gang: The gang.
@@ -162,7 +162,7 @@ def _refuse_values(call: str, rows: list[dict[str, str]], _rank: int, _: set[str
     )
 
 
-def _warn_of_kept(_call: str, rows: list[dict[str, str]], rank: int, warned: set[str]) -> None:
+def _warn(_call: str, rows: list[dict[str, str]], rank: int, warned: set[str]) -> None:
     """Warn on rank 0 of what is not the same on every rank; once for each name.
 
     A detector that was fed with each rank's own loss would be another one after the restart.
@@ -185,7 +185,7 @@ _DIFFER = {
     "arguments": _refuse_arguments,
     "tensors": _refuse_tensors,
     "values": _refuse_values,
-    "kept": _warn_of_kept,
+    "may_differ": _warn,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a rank holds, boiled down to what is compared with the other ranks."""
+"""The traits of a rank: words and checksums that are compared with those of the others."""
 
 from __future__ import annotations
 

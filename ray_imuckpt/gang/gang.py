@@ -123,7 +123,7 @@ class Gang:
     def agree(
         self, step: Callable[[], tuple[T, bytes]], differ: Callable[[T, list[bytes]], None]
     ) -> T:
-        """Run `step` on every rank as `exchange` does, and see to it that all messages are equal.
+        """Run `step` on every rank as `exchange` does, and make sure that all messages are equal.
 
         Args:
             step: As for `exchange`.

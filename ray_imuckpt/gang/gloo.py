@@ -61,7 +61,7 @@ class GlooTransport:
         return Register(_store(self._world, f"imuckpt-{name}"), self.rank, self.world_size)
 
     def stale(self) -> bool:
-        """See `Transport.stale`."""
+        """Return whether the default process group is another one; see `Transport.stale`."""
         return dist.group.WORLD is not self._world
 
     def close(self) -> None:
@@ -80,27 +80,29 @@ class GlooTransport:
         self._register = Register(None, self.rank, self.world_size)
 
     def all_gather(self, payload: bytes) -> list[bytes]:
-        """See `Transport.all_gather`."""
+        """Return the payloads of all ranks; see `Transport.all_gather`."""
         sizes, small = self._exchange(payload)
         if small is not None:
             return small
-        mine = _padded(payload, max(sizes))
-        theirs = [torch.empty_like(mine) for _ in sizes]
-        self._do(lambda: dist.all_gather(theirs, mine, group=self._group, async_op=True))
-        return [_bytes(tensor, size) for tensor, size in zip(theirs, sizes, strict=True)]
+        buffer = _padded(payload, max(sizes))
+        buffers = [torch.empty_like(buffer) for _ in sizes]
+        self._do(lambda: dist.all_gather(buffers, buffer, group=self._group, async_op=True))
+        return [_bytes(tensor, size) for tensor, size in zip(buffers, sizes, strict=True)]
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """See `Transport.gather`."""
+        """Return the payloads of all ranks on rank 0; see `Transport.gather`."""
         sizes, small = self._exchange(payload)
         if small is not None:
             return small if self.rank == 0 else []
-        mine = _padded(payload, max(sizes))
-        theirs = [torch.empty_like(mine) for _ in sizes] if self.rank == 0 else None
-        self._do(lambda: dist.gather(mine, theirs, group=self._group, group_dst=0, async_op=True))
-        return [_bytes(tensor, size) for tensor, size in zip(theirs or [], sizes, strict=False)]
+        buffer = _padded(payload, max(sizes))
+        buffers = [torch.empty_like(buffer) for _ in sizes] if self.rank == 0 else None
+        self._do(
+            lambda: dist.gather(buffer, buffers, group=self._group, group_dst=0, async_op=True)
+        )
+        return [_bytes(tensor, size) for tensor, size in zip(buffers or [], sizes, strict=False)]
 
     def broadcast(self, payload: bytes | None) -> bytes:
-        """See `Transport.broadcast`."""
+        """Return rank 0's payload; see `Transport.broadcast`."""
         block = _block(payload or b"")
         self.broadcast_into(block)
         size, small = _unblocked(block)
@@ -111,7 +113,7 @@ class GlooTransport:
         return _bytes(buffer, size)
 
     def broadcast_into(self, buffer: torch.Tensor) -> None:
-        """See `Transport.broadcast_into`."""
+        """Fill the buffer with rank 0's bytes; see `Transport.broadcast_into`."""
         for piece in torch.split(buffer, _BROADCAST_BYTES):
             self._broadcast(piece)
 
@@ -120,21 +122,21 @@ class GlooTransport:
 
     def _exchange(self, payload: bytes) -> tuple[list[int], list[bytes] | None]:
         """Return the sizes of all payloads and, where all are small, the payloads."""
-        mine = _block(payload)
-        theirs = [torch.empty_like(mine) for _ in range(self.world_size)]
-        self._do(lambda: dist.all_gather(theirs, mine, group=self._group, async_op=True))
-        told = [_unblocked(block) for block in theirs]
-        small = [payload for _, payload in told if payload is not None]
-        return [size for size, _ in told], small if len(small) == len(told) else None
+        block = _block(payload)
+        blocks = [torch.empty_like(block) for _ in range(self.world_size)]
+        self._do(lambda: dist.all_gather(blocks, block, group=self._group, async_op=True))
+        unpacked = [_unblocked(block) for block in blocks]
+        small = [payload for _, payload in unpacked if payload is not None]
+        return [size for size, _ in unpacked], small if len(small) == len(unpacked) else None
 
     def leave(self, error: BaseException) -> None:
-        """See `Transport.leave`."""
+        """Let the others know that this rank has gone; see `Transport.leave`."""
         self._broken = GangBrokenError(
             f"Rank {self.rank} left a meeting of the ranks: {type(error).__name__}.",
             rank=self.rank,
             hint=_RESTART,
         )
-        self._tell(self._broken)
+        self._announce(self._broken)
 
     def _do(self, begin: Callable[[], Any]) -> None:
         """Run one collective to its end."""
@@ -148,8 +150,8 @@ class GlooTransport:
         began = time.monotonic()
         try:
             step()
-        except GangBrokenError as told:
-            self._broken = told
+        except GangBrokenError as broken:
+            self._broken = broken
             raise
         except Exception as error:
             waited = time.monotonic() - began
@@ -177,7 +179,7 @@ class GlooTransport:
         missing = self._missing(late=late)
         whom = missing or "another rank"
         if late:
-            told = GangBrokenError(
+            broken = GangBrokenError(
                 f"The ranks waited {self._timeout:g} s for {whom}, in vain.",
                 rank=self.rank,
                 hint=f"Find out what {whom} did instead: every rank must make the same calls in "
@@ -185,14 +187,14 @@ class GlooTransport:
                 f"Checkpointer(..., timeout=<seconds>). {_RESTART}",
             )
         else:
-            told = GangBrokenError(
+            broken = GangBrokenError(
                 f"The connection to {whom} was lost: a process has ended, or the network failed "
                 f"({_shortened(error)}).",
                 rank=self.rank,
                 hint=f"Look for the reason in the log of {whom}. {_RESTART}",
             )
-        self._tell(told)
-        return told
+        self._announce(broken)
+        return broken
 
     def _missing(self, *, late: bool) -> str | None:
         """Return in words which ranks have not come, as far as that is known."""
@@ -201,9 +203,7 @@ class GlooTransport:
 
         def look() -> list[int] | None:
             self._register.come(self._meeting)
-            if (
-                not late
-            ):  # the others may be about to find out, and to write down that they are here
+            if not late:  # the others may be about to notice, and to write that they are here
                 time.sleep(self._tick)
             return self._register.missing(self._meeting)
 
@@ -212,8 +212,8 @@ class GlooTransport:
             return None
         return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
 
-    def _tell(self, told: GangBrokenError) -> None:
-        ask(lambda: self._register.leave(told.message))
+    def _announce(self, error: GangBrokenError) -> None:
+        ask(lambda: self._register.leave(error.message))
 
 
 _RESTART = (
@@ -255,10 +255,10 @@ def _block(payload: bytes) -> torch.Tensor:
 
 def _unblocked(block: torch.Tensor) -> tuple[int, bytes | None]:
     """Return the payload's size and the payload, or ``None`` where that is not all there."""
-    told = _bytes(block, _BLOCK_BYTES)
-    size = int.from_bytes(told[:_SIZE_BYTES], "little")
+    data = _bytes(block, _BLOCK_BYTES)
+    size = int.from_bytes(data[:_SIZE_BYTES], "little")
     end = _SIZE_BYTES + size
-    return size, told[_SIZE_BYTES:end] if end <= _BLOCK_BYTES else None
+    return size, data[_SIZE_BYTES:end] if end <= _BLOCK_BYTES else None
 
 
 def _padded(payload: bytes, size: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""How bytes travel between the processes of a gang: the seam below `ray_imuckpt.gang.Gang`.
+"""The transport of bytes between the processes of a gang: the seam below `ray_imuckpt.gang.Gang`.
 
 What travels is bytes, never pickled objects: `torch.distributed`'s object collectives unpickle what
 they receive.

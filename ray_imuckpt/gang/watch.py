@@ -1,4 +1,4 @@
-"""Whom a rank waits for, as far as the ranks write it down where all can read it. Touches threads.
+"""The watch of a rank that waits: which ranks are missing, as far as they write it down. Threads.
 
 A rank that waits writes down which meeting it has come to, so that another one that waits can tell
 who has not; one that leaves a meeting for good writes down why, so that nobody waits for it. They
@@ -21,14 +21,14 @@ logger = logging.getLogger("ray_imuckpt")
 
 T = TypeVar("T")
 
-TELL_AFTER = 30.0  # seconds of waiting from which on it is told for whom
-_TELL_AGAIN = 300.0
+WARN_AFTER = 30.0  # seconds of waiting, after which the log says for whom
+_WARN_AGAIN = 300.0
 _PATIENCE = 2.0  # seconds that the store has for an answer
 _LEFT = "left"
 
 
 class Store(Protocol):
-    """What is used of `torch.distributed.Store`."""
+    """The part in use of `torch.distributed.Store`."""
 
     def set(self, key: str, value: str, /) -> None:
         """Write a value."""
@@ -41,7 +41,7 @@ class Store(Protocol):
 
 
 class Register:
-    """Which meeting each rank has come to, and who has left the gang.
+    """A record of which meeting each rank has come to, and of who has left the gang.
 
     Args:
         store: Of this gang alone; ``None`` where there is none: then nothing is known.
@@ -122,10 +122,10 @@ class Watch:
         self._tick = tick
         self._began = time.monotonic() - waited
         self._done = threading.Event()
-        # The store is asked on one thread and the telling is done on another: the first may hang.
+        # The store is asked on one thread and the log is written on another: the first may hang.
         self._threads = [
             threading.Thread(target=work, name="imuckpt-watch", daemon=True)
-            for work in (self._look, self._tell)
+            for work in (self._look, self._warn)
         ]
 
     def __enter__(self) -> Watch:
@@ -148,8 +148,8 @@ class Watch:
         except Exception:
             logger.debug("The store of the process group did not answer.", exc_info=True)
 
-    def _tell(self) -> None:
-        at = TELL_AFTER
+    def _warn(self) -> None:
+        at = WARN_AFTER
         while not self._done.wait(max(0.0, self._began + at - time.monotonic())):
             missing = ask(lambda: self._register.missing(self._meeting))
             if self._done.is_set():
@@ -161,4 +161,4 @@ class Watch:
                 whom,
                 time.monotonic() - self._began,
             )
-            at += _TELL_AGAIN
+            at += _WARN_AGAIN

@@ -39,7 +39,7 @@ def directory_of(checkpoint: object) -> Storage | None:
 
 
 class ResultDirectories(NamedTuple):
-    """Where a result of Ray lies.
+    """The directories of a result of Ray.
 
     Attributes:
         run: The directory of the run or the trial; ``None`` of Ray's local mode, which has none.
@@ -53,7 +53,7 @@ class ResultDirectories(NamedTuple):
 def directories_of_result(
     result: object, metric: str | None = None, mode: str | None = None
 ) -> ResultDirectories:
-    """Return where a result of Ray Train or Ray Tune lies.
+    """Return the directories of a result of Ray Train or Ray Tune.
 
     Args:
         result: A ``Result``, or a ``ResultGrid``, of which the best one is taken.

@@ -28,7 +28,7 @@ def present() -> bool:
 
 
 def session(timeout: timedelta) -> ScriptSession:
-    """Return the session of a worker: torchrun is told nothing, but it names the run."""
+    """Return the session of a worker: nothing is reported to torchrun, but it names the run."""
     restarts = int(os.environ.get(_RESTARTS, "0"))
     identity = RunIdentity(_invocation(os.environ[_JOB]), may_be_restart=restarts > 0)
     return ScriptSession(NAME, current(timeout), identity)

@@ -95,10 +95,10 @@ def capture(
         tensors = traits.Shapes(taken.model, taken.optimizer, shards)
         kept = traits.fingerprints(other, taken.other, tensors=run.compared != these)
         if run.compared == these:
-            return taken, Traits(tensors=tensors, kept=kept)
+            return taken, Traits(tensors=tensors, may_differ=kept)
         kept |= traits.buffer_values(model, per_rank, taken.model)
         values = traits.replicated_values(model, optimizer, per_rank, taken.model, taken.optimizer)
-        return taken, Traits(tensors=tensors, values=values, kept=kept)
+        return taken, Traits(tensors=tensors, values=values, may_differ=kept)
 
     # What a rank may fail at alone, and whatever differs, comes first: in a gathering of sharded
     # tensors the others would wait for it.

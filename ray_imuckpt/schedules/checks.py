@@ -13,7 +13,7 @@ from typing import Any
 
 
 def number(value: Any, name: str) -> float:
-    """Any real number, nan and infinities too; also out of a tensor or array of one element."""
+    """Return any real number, nan and infinities too; also one in a tensor or array."""
     shape = tuple(getattr(value, "shape", ()))
     if hasattr(value, "item") and math.prod(shape) == 1:
         value = value.item()
@@ -24,7 +24,7 @@ def number(value: Any, name: str) -> float:
 
 
 def finite(value: Any, name: str) -> float:
-    """Neither nan nor infinite."""
+    """Return a number that is neither nan nor infinite."""
     plain = number(value, name)
     if not math.isfinite(plain):
         raise ValueError(f"{name} is {plain}; a finite number is wanted.")
@@ -32,7 +32,7 @@ def finite(value: Any, name: str) -> float:
 
 
 def not_negative(value: Any, name: str) -> float:
-    """Finite, 0 or more."""
+    """Return a finite number, 0 or more."""
     plain = finite(value, name)
     if plain < 0:
         raise ValueError(f"{name} is {plain}; 0 or more is wanted.")
@@ -40,7 +40,7 @@ def not_negative(value: Any, name: str) -> float:
 
 
 def positive(value: Any, name: str) -> float:
-    """Finite, more than 0."""
+    """Return a finite number above 0."""
     plain = not_negative(value, name)
     if plain == 0:
         raise ValueError(f"{name} is 0; more is wanted.")
@@ -48,7 +48,7 @@ def positive(value: Any, name: str) -> float:
 
 
 def count(value: Any, name: str, at_least: int = 1) -> int:
-    """An int (NumPy's too) of at least so much; not a bool, which would be a slip."""
+    """Return an int (of NumPy's too) of at least so much; not a bool, which would be a slip."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is a {type(value).__name__}; an int is wanted.")
     plain = operator.index(value)
@@ -58,9 +58,9 @@ def count(value: Any, name: str, at_least: int = 1) -> int:
 
 
 def counts(value: Any, name: str) -> int | tuple[int, ...]:
-    """One such int, or a list or tuple of them, not empty."""
+    """Return one such int, or a tuple of those of a list or tuple that is not empty."""
     if not isinstance(value, (list, tuple)):
         return count(value, name)
     if not value:
         raise ValueError(f"{name} is empty.")
-    return tuple(count(item, f"{name}[{place}]") for place, item in enumerate(value))
+    return tuple(count(item, f"{name}[{position}]") for position, item in enumerate(value))

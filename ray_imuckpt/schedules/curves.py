@@ -40,7 +40,7 @@ class Exponential:
         _settle(self, start=checks.positive, decay=checks.positive)
 
     def __call__(self, state: int) -> float:
-        """The rate at `state`."""
+        """Return the rate at `state`."""
         return self.start * self.decay ** (checks.count(state, "state") - 1)
 
 
@@ -77,7 +77,7 @@ class CosineAnnealing:
             raise TypeError(f"restart is {self.restart!r}; True or False is wanted.")
 
     def __call__(self, state: int) -> float:
-        """The rate at `state`."""
+        """Return the rate at `state`."""
         since = checks.count(state, "state") - 1
         if self.restart:
             since %= self.period
@@ -110,7 +110,7 @@ class Step:
         _settle(self, start=checks.positive, factor=checks.positive, step_sizes=checks.counts)
 
     def __call__(self, state: int) -> float:
-        """The rate at `state`."""
+        """Return the rate at `state`."""
         state = checks.count(state, "state")
         if isinstance(self.step_sizes, int):
             over = (state - 1) // self.step_sizes
@@ -145,7 +145,7 @@ class Polynomial:
         _settle(self, start=checks.positive, degree=checks.not_negative, max_state=checks.count)
 
     def __call__(self, state: int) -> float:
-        """The rate at `state`."""
+        """Return the rate at `state`."""
         state = checks.count(state, "state")
         if state > self.max_state:
             raise IndexError(
@@ -176,17 +176,17 @@ class Sequence:
         """Check the arguments; lists become tuples."""
         _settle(
             self,
-            schedules=lambda given, _: tuple(
-                item if callable(item) else checks.not_negative(item, f"schedules[{place}]")
-                for place, item in enumerate(given)
+            schedules=lambda values, _: tuple(
+                item if callable(item) else checks.not_negative(item, f"schedules[{position}]")
+                for position, item in enumerate(values)
             ),
-            lengths=lambda given, name: checks.counts(tuple(given), name),
+            lengths=lambda values, name: checks.counts(tuple(values), name),
         )
         if len(self.schedules) != len(self.lengths):
             raise ValueError(f"{len(self.schedules)} schedules, but {len(self.lengths)} lengths.")
 
     def __call__(self, state: int) -> float:
-        """The rate at `state`."""
+        """Return the rate at `state`."""
         state = checks.count(state, "state")
         now = self.schedules[-1]
         for schedule, length in zip(self.schedules[:-1], self.lengths[:-1], strict=True):
@@ -207,9 +207,9 @@ _KINDS: dict[type, str] = {
 
 
 def describe(value: Any) -> Any:
-    """A schedule, or a field of one, in JSON's types, so that it can be read and compared.
+    """Return a schedule, or a field of one, in JSON's types, to be read and compared.
 
-    Of a callable that is none of ours only the name is told: it can be neither stored nor compared.
+    Of a callable that is none of ours that is the name only: it can be neither stored nor compared.
     """
     if isinstance(value, tuple):
         return [describe(item) for item in value]

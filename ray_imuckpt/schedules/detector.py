@@ -17,7 +17,7 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 class PlateauDetector:
-    """Tells when a loss has stopped getting better, and moves the learning rate along a schedule.
+    """A detector of plateaus of a loss, which moves the learning rate along a schedule.
 
     Call `step` once a tick (an epoch, a batch, as you like), and `adjust` when it returns True. In
     a gang give every rank the same loss, say the mean over the ranks: a rank that sees another loss
@@ -45,7 +45,7 @@ class PlateauDetector:
         self._counted_from = 0  # the tick of the best loss or of the last plateau, the later one
 
     def __repr__(self) -> str:
-        """The choices, and the state it is at."""
+        """Return the choices, and the state it is at."""
         return (
             f"PlateauDetector({self._schedule!r}, patience={self.patience}, min_lr={self.min_lr}) "
             f"at state {self._state}"
@@ -53,17 +53,17 @@ class PlateauDetector:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule in use: the constructor's, or the last one given to `adjust`."""
+        """Return the schedule in use: the constructor's, or the last one given to `adjust`."""
         return self._schedule
 
     @property
     def state(self) -> int:
-        """The state of the schedule it is at, from 1."""
+        """Return the state of the schedule it is at, from 1."""
         return self._state
 
     @property
     def learning_rate(self) -> float:
-        """``max(min_lr, schedule(state))``.
+        """Return ``max(min_lr, schedule(state))``.
 
         Raises:
             ValueError: The schedule's rate is nan or infinite.
@@ -72,7 +72,7 @@ class PlateauDetector:
         return self._rate(self._schedule, self._state)
 
     def step(self, loss: float | torch.Tensor) -> bool:
-        """One tick: whether the loss is on a plateau, and it is time to `adjust`.
+        """Count a tick; return whether the loss is on a plateau, and it is time to `adjust`.
 
         A loss below the best so far becomes the best. Any other, nan too, is on a plateau when
         `patience` ticks have passed since the best one or since the last plateau.
@@ -128,7 +128,7 @@ class PlateauDetector:
         self._schedule, self._state = schedule, state
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, in JSON's types. Of the schedule it holds a description only."""
+        """Return where it stands, in JSON's types. Of the schedule it holds a description only."""
         return {
             "state": self._state,
             "tick": self._tick,

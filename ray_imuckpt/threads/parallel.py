@@ -1,4 +1,4 @@
-"""Running one function for many indices on a few plain threads. Touches threads and gc.
+"""One function run for many indices on a few plain threads. Touches threads and gc.
 
 Not a `concurrent.futures` pool: those refuse work once the interpreter begins to shut down, which
 is when the last save of a script is often still being written.
@@ -120,7 +120,7 @@ def uncollected(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _forget_parent() -> None:
-    """In a process that was just forked: the threads that wanted it to run rarely are not here."""
+    """Put the threshold back in a process that was just forked, whose threads are not here."""
     if gc.get_threshold()[0] == _RARELY:
         for left in gc.get_objects():
             if type(left) is AtEnd and left.func is gc.set_threshold:

@@ -52,11 +52,11 @@ class Worker:
             raise self._error
 
     def running(self) -> bool:
-        """Whether it will run, or runs. Not so in a process that was forked since."""
+        """Return whether it will run, or runs; in a process that was forked since it does not."""
         return bool(self._begun) and not self._over and self._process == os.getpid()
 
     def current(self) -> bool:
-        """Whether it is this very thread that asks."""
+        """Return whether this is the thread that calls."""
         return self._thread is threading.current_thread()
 
     def join(self) -> None:

@@ -1,0 +1,205 @@
+"""The language of the package: docstrings say what a function does, names say what a thing is."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ray_imuckpt
+
+PACKAGE = Path(ray_imuckpt.__file__).parent
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# No docstring begins with one of these: it would be half a sentence.
+QUESTIONS = {"what", "whether", "where", "see", "how", "why", "who", "whom", "when", "which"}
+# One of a function begins with a verb in its base form, and so with none of these either.
+NO_VERBS = QUESTIONS | {
+    "a", "about", "after", "all", "an", "and", "another", "any", "as", "at", "before", "both", "by",
+    "every", "each", "for", "from", "in", "it", "its", "nothing", "of", "on", "one", "only", "ours",
+    "out", "same", "some", "such", "that", "the", "their", "these", "this", "those", "to", "two",
+    "with", "within", "without",
+}  # fmt: skip
+
+# Participles and possessives that only the sentence around them explains.
+RIDDLES = {
+    "asked", "found", "given", "handed", "kept", "mine", "others", "own", "ours", "place", "places",
+    "said", "theirs", "told",
+}  # fmt: skip
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def first_word(text: str) -> str:
+    """Return the first word of a docstring, in small letters."""
+    return text.split(maxsplit=1)[0].strip("`*.,:;()\"'").lower()
+
+
+def openings(tree: ast.Module) -> Iterator[str]:
+    """Yield what is wrong with the first words of docstrings."""
+    for node in ast.walk(tree):
+        if not isinstance(node, Documented):
+            continue
+        text = ast.get_docstring(node)
+        if not text:
+            continue
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        word = first_word(text)
+        if word in (NO_VERBS if function else QUESTIONS):
+            line = 1 if isinstance(node, ast.Module) else node.lineno
+            yield f"line {line}: a docstring begins with {word!r}"
+
+
+def lasting_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield (line, name) of all that is not a local variable."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.lineno, node.name
+        if isinstance(node, ast.arguments):
+            for argument in (*node.posonlyargs, *node.args, *node.kwonlyargs):
+                yield argument.lineno, argument.arg
+        if isinstance(node, ast.Module | ast.ClassDef):
+            fields = [target for statement in node.body for target in targets(statement)]
+            yield from ((name.lineno, name.id) for name in fields if isinstance(name, ast.Name))
+        attributes = [target for target in targets(node) if isinstance(target, ast.Attribute)]
+        yield from ((attribute.lineno, attribute.attr) for attribute in attributes)
+
+
+def targets(node: ast.AST) -> list[ast.expr]:
+    """Return what a statement assigns to, tuples taken apart."""
+    if isinstance(node, ast.Assign):
+        assigned = node.targets
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+        assigned = [node.target]
+    else:
+        assigned = []
+    return [
+        part
+        for target in assigned
+        for part in (target.elts if isinstance(target, ast.Tuple | ast.List) else [target])
+    ]
+
+
+def complaints(source: str) -> list[str]:
+    """Return what is wrong with the language of a file."""
+    tree = ast.parse(source)
+    names = [
+        f"line {line}: the name {name!r}"
+        for line, name in lasting_names(tree)
+        if name.strip("_").lower() in RIDDLES
+    ]
+    return [*openings(tree), *names]
+
+
+# Rooms that are not clean yet.
+NOT_YET = {
+    "checkpointer.py",
+    "cli/checking.py",
+    "cli/comparison.py",
+    "cli/contents.py",
+    "cli/exporting.py",
+    "cli/listing.py",
+    "cli/pruning.py",
+    "cli/series.py",
+    "cli/terminal.py",
+    "cli/text.py",
+    "directory.py",
+    "encoding/chunks.py",
+    "encoding/tensors/dtypes.py",
+    "encoding/tensors/filling.py",
+    "encoding/tensors/format.py",
+    "encoding/tensors/header.py",
+    "encoding/tensors/memory.py",
+    "encoding/tensors/ties.py",
+    "encoding/tree/decoding.py",
+    "encoding/tree/encoding.py",
+    "encoding/tree/refusals.py",
+    "loading/decision.py",
+    "loading/objects.py",
+    "loading/reader.py",
+    "loading/restore.py",
+    "loading/selection.py",
+    "loading/start.py",
+    "loading/stored.py",
+    "options.py",
+    "reporting/__init__.py",
+    "reporting/audit.py",
+    "reporting/journal.py",
+    "repository/catalog.py",
+    "repository/decoding.py",
+    "repository/leftovers.py",
+    "repository/lineage.py",
+    "repository/manifest.py",
+    "repository/pointers.py",
+    "repository/run.py",
+    "saving/branch.py",
+    "saving/collect.py",
+    "saving/operation.py",
+    "saving/saver.py",
+    "saving/writer.py",
+    "staging/buffers.py",
+    "staging/copies.py",
+    "staging/fence.py",
+    "staging/windows.py",
+    "state/checksums.py",
+    "state/fitting.py",
+    "state/layouts.py",
+    "state/lazy.py",
+    "state/live.py",
+    "state/loading.py",
+    "state/model.py",
+    "state/objects.py",
+    "state/optimizer.py",
+    "state/ownership.py",
+    "state/random_state.py",
+    "state/rehearsal.py",
+    "state/sharding.py",
+    "state/wrappers.py",
+    "storage/__init__.py",
+    "storage/claims.py",
+    "storage/client.py",
+    "storage/conditional.py",
+    "storage/content.py",
+    "storage/filesystems.py",
+    "storage/listings.py",
+    "storage/local.py",
+    "storage/names.py",
+    "storage/opening.py",
+    "storage/posix.py",
+    "storage/refusals.py",
+}
+
+
+@pytest.mark.parametrize("name", sorted(FILES.keys() - NOT_YET))
+def test_docstrings_say_what_is_done_and_names_what_a_thing_is(name: str) -> None:
+    """Whoever reads a docstring or a name needs no sentence around it."""
+    assert complaints(FILES[name].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""What is saved."""',
+        'class A:\n    """See `B`."""',
+        'def f():\n    """The rate."""',
+        'def f():\n    """`Whether` it runs."""',
+        "def f(told): ...",
+        "def f(*, place=None): ...",
+        "def handed(): ...",
+        "_FOUND = 1",
+        "class A:\n    kept: int = 1",
+        "class A:\n    def f(self):\n        self._own, self.b = 1, 2",
+    ],
+)
+def test_the_check_finds_halves_of_sentences(source: str) -> None:
+    """Each rule is tried on code that breaks it."""
+    assert len(complaints(source)) == 1
+
+
+def test_the_check_leaves_whole_ones_and_short_lives_alone() -> None:
+    """A local variable may have any name, and a class may begin with its article."""
+    method = 'def f(self):\n        """Return it."""\n        told = 1'
+    source = f'class A:\n    """The rate."""\n    {method}'
+    assert complaints(source) == []
