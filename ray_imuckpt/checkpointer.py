@@ -22,9 +22,9 @@ from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.errors import located, public
 from ray_imuckpt.loading import selection
 from ray_imuckpt.loading.decision import Handed
-from ray_imuckpt.loading.objects import Targets
 from ray_imuckpt.loading.start import Start, started
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import Retention, Saving
 from ray_imuckpt.reporting.audit import Audit
 from ray_imuckpt.reporting.journal import Journal

@@ -12,14 +12,13 @@ from torch import nn
 from ray_imuckpt import arguments
 from ray_imuckpt.errors import CheckpointNotFoundError, located, public
 from ray_imuckpt.loading import stored
-from ray_imuckpt.loading.restore import tell_left_out
+from ray_imuckpt.loading.restore import restore_model
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import CheckpointChangedError
 from ray_imuckpt.runtime import ray_driver
 from ray_imuckpt.saving.writer import finish_all
-from ray_imuckpt.state.live import LiveModel
 from ray_imuckpt.storage import Storage, absolute, open_storage
 
 T = TypeVar("T")
@@ -120,12 +119,5 @@ def load_into(
 ) -> nn.Module:
     """Put the weights of `loaded` into `model`."""
     arguments.device(device)
-    with located(loaded.url, epoch=loaded.epoch):
-        tensors, extra = loaded.model_places
-        live = LiveModel(model)
-        loaded.left_out = live.check(tensors, extra, loaded.model_versions, strict=strict)
-        if device is not None:
-            live = LiveModel(model.to(device))
-        live.load(*loaded.fill_model(live.memory(tensors)), loaded.model_versions)
-    tell_left_out(loaded)
+    restore_model(loaded, model, device, strict=strict)
     return model

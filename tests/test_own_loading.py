@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, StateMismatchError
-from ray_imuckpt.state.rehearsal import own_loading
+from ray_imuckpt.state.rehearsal import custom_loading
 
 
 def save(directory: Path, model: nn.Module, **other: Any) -> None:
@@ -265,8 +265,8 @@ def test_only_modules_with_a_loading_of_their_own_lose_the_straight_way() -> Non
     plain = nn.Sequential(
         nn.BatchNorm1d(2), nn.LSTM(2, 2), nn.LazyLinear(2), checkpoint_wrapper(small_model())
     )
-    assert own_loading(plain) == ()
-    assert own_loading(nn.Sequential(weight_norm(), nn.Linear(1, 1))) == ("0.0.",)
-    assert own_loading(nn.Sequential(Renamed())) == ("0.",)
-    assert own_loading(Override()) == ("",)
-    assert own_loading(nn.ModuleList([observer.MinMaxObserver()])) == ("0.",)
+    assert custom_loading(plain) == ()
+    assert custom_loading(nn.Sequential(weight_norm(), nn.Linear(1, 1))) == ("0.0.",)
+    assert custom_loading(nn.Sequential(Renamed())) == ("0.",)
+    assert custom_loading(Override()) == ("",)
+    assert custom_loading(nn.ModuleList([observer.MinMaxObserver()])) == ("0.",)

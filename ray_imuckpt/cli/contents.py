@@ -100,8 +100,8 @@ def parts(loaded: LoadedCheckpoint) -> Parts:
     Raises:
         CorruptCheckpointError: One of them is damaged, or a file is missing or cut.
     """
-    model, _ = loaded.model_places
-    optimizer = loaded.optimizer_places
+    model = loaded.saved_model.tensors
+    optimizer = loaded.saved_optimizer
     return Parts(
         tuple(tensor_row(name, info) for name, info in model.items()),
         None if optimizer is None else str(optimizer["class"]),

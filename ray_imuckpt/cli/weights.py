@@ -31,7 +31,7 @@ class Weights:
     """
 
     def __init__(self, storage: Storage, loaded: LoadedCheckpoint) -> None:
-        self.tensors: Mapping[str, TensorInfo] = loaded.model_places[0]
+        self.tensors: Mapping[str, TensorInfo] = loaded.saved_model.tensors
         self._files = {
             part: _Ranges(storage, loaded.epoch, entry)
             for part in (codec.MODEL, codec.MODEL_FROZEN)

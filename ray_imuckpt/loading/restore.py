@@ -1,270 +1,202 @@
-"""Putting a checkpoint into live objects, on every rank."""
+"""A checkpoint into live objects, on every rank: check → fill → apply → undo.
+
+Four loops over one list of `Restorable`. Nothing live changes before all ranks have checked all of
+it. What can be undone is applied before the bytes of model and optimizer are overwritten.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+import json
 
 import torch
 from torch import nn
 
-from ray_imuckpt.encoding.tensors import TensorKey
-from ray_imuckpt.errors import ImuckptError, StateMismatchError
+from ray_imuckpt.errors import ImuckptError, StateMismatchError, located
 from ray_imuckpt.gang import Gang
-from ray_imuckpt.loading.objects import Objects, Targets, check_objects, saved_per_rank
+from ray_imuckpt.loading import notices
+from ray_imuckpt.loading.restorables import restorables, saved_layouts, unsaved
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.state.layouts import SavedLayouts
-from ray_imuckpt.state.live import LeftOut, LiveModel
-from ray_imuckpt.state.optimizer import LiveOptimizer
-from ray_imuckpt.state.random_state import apply_random, check_random, missing_cuda, seed_new_rank
-
-logger = logging.getLogger("ray_imuckpt")
+from ray_imuckpt.state.live import LeftOut
+from ray_imuckpt.state.restorable import Filled, Memory, Phase, Restorable, all_left_out
+from ray_imuckpt.state.restorables import RestorableModel
 
 
-def put_back(
-    loaded: LoadedCheckpoint,
-    targets: Targets,
-    gang: Gang,
-    touched: set[str],
-    *,
-    strict: bool,
-    keep_options: bool = False,
-) -> None:
-    """Read, check, and put one checkpoint into live objects; a collective.
+class Restore:
+    """The restore of one checkpoint; all ranks make one, and call `run`.
 
     Args:
         loaded: The checkpoint.
         targets: The live objects.
         gang: The gang.
-        touched: What a damaged checkpoint before this one has left its traces in; what this one
-            will is added.
+        overwritten: The names of what damaged checkpoints before this one may have left a part of
+            themselves in; what this one overwrites is added.
         strict: See `ray_imuckpt.loading.selection.restore`.
         keep_options: Whether the optimizer keeps its own learning rate and other options.
     """
-    loaded.prepare(optimizer=targets.optimizer is not None)
-    model, optimizer = gang.run_all(
-        lambda: _check_all(loaded, targets, gang, touched, strict=strict)
-    )
-    layouts = _saved_layouts(loaded, targets, gang)
-    objects = Objects(loaded, targets, gang, layouts)
-    try:
-        # Objects first, which can only be tried: the model is not changed when one refuses.
-        objects.put_back()
-        if targets.device is not None:
-            gang.run_all(targets.move)
-            model = gang.run_all(lambda: LiveModel(targets.model))
-        _put_back_tensors(
-            loaded, targets, gang, model, optimizer, layouts, objects, keep_options=keep_options
-        )
-    except Exception as error:
-        objects.undo(error)
-        raise
-    if gang.rank == 0:
-        tell_left_out(loaded)
 
+    def __init__(
+        self,
+        loaded: LoadedCheckpoint,
+        targets: Targets,
+        gang: Gang,
+        overwritten: set[str],
+        *,
+        strict: bool,
+        keep_options: bool = False,
+    ) -> None:
+        self._loaded = loaded
+        self._targets = targets
+        self._gang = gang
+        self._overwritten = overwritten
+        self._strict = strict
+        self._keep_options = keep_options
+        self._layouts = SavedLayouts()
+        self._restorables: list[Restorable] = []
+        self._begun: list[Restorable] = []
 
-def tell_left_out(loaded: LoadedCheckpoint) -> None:
-    """Warn of what ``strict=False`` has left out, by name."""
-    for names, what in (
-        (loaded.left_out.missing, "not in the checkpoint, and left as built"),
-        (loaded.left_out.unexpected, "in the checkpoint, and not used"),
-    ):
-        if names:
-            logger.warning("%s: %d name(s) %s: %s.", loaded.url, len(names), what, ", ".join(names))
+    def run(self) -> None:
+        """Restore it; a collective.
 
+        Raises:
+            StateMismatchError: Something does not fit; what was changed before is undone, and the
+                error names what could not be.
+            CorruptCheckpointError: Bytes were altered: the objects may hold a part of them.
+        """
+        gang, loaded = self._gang, self._loaded
+        loaded.prepare(optimizer=self._targets.optimizer is not None)
+        gang.run_all(self._check)
+        try:
+            if self._targets.objects or self._targets.per_rank:  # the same on every rank
+                gang.run_all(lambda: self._apply(Phase.TRIED))
+            memory = gang.run_all(self._make_room)
+            filled = loaded.fill(memory, optimizer=self._targets.optimizer is not None)
+            gang.run_all(lambda: self._finish(filled))
+        except Exception as error:
+            self._undo(error)
+            raise
+        notices.of_layouts(gang, self._layouts)
+        notices.of_gang_size(gang, loaded, self._targets)
+        notices.of_devices(gang, loaded)
+        if gang.rank == 0:
+            notices.of_left_out(loaded)
 
-def _tell_of_layouts(changed: set[str], gang: Gang) -> None:
-    if not changed:
-        return
-    warn(
-        gang,
-        "%s and %d more parameters lie otherwise in memory than when they were saved "
-        "(channels_last, transposed), and the optimizer's state was laid out as they are now. "
-        "Convert the model before start(), as it was when it was saved: else the run is not "
-        "the same to the last bit, and converting it later leaves the state behind.",
-        min(changed),
-        len(changed) - 1,
-    )
+    # ------------------------------------------------------------------ the four loops
 
+    def _check(self) -> None:
+        """Check that all of it fits, and makes good for damaged checkpoints before this one."""
+        loaded = self._loaded
+        try:
+            self._layouts = saved_layouts(loaded, self._targets, self._gang)
+            self._restorables = restorables(
+                loaded,
+                self._targets,
+                self._gang,
+                self._layouts,
+                strict=self._strict,
+                keep_options=self._keep_options,
+            )
+            parts = [restorable.check() for restorable in self._restorables]
+            missing = unsaved(loaded, self._targets, self._gang)
+            if missing and self._strict:
+                raise StateMismatchError(
+                    "Objects passed to start() were not saved with this checkpoint.",
+                    missing=list(missing),
+                    hint="Leave them out, or pass strict=False to leave them as they are.",
+                )
+        except StateMismatchError as error:
+            if self._overwritten:
+                error.message += (
+                    " And a newer checkpoint turned out to be damaged after a part of it had been "
+                    "restored: model and optimizer may hold that part, build them anew."
+                )
+            raise
+        loaded.left_out = all_left_out([*parts, LeftOut(missing)])
+        covered = frozenset[str]().union(*(each.covers for each in self._restorables))
+        if self._overwritten - covered:
+            raise StateMismatchError(
+                "A newer checkpoint turned out to be damaged after a part of it had been restored; "
+                "this one could not make good for all of that.",
+                missing=sorted(self._overwritten - covered),
+                hint=f"Build the objects anew and start with continue_from={loaded.epoch}.",
+            )
+        self._overwritten.update(covered)
 
-def _saved_layouts(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> SavedLayouts:
-    saved = saved_per_rank(loaded, gang)
-    others = [(t, loaded.other[n]) for n, t in targets.objects.items() if n in loaded.objects]
-    others += [(t, saved[n]) for n, t in targets.per_rank.items() if n in saved]
-    modules = [(target, state) for target, state in others if isinstance(target, nn.Module)]
-    return SavedLayouts([(targets.model, loaded.model_places[0]), *modules])
+    def _make_room(self) -> Memory:
+        """Apply what is large, and return the memory that the bytes of the rest are read into."""
+        self._apply(Phase.SHARDED)
+        memory: Memory = {}
+        for restorable in self._restorables:
+            memory |= restorable.memory()
+        return memory
 
+    def _apply(self, phase: Phase, filled: Filled | None = None) -> None:
+        """Apply what is due in a phase, by name: in the same order on every rank."""
+        due = [restorable for restorable in self._restorables if restorable.phase == phase]
+        for restorable in sorted(due, key=lambda restorable: restorable.name):
+            self._begun.append(restorable)
+            restorable.apply(filled or Filled())
 
-def _put_back_tensors(
-    loaded: LoadedCheckpoint,
-    targets: Targets,
-    gang: Gang,
-    model: LiveModel,
-    optimizer: LiveOptimizer | None,
-    layouts: SavedLayouts,
-    objects: Objects,
-    *,
-    keep_options: bool,
-) -> None:
-    """What has large tensors, and at the very end the random generators."""
+    def _finish(self, filled: Filled) -> None:
+        """Apply the rest; what fails here fails when the model's old bytes are gone."""
+        try:
+            for phase in (Phase.FILLED, Phase.OVERLAPPING, Phase.RANDOM):
+                self._apply(phase, filled)
+        except Exception as error:
+            raise ImuckptError(
+                f"Restoring was broken off by {type(error).__name__}: {error}",
+                hint="Model and optimizer may hold a part of this epoch: do not go on with them, "
+                "build them anew.",
+            ) from error
 
-    def memory() -> dict[TensorKey, torch.Tensor]:
-        live = model.memory(loaded.model_places[0])
-        if optimizer is not None:
-            live |= optimizer.memory(loaded.optimizer_places or {})
-        return live
+    def _undo(self, error: Exception) -> None:
+        """Undo what was applied, the last first, on every rank; a collective.
 
-    live = gang.run_all(memory)
-    if optimizer is None:
-        tensors, extra = loaded.fill_model(live)
-        state = None
-    else:
-        tensors, extra, state = loaded.fill_both(live)
+        Args:
+            error: Why; where something cannot be undone, an error of this package says so.
 
-    def apply() -> None:
-        model.load(tensors, extra, loaded.model_versions)
-        if optimizer is not None and state is not None:
-            optimizer.load(state, layouts, keep_options=keep_options)
-        objects.put_back_late()
-        _apply_random(loaded, targets, gang)
-
-    gang.run_all(lambda: _or_say_partly(apply, loaded, gang))
-    _tell_of_layouts(layouts.changed, gang)
-
-
-def _or_say_partly(apply: Callable[[], None], loaded: LoadedCheckpoint, gang: Gang) -> None:
-    """What fails here fails behind all checks, when the model's old bytes are gone."""
-    try:
-        apply()
-    except Exception as error:
+        Raises:
+            ImuckptError: `error` is another one, and something could not be undone.
+        """
+        partial = []
+        for restorable in reversed(self._begun):
+            try:
+                undone = restorable.undo()
+            except Exception:  # noqa: BLE001 - user code; the error to raise is the one before
+                undone = False
+            if not undone:
+                partial.append(restorable.name)
+        of_ranks = map(json.loads, self._gang.all_gather(json.dumps(partial).encode()))
+        names = sorted({name for of_rank in of_ranks for name in of_rank})
+        if not names:
+            return
+        hint = f"{', '.join(names)} may hold a part of epoch {self._loaded.epoch}: build anew."
+        if isinstance(error, ImuckptError):
+            error.hint = f"{error.hint} {hint}" if error.hint else hint
+            return
         raise ImuckptError(
-            f"Restoring was broken off by {type(error).__name__}: {error}",
-            url=loaded.url,
-            epoch=loaded.epoch,
-            rank=gang.rank,
-            hint="Model and optimizer may hold a part of this epoch: do not go on with them, build "
-            "them anew.",
+            f"Restoring was broken off by {type(error).__name__}: {error}", hint=hint
         ) from error
 
 
-def _held(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> set[str]:
-    """What of the live objects this checkpoint puts back."""
-    tensors, extra = loaded.model_places
-    held = {f"model.{name}" for name in (*tensors, *extra)}
-    held |= {name for name in targets.objects if name in loaded.objects}
-    saved = saved_per_rank(loaded, gang)
-    return held | {f"per_rank[{name!r}]" for name in targets.per_rank if name in saved}
+def restore_model(
+    loaded: LoadedCheckpoint, model: nn.Module, device: torch.device | str | None, *, strict: bool
+) -> None:
+    """Restore a checkpoint's model alone, in this process alone; nothing else of it is read.
 
+    Args:
+        loaded: The checkpoint; its `left_out` is set.
+        model: Changed in place.
+        device: Where it is moved once everything is checked, ``None``: it stays.
+        strict: Whether names that are missing or unexpected are an error.
 
-def _check_all(
-    loaded: LoadedCheckpoint,
-    targets: Targets,
-    gang: Gang,
-    touched: set[str],
-    *,
-    strict: bool,
-) -> tuple[LiveModel, LiveOptimizer | None]:
-    """As `_check`, and whether it makes good for a damaged one before it; see `put_back`."""
-    try:
-        live = _check(loaded, targets, gang, strict=strict)
-    except StateMismatchError as error:
-        if touched:
-            error.message += (
-                " And a newer checkpoint turned out to be damaged after a part of it had been "
-                "restored: model and optimizer may hold that part, build them anew."
-            )
-        raise
-    held = _held(loaded, targets, gang)
-    if touched - held:
-        raise StateMismatchError(
-            "A newer checkpoint turned out to be damaged after a part of it had been restored; "
-            "this one could not make good for all of that.",
-            missing=sorted(touched - held),
-            url=loaded.url,
-            epoch=loaded.epoch,
-            hint=f"Build the objects anew and start with continue_from={loaded.epoch}.",
-        )
-    touched.update(held)
-    return live
-
-
-def _check(
-    loaded: LoadedCheckpoint, targets: Targets, gang: Gang, *, strict: bool
-) -> tuple[LiveModel, LiveOptimizer | None]:
-    model = LiveModel(targets.model)
-    left = model.check(*loaded.model_places, loaded.model_versions, strict=strict)
-    optimizer = None
-    if targets.optimizer is not None:
-        if loaded.optimizer_places is None:
-            raise StateMismatchError(
-                "The checkpoint holds no optimizer state.",
-                url=loaded.url,
-                epoch=loaded.epoch,
-                hint="Pass optimizer=None to start() to begin with a fresh optimizer.",
-            )
-        optimizer = LiveOptimizer(targets.optimizer, targets.model)
-        optimizer.check(loaded.optimizer_places)
-    objects = check_objects(loaded, targets, gang, strict=strict)
-    loaded.left_out = LeftOut(left.missing + objects.missing, left.unexpected + objects.unexpected)
-    _check_random(loaded, gang, strict=strict)
-    return model, optimizer
-
-
-def _check_random(loaded: LoadedCheckpoint, gang: Gang, *, strict: bool) -> None:
-    if gang.rank >= len(loaded.ranks):
-        return
-    state = loaded.ranks[gang.rank]["random"]
-    check_random(state, gang.rank)
-    same_size = gang.world_size == len(loaded.ranks)
-    if strict and same_size and state.get("cuda") and not torch.cuda.is_available():
-        raise StateMismatchError(
-            f"The checkpoint holds the random state of {len(state['cuda'])} CUDA device(s), and "
-            "this rank has none.",
-            url=loaded.url,
-            epoch=loaded.epoch,
-            rank=gang.rank,
-            hint="Run it where there is a GPU. To go on without, with other random numbers, pass "
-            "strict=False.",
-        )
-
-
-def _apply_random(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> None:
-    before, now = len(loaded.ranks), gang.world_size
-    if before != now:
-        gone = f" What ranks {now} to {before - 1} held is not used." if now < before else ""
-        new = (
-            f" Gang {before} to {now - 1} get random state derived from it." if now > before else ""
-        )
-        mine = ", ".join(sorted(targets.per_rank))
-        objects = (
-            f" Of per_rank ({mine}) the same holds; new ranks begin with theirs as built, "
-            "generators seeded by that state and the rank."
-        ) * bool(mine)
-        warn(
-            gang,
-            "The checkpoint was made by %d rank(s), this gang has %d. Model, optimizer, log and "
-            "other are exact; the run is another than with the same size.%s%s%s",
-            before,
-            now,
-            gone,
-            new,
-            objects,
-        )
-    if gang.rank >= before:
-        seed_new_rank(loaded.ranks[0]["random"], gang.rank)
-        return
-    apply_random(loaded.ranks[gang.rank]["random"])
-    missing = missing_cuda(loaded.ranks[gang.rank]["random"])
-    if missing:
-        logger.warning(
-            "The checkpoint holds the random state of %d CUDA device(s) that rank %d does not have "
-            "now: random numbers drawn there will differ.",
-            missing,
-            gang.rank,
-        )
-
-
-def warn(gang: Gang, message: str, *arguments: object) -> None:
-    """Warn once for the whole gang."""
-    if gang.rank == 0:
-        logger.warning(message, *arguments)
+    Raises:
+        StateMismatchError: It does not fit, and is as it was.
+        CorruptCheckpointError: As for `Restore.run`.
+    """
+    with located(loaded.url, epoch=loaded.epoch):
+        restorable = RestorableModel(model, loaded.saved_model, device, strict=strict)
+        loaded.left_out = restorable.check()
+        restorable.apply(loaded.fill(restorable.memory(), optimizer=False))
+    notices.of_left_out(loaded)

@@ -10,10 +10,11 @@ from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.gang import Gang
+from ray_imuckpt.loading import notices
 from ray_imuckpt.loading.decision import Decider, Decision, Handed
-from ray_imuckpt.loading.objects import Targets
-from ray_imuckpt.loading.restore import put_back, warn
+from ray_imuckpt.loading.restore import Restore
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_checkpoint
+from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.run import Run, RunIdentity
 from ray_imuckpt.saving import branch
@@ -124,7 +125,7 @@ def _restore_sound(
     gang: Gang, storage: Storage, decider: Decider, targets: Targets, *, strict: bool
 ) -> Resumed | None:
     """Restore what rank 0 decides on, until that is sound."""
-    touched: set[str] = set()
+    overwritten: set[str] = set()
     changes = 0
     while True:
         decision = Decision.from_bytes(
@@ -139,9 +140,14 @@ def _restore_sound(
             loaded = open_checkpoint(storage, paths.checkpoint_name(manifest.epoch), manifest, gang)
         try:
             with located(loaded.url, epoch=loaded.epoch, rank=gang.rank):
-                put_back(
-                    loaded, targets, gang, touched, strict=strict, keep_options=decision.handed
-                )
+                Restore(
+                    loaded,
+                    targets,
+                    gang,
+                    overwritten,
+                    strict=strict,
+                    keep_options=decision.handed,
+                ).run()
         except CheckpointNotFoundError:  # saved anew or deleted since it was picked: look again
             changes += 1
             if decision.handed or changes > _CHANGES:
@@ -149,7 +155,7 @@ def _restore_sound(
         except CorruptCheckpointError as error:
             if decision.handed or decision.exact:
                 raise
-            warn(gang, "Passing over a damaged checkpoint: %s", error)
+            notices.once(gang, "Passing over a damaged checkpoint: %s", error)
             decider.pass_over(manifest.epoch, error)
         else:
             return Resumed(loaded, foreign=decision.handed)

@@ -2,7 +2,7 @@
 
 `LoadedCheckpoint` serves both ways: looked into part by part, in fresh memory; or restored, when
 first everything but the tensors of model and optimizer is read (`LoadedCheckpoint.prepare`), and
-then these are read into the memory of the live ones (`fill_model`, `fill_both`).
+then these are read into the memory of the live ones (`LoadedCheckpoint.fill`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,14 +21,13 @@ from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.repository import codec, decoding, paths
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
 from ray_imuckpt.repository.pointers import pointed_at
-from ray_imuckpt.state.live import LeftOut
+from ray_imuckpt.state.live import LeftOut, SavedModel
+from ray_imuckpt.state.optimizer import OptimizerState
+from ray_imuckpt.state.restorable import Filled, Memory
 from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
 
-T = TypeVar("T")
 _POINTERS = 4  # one after the other; ours leads to the checkpoint itself
-Live = Mapping[tensors.TensorKey, torch.Tensor]
-"""The key of a stored tensor to the live tensor whose memory takes the bytes."""
 
 
 class TensorFile(NamedTuple):
@@ -71,18 +70,18 @@ class LoadedCheckpoint:
         return tree.decode_dict(self.manifest.metrics, {})
 
     @cached_property
-    def _model(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def _model(self) -> SavedModel:
         return self._decoded_model(*self._fill_as_saved(self._model_files))
 
     @property
     def model(self) -> dict[str, torch.Tensor]:
         """The model's tensors (CPU) by name in the bare module, tied ones under each name."""
-        return self._model[0]
+        return self._model.tensors
 
     @property
     def model_extra(self) -> dict[str, Any]:
         """What modules gave as extra state (``get_extra_state``), by name."""
-        return self._model[1]
+        return self._model.extra
 
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
@@ -128,29 +127,38 @@ class LoadedCheckpoint:
             _ = self._optimizer_file
 
     @cached_property
-    def model_places(self) -> tuple[dict[str, tensors.TensorInfo], dict[str, Any]]:
-        """What `fill_model` will return, a `TensorInfo` for each tensor."""
+    def saved_model(self) -> SavedModel:
+        """The model's state, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_model(*(file.header.tensors for file in self._model_files))
 
-    def fill_model(self, live: Live) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """The model's tensors, in the memory of `live` where it has one, and its extra state.
-
-        The tensors are contiguous: they are to be loaded into others, whose layout stays.
-        """
-        return self._decoded_live(*self._fill(self._model_files, live))
-
     @cached_property
-    def optimizer_places(self) -> dict[str, Any] | None:
-        """As `optimizer`, a `TensorInfo` for each tensor."""
+    def saved_optimizer(self) -> OptimizerState | None:
+        """As `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_optimizer(self._optimizer_file.header.tensors)
 
-    def fill_both(
-        self, live: Live
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any] | None]:
-        """As `fill_model`, and the optimizer's state: read together, which is faster."""
-        *model, optimizer = self._fill((*self._model_files, self._optimizer_file), live)
-        tensors.lay_out(self._optimizer_file.header, optimizer)
-        return *self._decoded_live(*model), self._decoded_optimizer(optimizer)
+    def fill(self, memory: Memory, *, optimizer: bool) -> Filled:
+        """Read the tensors of the model, and of the optimizer.
+
+        Args:
+            memory: The tensors that take the bytes of stored ones. The others are read into new
+                ones on the host.
+            optimizer: Whether to read the optimizer's.
+
+        Returns:
+            The states. The model's tensors are contiguous: they are to be loaded into others, whose
+            layout stays. The optimizer's, and those in extra state, are laid out as they were.
+
+        Raises:
+            CorruptCheckpointError: Bytes were altered; what the tensors hold is not to be used.
+        """
+        files = (*self._model_files, self._optimizer_file) if optimizer else self._model_files
+        trained, frozen, *rest = self._fill(files, memory)
+        tensors.lay_out(self._model_files[0].header, trained, but=self.saved_model.tensors)
+        model = self._decoded_model(trained, frozen)
+        if not optimizer:
+            return Filled(model)
+        tensors.lay_out(self._optimizer_file.header, *rest)
+        return Filled(model, self._decoded_optimizer(*rest))
 
     @property
     def frozen(self) -> frozenset[str]:
@@ -162,10 +170,10 @@ class LoadedCheckpoint:
         """Whether it holds the state of the optimizer."""
         return self._state.optimizer is not None
 
-    @property
-    def model_versions(self) -> dict[str, int] | None:
-        """The versions of the model's modules, as `ModelState.versions`; ``None`` if not saved."""
-        return decoding.decode_versions(self._model_files[0].header.metadata)
+    def per_rank(self, rank: int) -> dict[str, Any]:
+        """Return the states of a rank's ``per_rank`` objects; {} where there was no such rank."""
+        states: dict[str, Any] = self.ranks[rank]["per_rank"] if rank < len(self.ranks) else {}
+        return states
 
     # ------------------------------------------------------------------ below
 
@@ -184,33 +192,26 @@ class LoadedCheckpoint:
         with located(self.url, epoch=self.epoch):
             return TensorFile(entry, self._reader.header(entry))
 
-    def _fill(self, files: Sequence[TensorFile], live: Live) -> list[dict[str, torch.Tensor]]:
-        """The tensors of `files` by name, in the memory of `live` or new ones on the host."""
+    def _fill(self, files: Sequence[TensorFile], memory: Memory) -> list[dict[str, torch.Tensor]]:
+        """Return the tensors of `files` by name, in the memory given or new ones on the host."""
         with located(self.url, epoch=self.epoch):
-            found = [tensors.room(file.header, live) for file in files]
+            found = [tensors.room(file.header, memory) for file in files]
             pairs = zip(files, found, strict=True)
             self._reader.fill([(f.entry, tensors.row(f.header, t)) for f, t in pairs if f.entry])
         return found
 
     def _fill_as_saved(self, files: Sequence[TensorFile]) -> list[dict[str, torch.Tensor]]:
-        """The tensors of `files` by name, new ones, laid out in memory as they were."""
+        """Return the tensors of `files` by name, new ones, laid out in memory as they were."""
         found = self._fill(files, {})
         return [tensors.lay_out(f.header, t) for f, t in zip(files, found, strict=True)]
 
-    def _decoded_live(
-        self, found: dict[str, torch.Tensor], frozen: Mapping[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        tensors.lay_out(self._model_files[0].header, found, but=self.model_places[0])
-        return self._decoded_model(found, frozen)
+    def _decoded_model(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> SavedModel:
+        metadata = self._model_files[0].header.metadata
+        named, extra = decoding.decode_model(trained, metadata)
+        return SavedModel({**named, **frozen}, extra, decoding.decode_versions(metadata))
 
-    def _decoded_model(
-        self, found: Mapping[str, T], frozen: Mapping[str, T]
-    ) -> tuple[dict[str, T], dict[str, Any]]:
-        mine, extra = decoding.decode_model(found, self._model_files[0].header.metadata)
-        return {**mine, **frozen}, extra
-
-    def _decoded_optimizer(self, found: Mapping[str, Any]) -> dict[str, Any] | None:
-        return decoding.decode_optimizer(self._state.optimizer, found, self.url)
+    def _decoded_optimizer(self, stored: Mapping[str, Any]) -> OptimizerState | None:
+        return decoding.decode_optimizer(self._state.optimizer, stored, self.url)
 
     @cached_property
     def _state(self) -> decoding.DecodedState:

@@ -10,8 +10,8 @@ from torch import nn
 
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.gang import Gang
-from ray_imuckpt.loading.objects import Targets, saved_per_rank
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.state.names import parameters_by_name
 from ray_imuckpt.state.objects import is_stateful
@@ -65,7 +65,7 @@ class Audit:
             )
         if loaded is None:
             return
-        objects = {*loaded.objects, *_named(saved_per_rank(loaded, gang))}
+        objects = {*loaded.objects, *_named(loaded.per_rank(gang.rank))}
         objects |= {"optimizer"} if loaded.has_optimizer else set()
         self._held = objects | set(loaded.other)
         self._has_log = bool(loaded.log)
@@ -137,7 +137,7 @@ class Audit:
 
     def _tell_frozen(self, gang: Gang, model: nn.Module, loaded: LoadedCheckpoint) -> None:
         """Warn of parameters that are trained now and were not, or the other way round."""
-        known = loaded.model_places[0]
+        known = loaded.saved_model.tensors
         live = {n: p.requires_grad for n, p in parameters_by_name(model) if n in known}
         thawed = [name for name, trained in live.items() if trained and name in loaded.frozen]
         frozen = [n for n, trained in live.items() if not trained and n not in loaded.frozen]

@@ -1,4 +1,4 @@
-"""A model that a saved state is put into."""
+"""A live model that a saved state is applied to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.lazy import may_become, shapes_to_be
 from ray_imuckpt.state.model import apart, is_extra, metadata_of, tensors_in
 from ray_imuckpt.state.names import Names
-from ray_imuckpt.state.rehearsal import own_loading, rehearse, without_data
+from ray_imuckpt.state.rehearsal import custom_loading, rehearse, without_data
 from ray_imuckpt.state.sharding import is_sharded, like
 from ray_imuckpt.state.wrappers import bare
 from ray_imuckpt.threads.parallel import uncollected
@@ -41,6 +41,26 @@ class LeftOut(NamedTuple):
     unexpected: tuple[str, ...] = ()
 
 
+class SavedModel(NamedTuple):
+    """What was saved of a model, in the names of the bare module.
+
+    Attributes:
+        tensors: Tied names included; or where the tensors lie in a file, before they are read.
+        extra: What modules gave as extra state.
+        versions: As `ModelState.versions`; ``None`` where they were not saved: then modules are
+            told that what they load is of their present version.
+    """
+
+    tensors: dict[str, Any]
+    extra: dict[str, Any]
+    versions: Mapping[str, int] | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """Return the names of all that was saved."""
+        return {*self.tensors, *self.extra}
+
+
 class _Fit(NamedTuple):
     """How saved names fit a model: as `LeftOut`, and name to (shape saved, shape here)."""
 
@@ -50,10 +70,13 @@ class _Fit(NamedTuple):
 
 
 class LiveModel:
-    """A model that a saved state is to be put into; it is gone through once for all steps.
+    """A model that a saved state is applied to; it is gone through once for all steps.
 
     Args:
-        model: The model, wrapped or bare; only `load` changes it.
+        model: The model, wrapped or bare; only `apply` changes it.
+
+    Raises:
+        UnsupportedStateError: Its names do not lead back to its tensors; see `Names`.
     """
 
     @uncollected
@@ -65,46 +88,37 @@ class LiveModel:
         self._first = first_of_tied(tensors_in(self._state), apart)
 
     @cached_property
-    def _own(self) -> tuple[str, ...]:
-        """Where the modules themselves decide what saved names mean; see `own_loading`."""
-        return own_loading(self._module)
+    def _custom(self) -> tuple[str, ...]:
+        """Return where modules themselves decide what saved names mean; see `custom_loading`."""
+        return custom_loading(self._module)
 
     @cached_property
     def _to_be(self) -> dict[int, list[int]]:
-        """What is known of the shapes of lazy parameters."""
+        """Return what is known of the shapes of lazy parameters."""
         return shapes_to_be(self._module)
 
     @uncollected
-    def check(
-        self,
-        tensors: Mapping[str, torch.Tensor | TensorInfo],
-        extra: Mapping[str, Any],
-        versions: Mapping[str, int] | None = None,
-        *,
-        strict: bool,
-    ) -> LeftOut:
-        """Raise unless a state with these tensors can be loaded.
+    def check(self, saved: SavedModel, *, strict: bool) -> LeftOut:
+        """Raise unless a state with these tensors can be applied.
 
         Where names or shapes differ and modules load in a way of their own, these decide.
 
         Args:
-            tensors: The saved ones, tied names included, or where they lie; their shapes count.
-            extra: What else was saved.
-            versions: As for `load`.
+            saved: The state; of its tensors the shapes count.
             strict: Whether missing and unexpected names are errors. Wrong shapes always are, and
                 that nothing fits.
 
         Returns:
-            What `load` will leave out; nothing when `strict`.
+            What `apply` will leave out; nothing when `strict`.
 
         Raises:
             StateMismatchError: It lists every name that does not fit.
         """
-        self._check_memory(tensors, extra)
-        fit = self._fit_by_names(tensors, extra)
-        if any(fit) and self._own:
-            fit = self._fit_by_rehearsal(tensors, extra, versions, fit)
-        names = {*tensors, *extra}
+        self._check_memory(saved)
+        fit = self._fit_by_names(saved)
+        if any(fit) and self._custom:
+            fit = self._fit_by_rehearsal(saved, fit)
+        names = saved.names
         nothing = names.issubset(fit.unexpected) and (names or self._names)
         if fit.wrong or nothing or (strict and (fit.missing or fit.unexpected)):
             cure = "Build the model as it was when it was saved"
@@ -119,9 +133,7 @@ class LiveModel:
             )
         return LeftOut(tuple(fit.missing), tuple(fit.unexpected))
 
-    def _check_memory(
-        self, tensors: Mapping[str, torch.Tensor | TensorInfo], extra: Mapping[str, Any]
-    ) -> None:
+    def _check_memory(self, saved: SavedModel) -> None:
         """Raise `StateMismatchError` if live tensors have no memory that may be written."""
         kind = type(self._module).__name__
         empty = [name for name, value in self._module.named_parameters() if value.is_meta]
@@ -131,7 +143,7 @@ class LiveModel:
                 "on the meta device.",
                 hint="Call model.to_empty(device=...) first.",
             )
-        there = self._covered(tensors, extra)
+        there = self._covered(saved)
         unfit = [
             f"{self._names[key]} {why}"
             for key, first in self._first.items()
@@ -144,43 +156,38 @@ class LiveModel:
                 "outside of torch.inference_mode().",
             )
 
-    def _covered(self, tensors: Mapping[str, Any], extra: Mapping[str, Any]) -> set[str | None]:
-        """A tied name may be stored or not, as long as its bytes are there under one of them."""
-        return {f for k, f in self._first.items() if (n := self._names[k]) in tensors or n in extra}
+    def _covered(self, saved: SavedModel) -> set[str]:
+        """Return the first keys of tied tensors of which one name was saved: that is enough."""
+        names = saved.names
+        return {first for key, first in self._first.items() if self._names[key] in names}
 
-    def _fit_by_names(
-        self, tensors: Mapping[str, torch.Tensor | TensorInfo], extra: Mapping[str, Any]
-    ) -> _Fit:
-        live = set(self._names.values())
-        saved = {*tensors, *extra}
-        there = self._covered(tensors, extra)
+    def _fit_by_names(self, saved: SavedModel) -> _Fit:
+        live, names = set(self._names.values()), saved.names
+        there = self._covered(saved)
         covered = {self._names[key] for key, first in self._first.items() if first in there}
         wrong: dict[str, tuple[list[int], list[int]]] = {}
         for key in self._first:
             name, value = self._names[key], self._state[key]
-            place = tensors.get(name)
+            stored = saved.tensors.get(name)
             if not is_plain(value) and nn.parameter.is_lazy(value):
                 known = self._to_be.get(id(value))
-                if place is not None and known is not None and not may_become(known, place.shape):
-                    wrong[name] = list(place.shape), known
+                if stored is not None and known is not None and not may_become(known, stored.shape):
+                    wrong[name] = list(stored.shape), known
                 continue
-            if place is not None and value.shape != place.shape:
-                wrong[name] = list(place.shape), list(value.shape)
-        return _Fit(sorted(live - saved - covered), sorted(saved - live), wrong)
+            if stored is not None and value.shape != stored.shape:
+                wrong[name] = list(stored.shape), list(value.shape)
+        return _Fit(sorted(live - names - covered), sorted(names - live), wrong)
 
-    def _fit_by_rehearsal(
-        self,
-        tensors: Mapping[str, torch.Tensor | TensorInfo],
-        extra: Mapping[str, Any],
-        versions: Mapping[str, int] | None,
-        by_names: _Fit,
-    ) -> _Fit:
-        """What the modules make of it; of what they are given as extra state, names decide."""
-        others = {name: value for name, value in extra.items() if not is_extra(name)}
-        told = rehearse(self._module, self._arranged(without_data(tensors), others, versions))
-        if told is None:
+    def _fit_by_rehearsal(self, saved: SavedModel, by_names: _Fit) -> _Fit:
+        """Return what modules make of it; of what they are given as extra state, names decide."""
+        others = {name: value for name, value in saved.extra.items() if not is_extra(name)}
+        rehearsed = SavedModel(without_data(saved.tensors), others, saved.versions)
+        result = rehearse(self._module, self._arranged(rehearsed))
+        if result is None:
             return by_names
-        missing, unexpected = ({self._name_of(k) for k in keys if not is_extra(k)} for keys in told)
+        missing, unexpected = (
+            {self._name_of(key) for key in keys if not is_extra(key)} for keys in result
+        )
         missing |= set(filter(is_extra, by_names.missing))
         unexpected |= set(filter(is_extra, by_names.unexpected))
         return _Fit(sorted(missing), sorted(unexpected), {})
@@ -189,7 +196,7 @@ class LiveModel:
     def memory(self, saved: Mapping[str, TensorInfo]) -> dict[TensorKey, torch.Tensor]:
         """Return the live tensors whose memory may take the bytes of stored ones, by their key.
 
-        Not where a module may rearrange what it is given: it gets tensors of their own.
+        Not where a module may rearrange what it is given: it gets tensors in fresh memory.
         """
         memory: dict[TensorKey, torch.Tensor] = {}
         taken: set[str] = set()
@@ -197,41 +204,29 @@ class LiveModel:
             info = saved.get(self._names[key])
             if info is None or info.key in memory or first in taken:
                 continue
-            if takes(self._state[key], info.dtype, info.shape) and not key.startswith(self._own):
+            if takes(self._state[key], info.dtype, info.shape) and not key.startswith(self._custom):
                 memory[info.key] = self._state[key]
                 taken.add(first)
         return disjoint(memory)
 
     @uncollected
-    def load(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        extra: Mapping[str, Any],
-        versions: Mapping[str, int] | None = None,
-    ) -> None:
+    def apply(self, saved: SavedModel) -> None:
         """Load what `check` has accepted, in place; live tensors keep their device and dtype.
 
-        Args:
-            tensors: The saved ones.
-            extra: What else was saved.
-            versions: As `ModelState.versions`; ``None`` where they were not saved: then modules
-                are told that what they load is of their present version.
+        Raises:
+            Exception: Whatever a module's own loading raises.
         """
-        state = self._arranged(tensors, extra, versions)
+        state = self._arranged(saved)
         for key in self._first:
-            saved, value = state.get(key), self._state[key]
-            if isinstance(saved, torch.Tensor):
+            stored, value = state.get(key), self._state[key]
+            if isinstance(stored, torch.Tensor):
                 # What was read into a live tensor is there: torch skips a copy to itself.
-                state[key] = value if are_tied(saved, value, apart) else like(saved, value)
+                state[key] = value if are_tied(stored, value, apart) else like(stored, value)
         self._module.load_state_dict(state, strict=False)
 
-    def _arranged(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        extra: Mapping[str, Any],
-        versions: Mapping[str, int] | None,
-    ) -> OrderedDict[str, Any]:
-        """The saved values as a state dict of the module, with its own keys and notes."""
+    def _arranged(self, saved: SavedModel) -> OrderedDict[str, Any]:
+        """Return the saved values as a state dict of the module, with its own keys and notes."""
+        tensors, extra, versions = saved
         state: OrderedDict[str, Any] = OrderedDict()
         metadata = metadata_of(self._state)
         if versions is not None:
@@ -243,16 +238,16 @@ class LiveModel:
         state._metadata = metadata  # type: ignore[attr-defined] # noqa: SLF001
         by_first: dict[str | None, torch.Tensor] = {}
         for key, first in self._first.items():
-            saved = tensors.get(self._names[key])
-            if saved is not None:
-                by_first.setdefault(first, saved)
+            stored = tensors.get(self._names[key])
+            if stored is not None:
+                by_first.setdefault(first, stored)
         for key in self._state:
             name = self._names[key]
             if name in extra:
                 state[key] = extra[name]
-            elif (saved := by_first.get(self._first.get(key))) is not None:
-                state[key] = saved
-        if self._own:
+            elif (stored := by_first.get(self._first.get(key))) is not None:
+                state[key] = stored
+        if self._custom:
             known = set(self._names.values())
             strange = {n: v for n, v in (*tensors.items(), *extra.items()) if n not in known}
             state.update({self._name_of.key(name): value for name, value in strange.items()})
@@ -260,7 +255,7 @@ class LiveModel:
 
 
 def _unfit(value: torch.Tensor) -> str | None:
-    """Why torch's ``copy_`` into this tensor will be refused, if it will."""
+    """Return why torch will refuse to ``copy_`` into this tensor, ``None`` if it will not."""
     if (not is_plain(value) and nn.parameter.is_lazy(value)) or value.layout is not torch.strided:
         return None
     if value.is_inference() and not torch.is_inference_mode_enabled():

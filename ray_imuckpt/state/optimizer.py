@@ -16,9 +16,9 @@ from torch import nn
 
 from ray_imuckpt.encoding.tensors import TensorInfo, TensorKey, disjoint, is_plain, takes
 from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.state.exact import apply_exactly
 from ray_imuckpt.state.fitting import check_layout, check_shapes
 from ray_imuckpt.state.layouts import SavedLayouts
-from ray_imuckpt.state.loading import load_exactly
 from ray_imuckpt.state.names import parameter_names
 from ray_imuckpt.state.sharding import detached, is_zero_redundancy
 from ray_imuckpt.state.wrappers import bare_object, bare_optimizer
@@ -48,10 +48,10 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
 
 
 class LiveOptimizer:
-    """An optimizer that a saved state is to be put into.
+    """An optimizer that a saved state is applied to.
 
     Args:
-        optimizer: The optimizer; only `load` changes it.
+        optimizer: The optimizer; only `apply` changes it.
         model: Whose parameters it optimizes.
     """
 
@@ -66,11 +66,11 @@ class LiveOptimizer:
         Raises:
             StateMismatchError: It says what differs.
         """
-        mine = class_name(self._optimizer)
-        if saved["class"] != mine:
+        kind = class_name(self._optimizer)
+        if saved["class"] != kind:
             raise StateMismatchError(
                 f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
-                f"{mine}.",
+                f"{kind}.",
                 hint="Build the same optimizer, or pass optimizer=None to start() to restore the "
                 "rest.",
             )
@@ -121,7 +121,7 @@ class LiveOptimizer:
                 dtype, shape, _, _, strides, stored = info
                 now = live.get(key)
                 if now is not None and takes(now, dtype, shape):
-                    # Else a layout has changed, and which one is right is for `load` to tell.
+                    # Else a layout has changed, and which one is right is for `apply` to tell.
                     if strides is None and (plain or parameter.shape != shape):
                         memory[stored] = now
                 elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
@@ -129,10 +129,10 @@ class LiveOptimizer:
         return disjoint(memory)
 
     @uncollected
-    def load(
+    def apply(
         self, saved: OptimizerState, layouts: SavedLayouts, *, keep_options: bool = False
     ) -> None:
-        """Load what `check` has accepted.
+        """Load what `check` has accepted, in place.
 
         Args:
             saved: What `take_optimizer` gave.
@@ -155,7 +155,7 @@ class LiveOptimizer:
         state = {numbers.get(name, name): values for name, values in saved["state"].items()}
         rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
         plain = {"state": state, "param_groups": groups, **rest}
-        load_exactly(self._optimizer, plain, layouts)
+        apply_exactly(self._optimizer, plain, layouts)
 
 
 def _live_names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str]]:
@@ -178,7 +178,7 @@ def _names_by_index(
 
 
 def class_name(value: Any) -> str:
-    """The class of an optimizer, or of anything else; of what is inside where it is wrapped.
+    """Return the class of an optimizer, or of anything else; of what is inside a wrapper.
 
     An optimizer that steps others has theirs behind its own: ``Lookahead(SGD)``.
     """
@@ -194,7 +194,7 @@ def class_name(value: Any) -> str:
 
 
 def _may_be_new(parameter: torch.Tensor) -> bool:
-    """Whether its state may get new memory beside it: a scalar may have to stay on the host."""
+    """Return whether its state may get memory on its device: a scalar may have to stay on host."""
     return is_plain(parameter) and parameter.dim() > 0
 
 

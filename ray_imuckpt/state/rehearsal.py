@@ -1,4 +1,4 @@
-"""What a module's own loading makes of saved names: asked of a copy of it that holds no data.
+"""A load in rehearsal: what modules make of saved names, asked of a copy that holds no data.
 
 Modules may rename, convert or resize while they load (`register_load_state_dict_pre_hook`, a
 ``_load_from_state_dict`` of their own): ``parametrizations.weight_norm`` takes the names of the
@@ -28,19 +28,19 @@ _HARMLESS = ("torch.nn.modules.", "torch.distributed.")
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
-def own_loading(root: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of the names that modules with a loading of their own decide on."""
-    if _is_own(type(root).load_state_dict):
+def custom_loading(root: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the names of modules that load in a way of their own."""
+    if _is_custom(type(root).load_state_dict):
         return ("",)
-    found = []
-    own: dict[type, bool] = {}
+    prefixes = []
+    custom: dict[type, bool] = {}
     for path, module in root.named_modules():
         kind = type(module)
-        if kind not in own:
-            own[kind] = _is_own(kind._load_from_state_dict)  # noqa: SLF001 - torch's own override it
-        if own[kind] or any(map(_is_own, _hooks(module))):
-            found.append(f"{path}." if path else "")
-    return tuple(found)
+        if kind not in custom:
+            custom[kind] = _is_custom(kind._load_from_state_dict)  # noqa: SLF001 - torch's override it
+        if custom[kind] or any(map(_is_custom, _hooks(module))):
+            prefixes.append(f"{path}." if path else "")
+    return tuple(prefixes)
 
 
 def rehearse(root: nn.Module, state: OrderedDict[str, Any]) -> tuple[list[str], list[str]] | None:
@@ -61,10 +61,11 @@ def rehearse(root: nn.Module, state: OrderedDict[str, Any]) -> tuple[list[str], 
     try:
         twin = copy.deepcopy(root, memo)
         with torch.device("meta"):  # what it makes meanwhile is to hold no data either
-            told = twin.load_state_dict(state, strict=False)
+            result = twin.load_state_dict(state, strict=False)
     except Exception:  # noqa: BLE001 - it is the module's own code, which may raise anything
         return None
-    return list(getattr(told, "missing_keys", ())), list(getattr(told, "unexpected_keys", ()))
+    # A module that overrides load_state_dict may return anything.
+    return list(getattr(result, "missing_keys", ())), list(getattr(result, "unexpected_keys", ()))
 
 
 def without_data(values: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -82,7 +83,7 @@ def _without_data(tensor: torch.Tensor) -> torch.Tensor:
     return empty
 
 
-def _is_own(function: Any) -> bool:
+def _is_custom(function: Any) -> bool:
     module = getattr(function, "__module__", None) or type(function).__module__
     return not f"{module}.".startswith(_HARMLESS)
 

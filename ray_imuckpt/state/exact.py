@@ -1,4 +1,4 @@
-"""Putting state into an optimizer exactly as it was saved."""
+"""The state of an optimizer, applied exactly as it was saved."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ray_imuckpt.threads.parallel import uncollected
 
 
 @uncollected
-def load_exactly(
+def apply_exactly(
     optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], layouts: SavedLayouts
 ) -> None:
-    """As ``optimizer.load_state_dict``, with sharded parameters and without rounding.
+    """Do what ``optimizer.load_state_dict`` does, with sharded parameters and without rounding.
 
     torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
     parameter would come back rounded. What was saved is what continues.
@@ -25,6 +25,9 @@ def load_exactly(
         optimizer: The optimizer.
         plain: As its ``state_dict``.
         layouts: How the parameters lay in memory when they were saved.
+
+    Raises:
+        Exception: Whatever the optimizer's own ``load_state_dict`` raises.
     """
     parameters: dict[Any, torch.Tensor] = {}
     groups = []
@@ -57,7 +60,7 @@ def load_exactly(
 
 
 def _takes_as_is(optimizer: torch.optim.Optimizer, groups: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether state under a parameter itself, not its number, may simply be kept, as it will be.
+    """Return whether state under a parameter itself, not its number, is kept as it is.
 
     "State that is not assigned to params is copied as is", says ``Optimizer.load_state_dict``.
     Hooks and methods of others expect numbers. Should torch name its hooks otherwise, they are
@@ -75,7 +78,7 @@ _VALUES = {bool, int, float, str, type(None)}
 
 
 def _is_live(values: Any, live: Any) -> bool:
-    """Whether all tensors of a parameter's state were read into the live ones."""
+    """Return whether all tensors of a parameter's state were read into the live ones."""
     if type(values) is not dict or not live:
         return False
     for key, value in values.items():
@@ -85,7 +88,7 @@ def _is_live(values: Any, live: Any) -> bool:
 
 
 def _beside(values: Any, parameter: torch.Tensor | None, layouts: SavedLayouts) -> Any:
-    """A parameter's state, laid out in memory as it must be for the parameter."""
+    """Return a parameter's state, laid out in memory as it must be for the parameter."""
     if parameter is None or not isinstance(values, Mapping):
         return values
     return {
@@ -95,7 +98,7 @@ def _beside(values: Any, parameter: torch.Tensor | None, layouts: SavedLayouts) 
 
 
 def _like(values: Any, parameter: torch.Tensor | None) -> Any:
-    """State of the shape of a sharded parameter is sharded as the parameter is."""
+    """Return state in which what has the shape of a sharded parameter is sharded as that is."""
     if parameter is None or not is_sharded(parameter) or not isinstance(values, Mapping):
         return dict(values) if isinstance(values, Mapping) else values
     return {

@@ -1,0 +1,136 @@
+"""What of a checkpoint belongs to which live object: the list that a restore goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.loading.targets import Targets, in_per_rank
+from ray_imuckpt.state.layouts import SavedLayouts
+from ray_imuckpt.state.names import names_of
+from ray_imuckpt.state.random_state import is_generator, seed_generator
+from ray_imuckpt.state.restorable import Restorable
+from ray_imuckpt.state.restorables import (
+    RestorableModel,
+    RestorableObject,
+    RestorableOptimizer,
+    RestorableRandom,
+    SavedObject,
+    SeededGenerator,
+)
+from ray_imuckpt.state.wrappers import bare_optimizer
+
+
+def restorables(
+    loaded: LoadedCheckpoint,
+    targets: Targets,
+    gang: Gang,
+    layouts: SavedLayouts,
+    *,
+    strict: bool,
+    keep_options: bool,
+) -> list[Restorable]:
+    """Return all that a checkpoint restores on this rank, in the order of the checks.
+
+    Args:
+        loaded: The checkpoint.
+        targets: The live objects.
+        gang: The gang.
+        layouts: How parameters lay in memory when they were saved.
+        strict: See `ray_imuckpt.loading.selection.restore`.
+        keep_options: Whether the optimizer keeps its own learning rate and other options.
+
+    Raises:
+        UnsupportedStateError: Names of the model do not lead back to its tensors.
+    """
+    model, optimizer = targets.model, targets.optimizer
+    found: list[Restorable] = [
+        RestorableModel(model, loaded.saved_model, targets.device, strict=strict)
+    ]
+    if optimizer is not None:
+        saved = loaded.saved_optimizer
+        found.append(
+            RestorableOptimizer(optimizer, model, saved, layouts, keep_options=keep_options)
+        )
+    for name, value in _optimizers_first(targets.objects):
+        if name in loaded.objects:
+            state = SavedObject(loaded.other[name], loaded.classes.get(name))
+            found.append(RestorableObject(name, value, state, layouts, strict=strict))
+    found += _of_rank(loaded, targets, gang, layouts, strict=strict)
+    same_size = gang.world_size == len(loaded.ranks)
+    random = [rank["random"] for rank in loaded.ranks]
+    return [*found, RestorableRandom(random, gang.rank, needs_cuda=strict and same_size)]
+
+
+def unsaved(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> tuple[str, ...]:
+    """Return the names of objects that `start` was given and the checkpoint does not hold.
+
+    A rank that the checkpoint does not know begins with its ``per_rank`` objects as built.
+    """
+    names = [name for name in targets.objects if name not in loaded.objects]
+    if gang.rank < len(loaded.ranks):
+        saved = loaded.per_rank(gang.rank)
+        names += [in_per_rank(name) for name in targets.per_rank if name not in saved]
+    return tuple(names)
+
+
+def saved_layouts(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> SavedLayouts:
+    """Return how the parameters of all live models lay in memory when they were saved."""
+    models = [(targets.model, loaded.saved_model.tensors)]
+    for values, states in (
+        (targets.objects, {n: s for n, s in loaded.other.items() if n in loaded.objects}),
+        (targets.per_rank, loaded.per_rank(gang.rank)),
+    ):
+        models += [
+            (value, states[name])
+            for name, value in values.items()
+            if name in states and isinstance(value, nn.Module)
+        ]
+    return SavedLayouts(models)
+
+
+def _of_rank(
+    loaded: LoadedCheckpoint,
+    targets: Targets,
+    gang: Gang,
+    layouts: SavedLayouts,
+    *,
+    strict: bool,
+) -> Iterator[Restorable]:
+    """Yield what is in ``per_rank``: restored, or seeded on a rank that did not save."""
+    if gang.rank >= len(loaded.ranks):
+        for name, value in targets.per_rank.items():
+            if is_generator(value):
+                rank_zero = loaded.ranks[0]["random"]
+                seed = partial(seed_generator, value, rank_zero, gang.rank, name)
+                yield SeededGenerator(in_per_rank(name), value, seed)
+        return
+    saved, classes = loaded.per_rank(gang.rank), loaded.ranks[gang.rank].get("classes", {})
+    for name, value in _optimizers_first(targets.per_rank):
+        if name in saved:
+            yield RestorableObject(
+                in_per_rank(name),
+                value,
+                SavedObject(saved[name], classes.get(name)),
+                layouts,
+                strict=strict,
+                overlapping=_overlaps(value, targets),
+            )
+
+
+def _optimizers_first(objects: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the objects, optimizers before what depends on them, a scheduler for example."""
+    return sorted(objects.items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer))
+
+
+def _overlaps(value: Any, targets: Targets) -> bool:
+    """Return whether the model or the optimizer has state of this object as well."""
+    if isinstance(value, nn.Module):
+        return bool(names_of(targets.model, [value]))
+    return bare_optimizer(value) is bare_optimizer(targets.optimizer)
