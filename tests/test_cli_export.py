@@ -27,6 +27,11 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def without_links(*_: Any) -> None:
+    """What a file system says that has none."""
+    raise PermissionError(1, "Operation not permitted")
+
+
 def test_another_reader_finds_every_weight(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +91,39 @@ def test_what_is_there_stays(
     assert there != "link" or not target.exists()
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_what_comes_meanwhile_stays(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Two exports under one name: the second one is refused in the end."""
+    if not links:
+        monkeypatch.setattr(os, "link", without_links)
+    target = tmp_path / "weights.safetensors"
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        target.write_bytes(b"precious")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        assert main(["export", str(directory), "3", str(target)]) == 2
+    assert target.read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"run", target.name}
+
+
+def test_a_file_system_without_links(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is there as well."""
+    monkeypatch.setattr(os, "link", without_links)
+    target = tmp_path / "weights.safetensors"
+    assert main(["export", str(directory), "3", str(target)]) == 0
+    model = dict(Checkpointer(directory).read(3).model)
+    assert same_bytes(safetensors.torch.load_file(target), model)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", target.name}
+
+
 def test_a_directory_that_is_not_there_is_named(
     directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -116,7 +154,7 @@ def test_an_interrupt_leaves_no_file(
     real = LocalStorage.read_into
 
     def interrupted(self: LocalStorage, name: str, offset: int, *rest: Any) -> None:
-        if (tmp_path / "weights.safetensors").exists():
+        if list(tmp_path.glob("weights.safetensors.*.tmp")):
             raise KeyboardInterrupt
         real(self, name, offset, *rest)
 

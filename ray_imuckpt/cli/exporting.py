@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -66,27 +67,40 @@ def _without_memory(info: tensors.TensorInfo) -> torch.Tensor:
 def _new_file(name: str) -> Iterator[BinaryIO]:
     """Let a file be written that is there whole under its name, or not at all.
 
-    The name is taken at once, by an empty file, which nobody takes for a model; what is written
-    takes its place. A process that is killed leaves that, and the temporary file.
+    A process that is killed leaves the temporary file beside it.
 
     Raises:
-        FileExistsError: Something has the name.
+        FileExistsError: Something has the name, from the beginning or in the end.
     """
-    try:
-        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-    except FileExistsError as error:
-        raise FileExistsError(
-            error.errno, "It is there, and nothing is written over it; give another name", name
-        ) from error
+    if os.path.lexists(name):
+        raise _there(name)
     temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        _publish(temporary, name)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _publish(temporary: str, name: str) -> None:
+    """Give a file its name, if nothing has it."""
+    try:
+        os.link(temporary, name)
+    except FileExistsError as error:
+        raise _there(name) from error
+    except OSError:  # a file system without links: an empty file takes the name for an instant
+        try:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError as error:
+            raise _there(name) from error
         os.replace(temporary, name)
-    except BaseException:
-        for left in (temporary, name):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(left)
-        raise
+
+
+def _there(name: str) -> FileExistsError:
+    return FileExistsError(
+        errno.EEXIST, "It is there, and nothing is written over it; give another name", name
+    )

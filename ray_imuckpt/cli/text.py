@@ -128,10 +128,11 @@ def _of_row(row: CheckpointRow) -> Iterator[str]:
         return
     metrics = dict(row.metrics) if row.step is None else {"step": row.step, **row.metrics}
     made = row.created[:19].replace("T", " ")
-    yield (
+    line = (
         f"{row.epoch:>7}  {made}  {size(row.size):>9}  {row.run_id[-8:]:<8}  "
         f"{_of_metrics(metrics)}{mark}"
     )
+    yield line.rstrip()
     if row.problem:
         yield f"{_BELOW_EPOCH}{_STATES[row.state]}: {row.problem}"
 
