@@ -17,6 +17,7 @@ from typing import Any
 
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
+from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
@@ -89,8 +90,8 @@ def create_keywords(filesystem: fsspec.AbstractFileSystem) -> dict[str, Any] | N
 
 
 def speaks_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether it is s3fs, which passes S3's own options on."""
-    return "s3" in _protocols(filesystem)
+    """Whether it is s3fs, which passes S3's own options on; pyarrow's client does not."""
+    return "s3" in _protocols(filesystem) and not isinstance(filesystem, ArrowFSWrapper)
 
 
 def lists_itself(filesystem: fsspec.AbstractFileSystem) -> bool:

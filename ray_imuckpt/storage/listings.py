@@ -120,6 +120,8 @@ def uploads(client: Client, root: str) -> list[Upload]:
 
 def abort(client: Client, path: str, upload: Upload) -> None:
     """See `Storage.abort`."""
+    if not filesystems.speaks_s3(client.filesystem):
+        return
     bucket, _, key = path.strip("/").partition("/")
     with contextlib.suppress(FileNotFoundError), client.calling() as filesystem:
         filesystem.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id)
