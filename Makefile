@@ -9,6 +9,7 @@ CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 
+AZURITE := azurite@3.37.0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -66,4 +67,6 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 		|| { echo "No venv could be made (Debian and Ubuntu: install python3-venv)."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable '.[dev]'
+	@npm install --prefix $(VENV) --silent --no-audit --no-fund --fetch-retries=0 $(AZURITE) \
+		|| echo "Azurite could not be installed (it takes npm); pytest will say so again."
 	@touch $@
