@@ -11,7 +11,9 @@ import argparse
 import shutil
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from benchmarks.limits import tensors_of
-from benchmarks.measure import Rows, alone, build, medians, table
+from benchmarks.measure import Row, Rows, alone, build, medians, table
 from ray_imuckpt import Checkpointer
 
 DOWN = "pinned device-to-host copy (limit)"
@@ -44,10 +46,8 @@ def saves(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeat
     for name, kind in (("ray_imuckpt", "eager"), ("ray_imuckpt, overlap", "overlap")):
         checkpointer = Checkpointer(root / kind, snapshot=kind)
         checkpointer.start(model, optimizer, continue_from="none")
-        rows[name] = (
-            lambda c=checkpointer: c.checkpoint(1, model=model, optimizer=optimizer),
-            checkpointer.wait,
-        )
+        save = partial(checkpointer.checkpoint, 1, model=model, optimizer=optimizer)
+        rows[name] = (save, checkpointer.wait)
 
     def state() -> dict[str, object]:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -60,7 +60,7 @@ def saves(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeat
             use_non_blocking_copy=True,
         )
     )
-    pending: list[object] = []
+    pending: list[Any] = []
 
     def begin() -> None:
         target = str(root / "dcp")
@@ -111,7 +111,7 @@ def restores(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rep
     path.write_bytes(bytes(size))
     rows = {
         UP: alone(raw),
-        "ray_imuckpt.load": alone(lambda: (checkpointer.load(model, 1), torch.cuda.synchronize())),
+        "ray_imuckpt.load": alone(lambda: checkpointer.load(model, 1), torch.cuda.synchronize),
     }
     table("model only to the GPU", medians(rows, repeats), UP)
 
@@ -137,9 +137,9 @@ def steps(root: Path, repeats: int) -> None:
         torch.cuda.synchronize()
 
     plain = "a step without a save (limit)"
-    found: Rows = {plain: alone(lambda: (step(), torch.cuda.synchronize()))}
+    found: dict[str, Row] = {plain: alone(step, torch.cuda.synchronize)}
     found |= {
-        f"a save and a step, {kind}": (lambda k=kind: with_save(k), checkpointers[kind].wait)
+        f"a save and a step, {kind}": (partial(with_save, kind), checkpointers[kind].wait)
         for kind in KINDS
     }
     table("a step with a save before it", medians(found, repeats), plain)

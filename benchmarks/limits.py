@@ -68,11 +68,13 @@ def writer(path: Path, tensors: Sequence[torch.Tensor]) -> Callable[[], None]:
     for view in views:
         offsets.append(offsets[-1] + len(view))
     new = path.with_suffix(".new")
-    begin_writeback = getattr(ctypes.CDLL(None), "sync_file_range", lambda *_: None)
-    begin_writeback.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    begin_writeback = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if begin_writeback is not None:
+        begin_writeback.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
     def begin_writing(descriptor: int, offset: int, length: int) -> None:
-        begin_writeback(descriptor, offset, length, _WRITE)
+        if begin_writeback is not None:
+            begin_writeback(descriptor, offset, length, _WRITE)
 
     def write() -> None:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT)

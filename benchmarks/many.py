@@ -6,13 +6,13 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from benchmarks.measure import alone, build, medians, table
+from benchmarks.measure import Row, alone, build, medians, table
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.storage.remote import RemoteStorage
 
@@ -22,24 +22,16 @@ SCAN = "os.scandir (limit)"
 
 def tensors(root: Path, megabytes: float, repeats: int) -> None:
     """The same bytes in 100 and in 10,000 tensors."""
-    rows: dict[str, dict[str, tuple[Callable[[], object], Callable[[], object]]]] = {}
+    rows: dict[str, dict[str, Row]] = {}
     for name, count in ((FEW, 102), ("10,000 tensors", 10_002)):
         model, optimizer = build(megabytes, count)
         checkpointer = Checkpointer(root / name)
         checkpointer.start(model, optimizer, continue_from="none")
 
-        def save(c: Checkpointer = checkpointer, m: object = model, o: object = optimizer) -> None:
-            c.checkpoint(1, model=m, optimizer=o)
-
-        def restore(
-            c: Checkpointer = checkpointer, m: object = model, o: object = optimizer
-        ) -> None:
-            c.start(m, o)
-
+        save = partial(checkpointer.checkpoint, 1, model=model, optimizer=optimizer)
+        restore = partial(checkpointer.start, model, optimizer)
         rows.setdefault("stall", {})[name] = (save, checkpointer.wait)
-        rows.setdefault("until durable", {})[name] = alone(
-            lambda save=save, c=checkpointer: (save(), c.wait())
-        )
+        rows.setdefault("until durable", {})[name] = alone(save, checkpointer.wait)
         rows.setdefault("full restore", {})[name] = alone(restore)
     for title, pair in rows.items():
         found = medians(pair, repeats)

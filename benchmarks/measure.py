@@ -29,7 +29,8 @@ def build(
 
 _CALM = 0.3  # seconds
 
-Rows = Mapping[str, tuple[Callable[[], object], Callable[[], object]]]
+Row = tuple[Callable[[], object], Callable[[], object]]
+Rows = Mapping[str, Row]
 """Name to what is timed, and what has to follow untimed."""
 
 
@@ -63,9 +64,14 @@ def medians(rows: Rows, repeats: int) -> dict[str, Figure]:
     return {name: Figure(statistics.median(t[1:]), min(t[1:])) for name, t in times.items()}
 
 
-def alone(call: Callable[[], object]) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A row that nothing has to follow."""
-    return call, int
+def alone(*calls: Callable[[], object]) -> Row:
+    """A row of one call, or of some in turn, that nothing has to follow."""
+
+    def all_of_them() -> None:
+        for call in calls:
+            call()
+
+    return all_of_them, int
 
 
 def table(title: str, rows: Mapping[str, Figure], limit: str) -> None:

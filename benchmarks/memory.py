@@ -12,13 +12,14 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import peers
 from benchmarks.measure import build
 from ray_imuckpt import Checkpointer
 
 STATE = "the state itself (limit)"
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "ray_imuckpt": {},
     "ray_imuckpt, overlap": {"snapshot": "overlap"},
     "ray_imuckpt, blocking": {"blocking": True},
@@ -30,7 +31,7 @@ def tables(root: Path, megabytes: float) -> None:
     """Print the table, each row measured in a process of its own."""
     rows = {STATE: float(megabytes)}
     for name in (*OURS, *PEERS):
-        if "torchsnapshot" in name and peers.torchsnapshot is None:
+        if "torchsnapshot" in name and not peers.HAS_TORCHSNAPSHOT:
             continue
         with tempfile.TemporaryDirectory(dir=root) as directory:
             command = [sys.executable, "-m", "benchmarks.memory", name, str(megabytes), directory]
@@ -73,7 +74,9 @@ def _save(name: str, root: Path, megabytes: float) -> Callable[[], object]:
 
 def _status(field: str) -> float:
     text = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) * 1024 / 1_000_000
+    line = re.search(rf"{field}:\s+(\d+) kB", text)
+    assert line is not None, f"no {field}"  # noqa: S101
+    return int(line[1]) * 1024 / 1_000_000
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ from benchmarks.measure import Rows
 try:
     import torchsnapshot
 except ImportError:  # not with the versions that are installed
-    torchsnapshot = None
+    HAS_TORCHSNAPSHOT = False
+else:
+    HAS_TORCHSNAPSHOT = True
 
 
 def savers(
@@ -48,7 +50,7 @@ def savers(
         "dcp.save": dcp_save,
         "Ray's recipe": ray_recipe,
     }
-    if torchsnapshot is not None:
+    if HAS_TORCHSNAPSHOT:
 
         def take() -> None:
             shutil.rmtree(root / "torchsnapshot", ignore_errors=True)
@@ -75,7 +77,7 @@ def loaders(
         dcp.load(state, checkpoint_id=str(root / "dcp"), no_dist=True)
 
     found: dict[str, Callable[[], object]] = {"torch.load": torch_load, "dcp.load": dcp_load}
-    if torchsnapshot is not None:
+    if HAS_TORCHSNAPSHOT:
         found["torchsnapshot.restore"] = lambda: torchsnapshot.Snapshot(
             str(root / "torchsnapshot")
         ).restore({"model": model, "optimizer": optimizer})
@@ -95,7 +97,7 @@ def asynchronous(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
         shutil.rmtree(root / "dcp-async", ignore_errors=True)
 
     rows: Rows = {"dcp.async_save": (dcp_begin, dcp_wait)}
-    if torchsnapshot is not None:
+    if HAS_TORCHSNAPSHOT:
         state = {"model": model, "optimizer": optimizer}
 
         def begin() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,10 +29,8 @@ def stall(
     }
     for name, checkpointer in (("ray_imuckpt", eager), ("ray_imuckpt, overlap", overlap)):
         checkpointer.start(model, optimizer, continue_from="none")
-        rows[name] = (
-            lambda c=checkpointer: c.checkpoint(1, model=model, optimizer=optimizer),
-            checkpointer.wait,
-        )
+        save = partial(checkpointer.checkpoint, 1, model=model, optimizer=optimizer)
+        rows[name] = (save, checkpointer.wait)
     with peers.process_group(root):
         rows |= peers.asynchronous(root, model, optimizer)
         rows |= {n: alone(call) for n, call in peers.savers(root, model, optimizer).items()}
@@ -60,5 +59,5 @@ def durable(
     }
     with peers.process_group(root):
         for name, call in peers.savers(root, model, optimizer).items():
-            rows[f"{name} + sync"] = alone(lambda call=call: (call(), limits.sync()))
+            rows[f"{name} + sync"] = alone(call, limits.sync)
         return medians(rows, repeats)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -57,30 +57,38 @@ class Wrapper(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> Wrapper:
-        made = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        made: Any = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
         made.inner = inner
-        return made
+        return cast("Wrapper", made)
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override] # torch declares no class method
+        cls, function: Any, _: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function is torch.ops.aten.detach.default:
             return Wrapper(args[0].inner)
         raise NotImplementedError(function)
 
 
-def small_model(seed: int = 0) -> nn.Module:
+def small_model(seed: int = 0) -> nn.Sequential:
     """Linear, batch norm, dropout, linear; the last bias is frozen."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 2))
-    model[3].bias.requires_grad_(False)
+    model.get_parameter("3.bias").requires_grad_(False)
     return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Return a model wrapped by `torch.compile`, which compiles nothing."""
+    return cast("nn.Module", torch.compile(model, backend="eager"))
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with two parameter groups."""
     weights = [p for n, p in model.named_parameters() if p.requires_grad and "weight" in n]
     rest = [p for n, p in model.named_parameters() if p.requires_grad and "weight" not in n]
-    return torch.optim.AdamW([{"params": weights}, {"params": rest, "weight_decay": 0.0}], lr=1e-2)
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-2)
 
 
 def train(

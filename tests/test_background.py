@@ -73,15 +73,15 @@ def test_what_is_saved_is_what_was_there_when_checkpoint_returned(
     model(torch.randn(8, 4)).sum().backward()
     optimizer.step()
     log: list[Any] = [{"epoch": 1}]
-    table = {"a": torch.ones(3), "b": [1]}
+    table: dict[str, Any] = {"a": torch.ones(3), "b": [1]}
     expected = {n: t.clone() for n, t in model.state_dict().items()}
-    moment = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    moment = optimizer.state[model.get_parameter("0.weight")]["momentum_buffer"].clone()
     checkpointer = Checkpointer(tmp_path)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer, log=log, table=table)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(1)
-    optimizer.state[model[0].weight]["momentum_buffer"].zero_()
+    optimizer.state[model.get_parameter("0.weight")]["momentum_buffer"].zero_()
     log[0]["epoch"] = 2
     log.append("more")
     table["a"].zero_()

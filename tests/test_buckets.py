@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 import pytest
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 import filesystems
 from conftest import small_model
 from filesystems import checkpointer_on
-from ray_imuckpt import SaveFailedError, StorageError
+from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
 from ray_imuckpt.storage.remote import RemoteStorage
 
 
@@ -29,11 +30,12 @@ def test_a_bucket_that_is_missing_is_an_error_at_start_and_not_made() -> None:
         assert "typo/runs/a" in str(caught.value)
         assert filesystem.calls[0] == "put"
         assert list(filesystem.buckets) == ["bucket"]
-        for use in (
+        uses: list[Callable[[Checkpointer], object]] = [
             lambda c: c.list_existing_checkpoint_indices(),
             lambda c: c.index_of_last_checkpoint(),
             lambda c: c.load(nn.Linear(2, 2)),
-        ):
+        ]
+        for use in uses:
             with pytest.raises(StorageError, match="bucket does not exist"):
                 use(checkpointer_on(storage))
     with pytest.raises(SaveFailedError):

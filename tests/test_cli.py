@@ -87,8 +87,8 @@ def test_a_newer_format_does_not_stop_the_rest(
     assert main(["ls", str(directory)]) == 0
     assert "It has format 2" in capsys.readouterr().out
     assert main(["plot", str(directory), "loss"]) == 2
-    out, error = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()] == ["1", "3", "4"]
+    table, error = capsys.readouterr()
+    assert [line.split()[0] for line in table.splitlines()] == ["1", "3", "4"]
     assert "checkpoint=2" in error
 
 

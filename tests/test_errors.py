@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from typing import Any
 
 import cloudpickle
 import pytest
@@ -20,7 +21,12 @@ from ray_imuckpt import (
 )
 from ray_imuckpt.errors import from_wire, to_wire
 
-FACTS = {"url": "s3://b/run/checkpoint=7", "epoch": 7, "rank": 3, "hint": "Do this."}
+FACTS: dict[str, Any] = {
+    "url": "s3://b/run/checkpoint=7",
+    "epoch": 7,
+    "rank": 3,
+    "hint": "Do this.",
+}
 ERRORS = [
     cls("It broke.", **FACTS)
     for cls in (

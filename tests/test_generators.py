@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.random import mtrand
 
 from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, StateMismatchError
 from ray_imuckpt.state import random_state
 
-KINDS = {
+KINDS: dict[str, tuple[Callable[[int], Any], Callable[[Any], list[float]]]] = {
     "python": (random.Random, lambda g: [g.random(), g.gauss(0, 1)]),
     "PCG64": (np.random.default_rng, lambda g: g.standard_normal(3).tolist()),
     "MT19937": (
@@ -95,20 +96,20 @@ def test_cuda_states_without_their_devices_are_told_of(
 @pytest.fixture
 def numpy_of_another_kind() -> Iterator[None]:
     """Puts NumPy's own bit generator back."""
-    mine = np.random.get_bit_generator()
+    mine = mtrand.get_bit_generator()
     yield
-    np.random.set_bit_generator(mine)
+    mtrand.set_bit_generator(mine)
 
 
 @pytest.mark.usefixtures("numpy_of_another_kind")
 def test_numpys_own_generator_may_be_another(tmp_path: Path) -> None:
-    np.random.set_bit_generator(np.random.PCG64(3))
+    mtrand.set_bit_generator(np.random.PCG64(3))
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model())
     expected = np.random.random(3).tolist()
-    np.random.set_bit_generator(np.random.PCG64(4))
+    mtrand.set_bit_generator(np.random.PCG64(4))
     Checkpointer(tmp_path).start(small_model())
     assert np.random.random(3).tolist() == expected
-    np.random.set_bit_generator(np.random.MT19937(4))
+    mtrand.set_bit_generator(np.random.MT19937(4))
     with pytest.raises(StateMismatchError, match=r"(?s)MT19937 here.*PCG64.*set_bit_generator"):
         Checkpointer(tmp_path).start(small_model())
 

@@ -31,6 +31,7 @@ def test_every_part_of_it_reads_as_it_did() -> None:
     assert loaded.model["head.weight"].equal(loaded.model["embed.weight"])
     # AdamW's second step, from the seed of make_v1.py
     assert round(loaded.model["embed.weight"].double().sum().item(), 4) == SUM_OF_EMBEDDING
+    assert loaded.optimizer is not None
     assert loaded.optimizer["class"] == "AdamW"
     assert loaded.optimizer["param_groups"][0]["params"] == ["embed.weight"]
     assert loaded.optimizer["state"]["embed.weight"]["step"].item() == 2.0

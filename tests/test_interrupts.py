@@ -16,7 +16,8 @@ from torch import nn
 
 from conftest import adamw, in_a_child, python_path, same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError
-from ray_imuckpt.saving import saver, writer
+from ray_imuckpt.saving import writer
+from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.threads import worker
 
@@ -82,17 +83,18 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
             interrupted_after(writer.Writing, "start", patch)
         else:  # before the thread is there, and again before the save is given up
             patch.setattr(worker.Worker, "start", interrupt)
-            patch.setattr(saver.SaveOperation, "give_up", interrupt)
+            patch.setattr(SaveOperation, "give_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             checkpointer.checkpoint(1, model=model, optimizer=optimizer)
-    model.weight.grad = torch.ones_like(model.weight)
+    weight = model.get_parameter("weight")
+    weight.grad = torch.ones_like(weight)
     stepped = threading.Thread(target=optimizer.step, daemon=True)
     stepped.start()  # the fence must not hold it for ever
     stepped.join(10)
     assert not stepped.is_alive()
     with torch.no_grad():
-        model.weight.fill_(2.0)
-        model.bias.fill_(2.0)
+        for parameter in model.parameters():
+            parameter.fill_(2.0)
     threading.Timer(0.2, slow.open.set).start()
     checkpointer.checkpoint(2, model=model, optimizer=optimizer)
     checkpointer.wait()

@@ -169,16 +169,17 @@ def test_what_is_read_has_its_layout_and_other_readers_see_the_same_values(tmp_p
     _train(model, optimizer, 1, 2)
     Checkpointer(tmp_path, blocking=True).checkpoint(2, model=model, optimizer=optimizer)
     loaded = Checkpointer(tmp_path).read()
-    moment = optimizer.state[model.weight]["exp_avg"]
+    weight = model.get_parameter("weight")
+    moment = optimizer.state[weight]["exp_avg"]
     assert loaded.optimizer is not None
     for read, live in (
-        (loaded.model["weight"], model.weight),
+        (loaded.model["weight"], weight),
         (loaded.optimizer["state"]["weight"]["exp_avg"], moment),
     ):
         assert same_bytes(read, live)
         assert read.stride() == live.stride() != LAYOUTS["contiguous"]().stride()
     (file,) = tmp_path.glob("checkpoint=2/model-*.safetensors")
-    assert same_bytes(load_file(file)["weight"], model.weight)
+    assert same_bytes(load_file(file)["weight"], weight)
 
 
 def test_state_made_before_the_model_was_converted_goes_on_as_it_was(tmp_path: Path) -> None:
@@ -193,8 +194,9 @@ def test_state_made_before_the_model_was_converted_goes_on_as_it_was(tmp_path: P
     def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
         for step in range(first, last + 1):
             optimizer.zero_grad()
-            (model.weight * torch.arange(108).reshape(4, 3, 3, 3).sin() * step).sum().backward()
-            model.bias.grad = torch.ones(4)
+            pull = torch.arange(108).reshape(4, 3, 3, 3).sin() * step
+            (model.get_parameter("weight") * pull).sum().backward()
+            model.get_parameter("bias").grad = torch.ones(4)
             optimizer.step()
 
     run = build()
@@ -206,7 +208,9 @@ def test_state_made_before_the_model_was_converted_goes_on_as_it_was(tmp_path: P
         for named in (False, True):
             resumed = build()
             train(*resumed, 1, stepped)
-            checkpointer.start(resumed[0], **{"again" if named else "optimizer": resumed[1]})
+            name = "again" if named else "optimizer"
+            keywords: dict[str, Any] = {name: resumed[1]}
+            checkpointer.start(resumed[0], **keywords)
             train(*resumed, 3, 4)
             assert same_bytes(_all(*resumed), _all(*run))
 
@@ -225,7 +229,10 @@ def test_state_follows_a_parameter_that_lies_otherwise_now(
     stepped: int,
 ) -> None:
     """Else the fused kernels would pair other elements; and it is told, since last bits differ."""
-    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    formats: dict[str, Any] = {
+        "contiguous": torch.contiguous_format,
+        "channels_last": torch.channels_last,
+    }
 
     def build(layout: str) -> tuple[nn.Module, torch.optim.Optimizer]:
         model = Quadratic("channels_last").to(memory_format=formats[layout])  # type: ignore[call-overload]
@@ -236,11 +243,13 @@ def test_state_follows_a_parameter_that_lies_otherwise_now(
     _train(*run, 1, 2)
     _train(*expected, 1, 2)
     checkpointer = Checkpointer(tmp_path, blocking=True)
-    checkpointer.checkpoint(2, model=run[0], **{name: run[1]})
+    saved: dict[str, Any] = {name: run[1]}
+    checkpointer.checkpoint(2, model=run[0], **saved)
     resumed = build(now)
+    live: dict[str, Any] = {name: resumed[1]}
     _train(*resumed, 1, stepped)
     with caplog.at_level(logging.WARNING, "ray_imuckpt"):
-        checkpointer.start(resumed[0], **{name: resumed[1]})
+        checkpointer.start(resumed[0], **live)
     assert "weight and 0 more parameters lie otherwise in memory" in caplog.text
     _train(*resumed, 3, 4)
     _train(*expected, 3, 4)
@@ -250,7 +259,7 @@ def test_state_follows_a_parameter_that_lies_otherwise_now(
 def test_elements_that_share_memory_come_back_by_value(tmp_path: Path) -> None:
     """What is expanded, sliced or overlapping is not dense: it comes back contiguous, as before."""
     base = torch.arange(24.0).reshape(4, 6)
-    values = {
+    values: dict[str, Any] = {
         "expanded": base[:1].expand(3, 6),
         "sliced": base[:, ::2],
         "transposed_slice": base[:, :3].t(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -144,7 +145,7 @@ def test_a_damaged_manifest_leaves_its_directory_alone(directory: Path) -> None:
 def test_a_store_is_swept_with_its_unfinished_uploads() -> None:
     """Of this directory's own files; by the store's own times."""
     contents = Contents()
-    options = {"storage_options": {"contents": contents}}
+    options: dict[str, Any] = {"storage_options": {"contents": contents}}
     checkpointer = Checkpointer("conditional://bucket/run", blocking=True, **options)
     checkpointer.start(nn.Linear(2, 2))
     checkpointer.checkpoint(1, model=nn.Linear(2, 2))

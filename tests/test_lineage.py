@@ -10,6 +10,7 @@ import pytest
 
 from conftest import adamw, small_model, train
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.loading.objects import Targets
 from ray_imuckpt.storage.local import LocalStorage
 
 
@@ -119,7 +120,7 @@ def test_a_damaged_newest_checkpoint_is_abandoned_by_the_run_that_passes_it_over
 def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
     """continue_from="none" was for the first attempt; a damaged one does not bring it back."""
     from ray_imuckpt.gang import Gang
-    from ray_imuckpt.loading import restore, selection
+    from ray_imuckpt.loading import selection
     from ray_imuckpt.storage import open_storage
 
     train(tmp_path, 3)
@@ -127,7 +128,7 @@ def test_a_restarted_gang_falls_back_within_its_own_run(tmp_path: Path) -> None:
     next((tmp_path / "checkpoint=3").glob("model-*")).write_bytes(b"")
     storage = open_storage(str(tmp_path))
     model = small_model()
-    targets = restore.Targets(model, adamw(model))
+    targets = Targets(model, adamw(model))
     found = selection.restore(Gang(), storage, "none", run_id, targets, strict=True)
     assert found is not None
     assert found.checkpoint.epoch == 2

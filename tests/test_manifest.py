@@ -125,6 +125,7 @@ def test_an_unknown_field_is_passed_over_at_every_level(where: str) -> None:
     """A later release of the same format may add some."""
     value = "2" if where == "versions." else {"a": [1, None]}
     read = Manifest.from_bytes(with_field(f"{where}later", value), "", 3)
+    assert read.parent is not None
     assert (read.epoch, read.parent.epoch, read.ancestors[0].epoch) == (3, 2, 2)
     assert read.files[0].checksums == (SUM, SUM)
 

@@ -110,7 +110,8 @@ def test_any_slice_of_a_strided_tensor_is_that_of_its_contiguous_bytes(name: str
 def test_a_blocking_save_of_strided_weights_copies_them_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = nn.Conv2d(512, 1024, 3).to(memory_format=torch.channels_last)  # 18 MiB
+    model = nn.Conv2d(512, 1024, 3)
+    model.weight.data = model.weight.data.to(memory_format=torch.channels_last)  # 18 MiB
     made: list[int] = []
     real = memory.FetchedBytes.__getitem__
 
@@ -164,7 +165,7 @@ def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
         real_link(source, target)
 
     for name, fake in (("open", open_), ("fsync", fsync), ("link", link)):
-        monkeypatch.setattr(local.os, name, fake)
+        monkeypatch.setattr(os, name, fake)
     Checkpointer(tmp_path / "run", blocking=True).checkpoint(1, model=nn.Linear(2, 2))
     monkeypatch.undo()
     here = "run/checkpoint=1"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -95,7 +97,7 @@ def test_a_name_that_may_mean_two_places_is_refused(name: str) -> None:
 def test_a_name_is_text() -> None:
     """Bytes are no name."""
     with pytest.raises(TypeError, match="bytes"):
-        Checkpointer(b"runs")
+        Checkpointer(cast("str", b"runs"))
 
 
 def test_names_that_mean_the_same_are_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,11 +140,12 @@ def test_a_checkpoint_is_not_a_directory_of_checkpoints(tmp_path: Path) -> None:
         Checkpointer("s3://bucket/run/checkpoint=7/")
     os.rename(tmp_path / "run" / "checkpoint=2", tmp_path / "best")
     before = sorted(os.listdir(tmp_path / "best"))
-    for use in (
+    uses: list[Callable[[Checkpointer], object]] = [
         lambda c: c.start(nn.Linear(2, 2)),
         lambda c: c.list_existing_checkpoint_indices(),
         lambda c: c.load(nn.Linear(2, 2)),
-    ):
+    ]
+    for use in uses:
         with pytest.raises(StorageError, match="the directory that holds it"):
             use(Checkpointer(tmp_path / "best"))
     assert sorted(os.listdir(tmp_path / "best")) == before

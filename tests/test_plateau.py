@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -130,7 +130,8 @@ def test_adjust_to_a_state() -> None:
     assert rates(optimizer) == [0.25, 0.25], "for an optimizer whose own rate was not restored"
     detector.adjust(optimizer, 1)
     assert rates(optimizer) == [1.0, 1.0]
-    detector.adjust(optimizer, np.int64(4))
+    four: Any = np.int64(4)
+    detector.adjust(optimizer, four)
     assert rates(optimizer) == [0.125, 0.125]
     detector.adjust(optimizer)
     assert (detector.state, rates(optimizer)) == (5, [0.0625, 0.0625])
@@ -233,7 +234,7 @@ def test_past_the_end_of_a_polynomial_nothing_has_changed() -> None:
 def test_adjust_needs_an_optimizer_with_rates() -> None:
     detector = at_state(3)
     with pytest.raises(TypeError, match="Linear"):
-        detector.adjust(torch.nn.Linear(1, 1))
+        detector.adjust(cast("torch.optim.Optimizer", torch.nn.Linear(1, 1)))
     optimizer = sgd(7.0, 8.0)
     del optimizer.param_groups[1]["lr"]
     with pytest.raises(ValueError, match="no 'lr'"):

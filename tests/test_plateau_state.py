@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import pickle
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -39,10 +39,13 @@ def is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
+ONE: Any = np.float32(1.0)
+THREE: Any = np.int64(3)
+HALF: Any = torch.tensor(0.5)
 SCHEDULES = [
     HALVING,
-    CosineAnnealing(np.float32(1.0), 0.0, np.int64(3), restart=False),
-    Step(1, torch.tensor(0.5), [1, 2]),
+    CosineAnnealing(ONE, 0.0, THREE, restart=False),
+    Step(1, HALF, [1, 2]),
     Polynomial(1.0, 2, 99),
     Sequence([1, HALVING, Sequence([named_schedule], [3])], [1, 2, 3]),
     named_schedule,
@@ -57,7 +60,7 @@ def test_the_state_is_plain_json_and_comes_back(
     fresh = PlateauDetector(schedule, patience=2)
     used = at_state(4, schedule)
     used.step(torch.tensor(0.1))
-    used.step(np.float32(0.7))
+    used.step(cast("float", np.float32(0.7)))
     for detector in (fresh, used):
         state = detector.state_dict()
         assert is_plain(state)

@@ -7,6 +7,7 @@ last is there, whole, and "the last".
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def sweep(directory: Path, act: Callable[..., Any], other: Callable[..., Any]) -
     for count in range(1, LONGEST):
         url = str(directory / f"run-{count}")
         three_epochs(Ledger(), url)
-        once = Once(lambda url=url: other(url), count)
+        once = Once(partial(other, url), count)
         checkpointer = checkpointer_on(url, once)
         try:
             given = act(checkpointer)
@@ -203,11 +204,12 @@ def test_prune_beside_another_process_keeps_what_is_newest(
 def test_a_listing_that_lags_is_no_damage(tally: Tally) -> None:
     """What it still shows and is gone is passed over; what it does not show yet is not harmed."""
     bucket = Bucket()
-    url, options = "objects://bucket/run", {"storage_options": {"bucket": bucket}}
+    url = "objects://bucket/run"
+    options: dict[str, Any] = {"storage_options": {"bucket": bucket}}
     three_epochs(Ledger(), url, **options)
     gone = [name for name in bucket.objects if "checkpoint=3/" in name]
     for name in gone:
-        bucket.change(lambda name=name: bucket.objects.pop(name))
+        bucket.change(partial(bucket.objects.pop, name))
     bucket.lag = len(gone)
     reader = Checkpointer(url, **options)
     assert reader.list_existing_checkpoint_indices() == [1, 2, 3], "the listing lags"

@@ -69,9 +69,7 @@ def write(place: Place, name: str, data: bytes, chunk_size: int = 10) -> list[st
     """Write through the storage; the checksums that were observed."""
     pieces = Chunks([data[:7], b"", data[7:]], chunk_size)
     seen: dict[int, str] = {}
-    place.storage.write(
-        name, pieces, lambda i, views: seen.setdefault(i, chunks.checksum(views)) and None
-    )
+    place.storage.write(name, pieces, lambda i, views: seen.update({i: chunks.checksum(views)}))
     return [seen[i] for i in range(len(pieces))]
 
 

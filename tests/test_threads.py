@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,19 @@ def filled(value: float) -> nn.Module:
 def on_alarm() -> Iterator[Callable[[Callable[[], Any]], None]]:
     """Makes a function the handler of the signal that `signal.raise_signal` is to raise."""
     before = signal.getsignal(signal.SIGALRM)
-    yield lambda handle: signal.signal(signal.SIGALRM, lambda *_: handle())
+
+    def on(handle: Callable[[], Any]) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: handle())
+
+    yield on
     signal.signal(signal.SIGALRM, before)
 
 
-def on_threads(*works: Callable[[], None]) -> None:
+def on_threads(*works: Callable[[], object]) -> None:
     """Run them side by side; raise what one of them raised."""
     errors: list[BaseException] = []
 
-    def run(work: Callable[[], None]) -> None:
+    def run(work: Callable[[], object]) -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001
@@ -143,6 +148,7 @@ def test_a_signal_handler_that_calls_within_a_call_is_told_what_to_do_instead(
     """What it interrupted goes on as if nothing had been."""
     checkpointer = Checkpointer(tmp_path)
     pending = checkpointer.checkpoint(1, model=filled(1.0))
+    assert pending is not None
     told: list[Exception] = []
 
     def handle() -> None:
@@ -242,7 +248,7 @@ def test_a_process_that_is_forked_in_the_middle_of_anothers_turn_has_turns_of_it
         finally:
             forked.set()
 
-    on_threads(lambda: checkpointer.checkpoint(1, model=filled(1.0)), fork)
+    on_threads(partial(checkpointer.checkpoint, 1, model=filled(1.0)), fork)
     assert checkpointer.list_existing_checkpoint_indices() == [1]
 
 
@@ -276,6 +282,7 @@ def test_a_storage_that_exits_fails_the_save_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(LocalStorage, "write", write)
         pending = checkpointer.checkpoint(1, model=filled(1.0))
+        assert pending is not None
         with pytest.raises(ImuckptError, match="broken off: SystemExit: 3"):
             pending.wait()
     checkpointer.checkpoint(2, model=filled(2.0))

@@ -141,7 +141,10 @@ def test_what_start_was_not_given_is_named(tmp_path: Path, told: Told) -> None:
     """A scheduler that was forgotten would begin anew without a word."""
     model = small_model()
     optimizer = sgd(*model.parameters())
-    objects = {"scheduler": StepLR(optimizer, 3), "per_rank": {"sampler": Position(4)}}
+    objects: dict[str, Any] = {
+        "scheduler": StepLR(optimizer, 3),
+        "per_rank": {"sampler": Position(4)},
+    }
     checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer, note=1, **objects)
     assert told() == []
     run = checkpointer(tmp_path)

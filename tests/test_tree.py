@@ -181,7 +181,7 @@ class Custom:
 Point = collections.namedtuple("Point", "x y")  # noqa: PYI024
 
 
-class Sub(dict):
+class Sub(dict[str, Any]):
     pass
 
 
@@ -193,7 +193,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"s": Sub()}, "other['s']", "dict("),
     ({"o": np.array([object()])}, "other['o']", "objects"),
     ({"r": np.zeros(1, dtype=[("a", "i4")])}, "other['r']", "records"),
-    ({"g": (i for i in ())}, "other['g']", "generator"),
+    ({"g": (i for i in range(0))}, "other['g']", "generator"),
     ({"c": Custom}, "other['c']", "type"),
     ({Custom(): 1}, "other[key", "Custom"),
     ({"t": torch.ones(2, 2).to_sparse()}, "other['t']", "dense"),

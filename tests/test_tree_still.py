@@ -20,7 +20,7 @@ from ray_imuckpt.encoding import tree
 from ray_imuckpt.storage.local import LocalStorage
 from test_tree import TREES
 
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "a log": [{"epoch": i, "loss": 1 / (i + 1), "name": "ä", "best": i == 3} for i in range(2500)],
     "a thousand": list(range(1000)),
     "a thousand and one": [[i] for i in range(1001)],
@@ -110,7 +110,7 @@ def test_what_the_loop_does_to_its_log_afterwards_is_not_in_the_save(
         real(storage, name, *rest)
 
     monkeypatch.setattr(LocalStorage, "write", write)
-    log = [{"epoch": 1, "lists": [[1], {"a": [2]}], "pair": (1, [3])}]
+    log: list[dict[str, Any]] = [{"epoch": 1, "lists": [[1], {"a": [2]}], "pair": (1, [3])}]
     config = {"a": {"b": [1, 2]}}
     checkpointer = Checkpointer(tmp_path)
     checkpointer.checkpoint(1, model=torch.nn.Linear(1, 1), log=log, config=config)

@@ -17,7 +17,9 @@ from ray_imuckpt import Checkpointer, StateMismatchError, UnsupportedStateError
 # ------------------------------------------------------------------ lazy modules
 
 
-def _lazy(kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, **options: Any) -> Any:
+def _lazy(
+    kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam, **options: Any
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(2))
     return model, kind(model.parameters(), lr=0.1, **options)
@@ -35,7 +37,7 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last:
 @pytest.mark.parametrize("named", [False, True], ids=["model", "keywords"])
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_a_lazy_model_and_its_optimizer_resume(
-    tmp_path: Path, options: dict[str, bool], named: bool, device: str | None
+    tmp_path: Path, options: dict[str, Any], named: bool, device: str | None
 ) -> None:
     """Parameters get the shapes that were saved, and the run goes on byte for byte."""
 
@@ -273,7 +275,9 @@ def test_a_scheduler_of_other_groups_or_parts_is_refused(tmp_path: Path) -> None
     def build(groups: int, parts: int) -> dict[str, Any]:
         lists = [{"params": [nn.Parameter(torch.ones(1))]} for _ in range(groups)]
         optimizer = torch.optim.SGD(lists, lr=0.1)
-        one = [torch.optim.lr_scheduler.ConstantLR(optimizer) for _ in range(parts)]
+        one: list[torch.optim.lr_scheduler.LRScheduler] = [
+            torch.optim.lr_scheduler.ConstantLR(optimizer) for _ in range(parts)
+        ]
         every = torch.optim.lr_scheduler.SequentialLR(optimizer, one, [*range(1, parts)])
         return {"one": one[0], "every": every}
 

@@ -16,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from conftest import same_bytes
+from conftest import compiled, same_bytes
 from ray_imuckpt import Checkpointer, StateMismatchError, UnsupportedStateError
 from support.wrappers import (
     AcceleratedOptimizer,
@@ -28,22 +28,18 @@ from support.wrappers import (
 )
 
 
-def _compiled(model: nn.Module) -> nn.Module:
-    return torch.compile(model, backend="eager")  # type: ignore[return-value]
-
-
 def _parts_compiled(model: nn.Module) -> nn.Module:
-    model.layers[0] = _compiled(model.layers[0])  # type: ignore[index,operator]
+    model.set_submodule("layers.0", compiled(model.get_submodule("layers.0")))
     return model
 
 
 def _parts_recomputed(model: nn.Module) -> nn.Module:
-    model.layers[0] = checkpoint_wrapper(model.layers[0])  # type: ignore[index,operator]
+    model.set_submodule("layers.0", checkpoint_wrapper(model.get_submodule("layers.0")))
     return model
 
 
 def _part_distributed(model: nn.Module) -> nn.Module:
-    model.layers = DistributedDataParallel(model.layers)  # type: ignore[arg-type]
+    model.layers = DistributedDataParallel(model.get_submodule("layers"))
     return model
 
 
@@ -51,15 +47,15 @@ MODELS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "none": lambda model: model,
     "fabric": lambda model: FabricModule(model, model),
     "fabric, ddp": lambda model: FabricModule(DistributedDataParallel(model), model),
-    "fabric, compile, ddp": lambda m: FabricModule(_compiled(DistributedDataParallel(m)), m),
-    "compile, fabric": lambda model: _compiled(FabricModule(model, model)),
+    "fabric, compile, ddp": lambda m: FabricModule(compiled(DistributedDataParallel(m)), m),
+    "compile, fabric": lambda model: compiled(FabricModule(model, model)),
     "dataparallel": DataParallel,
-    "ddp, compile": lambda model: DistributedDataParallel(_compiled(model)),
-    "compile, ddp": lambda model: _compiled(DistributedDataParallel(model)),
+    "ddp, compile": lambda model: DistributedDataParallel(compiled(model)),
+    "compile, ddp": lambda model: compiled(DistributedDataParallel(model)),
     "parts compiled": _parts_compiled,
     "ddp, parts compiled": lambda model: DistributedDataParallel(_parts_compiled(model)),
     "parts recomputed": _parts_recomputed,
-    "parts recomputed, compiled": lambda model: _compiled(_parts_recomputed(model)),
+    "parts recomputed, compiled": lambda model: compiled(_parts_recomputed(model)),
     "a part in ddp": _part_distributed,
 }
 OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
@@ -79,7 +75,7 @@ class Net(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
 
     def forward(self, data: torch.Tensor) -> torch.Tensor:
-        return self.layers(data)  # type: ignore[no-any-return]
+        return self.layers(data)
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +231,7 @@ def test_averaged_weights_continue_around_any_wrapper(tmp_path: Path) -> None:
     checkpointer = Checkpointer(tmp_path / "run", blocking=True)
     checkpointer.checkpoint(1, model=Net(), average=saved)
     assert "module.layers.0.weight" in checkpointer.read(1).other["average"]
-    for wrap in (MODELS["none"], _compiled, DistributedDataParallel, _parts_compiled):
+    for wrap in (MODELS["none"], compiled, DistributedDataParallel, _parts_compiled):
         resumed = AveragedModel(wrap(Net()))
         checkpointer.start(Net(), average=resumed)
         assert same_bytes(_values(resumed), _values(saved))

@@ -225,7 +225,7 @@ def _store(world: Any, prefix: str) -> Store | None:
     """Return a connection of our own to the store that the group was made with, if there is one."""
     # Not every torch has the method, not every group a store: then nobody knows who has come.
     try:
-        store: Store = dist.PrefixStore(prefix, world.get_group_store().clone())  # type: ignore[attr-defined]
+        store: Store = dist.PrefixStore(prefix, world.get_group_store().clone())
     except (AttributeError, RuntimeError):
         return None
     return store

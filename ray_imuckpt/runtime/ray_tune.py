@@ -112,7 +112,7 @@ def with_reports_to_tune(callbacks: Iterable[Any]) -> list[Any]:
     given = list(callbacks)
     if any(isinstance(callback, TuneReportCallback) for callback in given):
         return given
-    return [*given, TuneReportCallback()]  # type: ignore[no-untyped-call]
+    return [*given, TuneReportCallback()]
 
 
 def _trial_id() -> str | None:

@@ -99,7 +99,7 @@ def copy_from_cuda(pairs: Pairs) -> list[torch.cuda.Event]:
     """Begin the copies behind what their devices were told so far; the events of their ends."""
     events = []
     for device in sorted({source.device for _, source in pairs}, key=str):
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):  # entered once: it costs as much as a small copy
             for target, source in pairs:

@@ -30,7 +30,7 @@ def take_random() -> dict[str, Any]:
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - a tuple in older checkpoints
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 

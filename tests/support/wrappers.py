@@ -30,7 +30,7 @@ class FabricModule(nn.Module):
     def forward(self, *args: Any) -> Any:
         return self._forward_module(*args)
 
-    def state_dict(self, **options: Any) -> Any:  # type: ignore[override]
+    def state_dict(self, **options: Any) -> Any:
         return self._original_module.state_dict(**options)
 
     def load_state_dict(self, state: Any, strict: bool = True, **options: Any) -> Any:  # type: ignore[override]
@@ -69,7 +69,7 @@ class FabricOptimizer(LightningOptimizer):
 class AcceleratedOptimizer(torch.optim.Optimizer):
     """As accelerate's; it does not call ``torch.optim.Optimizer.__init__``."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
     @property
@@ -119,7 +119,7 @@ class AcceleratedScheduler:
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the stand-ins be found where the real ones would be."""
-    for name, classes in {
+    modules: dict[str, dict[str, object]] = {
         "lightning.fabric.wrappers": {
             "_FabricModule": FabricModule,
             "_FabricOptimizer": FabricOptimizer,
@@ -127,7 +127,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         "lightning.pytorch.core.optimizer": {"LightningOptimizer": LightningOptimizer},
         "accelerate.optimizer": {"AcceleratedOptimizer": AcceleratedOptimizer},
         "accelerate.scheduler": {"AcceleratedScheduler": AcceleratedScheduler},
-    }.items():
+    }
+    for name, classes in modules.items():
         module = ModuleType(name)
         vars(module).update(classes)
         monkeypatch.setitem(sys.modules, name, module)

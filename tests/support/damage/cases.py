@@ -11,7 +11,7 @@ from ray_imuckpt.repository.records import seal
 from support.damage.forgeries import KINDS, Forged, replaced
 
 CASES: dict[str, Callable[[Forged], object]] = {}
-SOUND = set()
+SOUND: set[str] = set()
 """The names of those that leave all that is used as it was: they are accepted."""
 
 

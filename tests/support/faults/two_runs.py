@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hypothesis
 import pytest
@@ -182,9 +182,10 @@ class TwoRuns(RuleBasedStateMachine):
         first: set[int] = set()
 
         def right_after_the_first_has_gone() -> None:
+            assert act.call is not None
             first.add(int(act.call[1].removeprefix("checkpoint=")))
             self.there.pop(*first)
-            if saves:
+            if saves and run is not None:
                 run.dies.clear()
                 self._save(run, 1)
 
@@ -290,7 +291,7 @@ def drive(
 
     monkeypatch.setattr(collect, "datetime", Clock)
     run_state_machine_as_test(
-        make,
+        cast("type[TwoRuns]", make),
         settings=hypothesis.settings(
             max_examples=stories,
             stateful_step_count=steps,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 
 class Position:
@@ -33,3 +35,15 @@ def same_everywhere(told: str) -> None:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, told)
     assert len(set(everyone)) == 1, everyone
+
+
+def full(tensor: object) -> torch.Tensor:
+    """Return the whole of a sharded tensor; on all ranks at once."""
+    assert isinstance(tensor, DTensor)
+    return tensor.full_tensor()
+
+
+def local(tensor: object) -> torch.Tensor:
+    """Return this rank's part of a sharded tensor."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()

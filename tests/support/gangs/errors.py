@@ -26,7 +26,7 @@ from ray_imuckpt import (
     UnsupportedStateError,
 )
 from ray_imuckpt.state.objects import take_object
-from support.gangs.common import Position, error_of, same_everywhere
+from support.gangs.common import Position, error_of, full, same_everywhere
 
 
 class Unreachable(AbstractFileSystem):
@@ -250,20 +250,20 @@ def a_rank_that_fails_is_not_waited_for_in_a_gathering(directory: Path, rank: in
     sharded = {name: nn.Linear(4, 4) for name in ("a", "z")}
     for part in sharded.values():
         fully_shard(part, mesh=mesh)
-    given = sharded if rank else dict(reversed(sharded.items()))
+    given: dict[str, Any] = dict(sharded if rank else reversed(sharded.items()))
     checkpointer = Checkpointer(directory)
     error = error_of(lambda: checkpointer.checkpoint(1, model=small_model(), b=Failing(), **given))
     assert "of rank 1" in str(error)
     same_everywhere(str(error))
     checkpointer.checkpoint(2, model=small_model(), **given)
     checkpointer.wait()
-    expected = {name: part.weight.full_tensor().clone() for name, part in sharded.items()}
+    expected = {name: full(part.weight).clone() for name, part in sharded.items()}
     for part in sharded.values():
         with torch.no_grad():
             part.weight.zero_()
     checkpointer.start(small_model(), **given)
     for name, part in sharded.items():
-        assert torch.equal(part.weight.full_tensor(), expected[name])
+        assert torch.equal(full(part.weight), expected[name])
 
 
 def a_script_without_a_process_group(directory: Path, rank: int) -> None:

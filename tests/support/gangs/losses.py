@@ -45,6 +45,7 @@ def dies_after_a_save_was_begun(directory: Path, rank: int) -> dict[str, Any]:
     pending = checkpointer.checkpoint(1, model=nn.Linear(2, 2))
     if rank == 1:
         os._exit(0)
+    assert pending is not None
     told = _error_of(checkpointer.wait)
     return {
         "told": told,

@@ -12,10 +12,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import small_model
+from conftest import compiled, small_model
 from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError
 from ray_imuckpt.gang import gang
-from support.gangs.common import error_of, same_everywhere
+from support.gangs.common import error_of, local, same_everywhere
 
 
 def _sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -70,7 +70,8 @@ def a_rank_that_fails_alone_stops_a_sharded_save(directory: Path, rank: int) -> 
     replicated = DistributedDataParallel(small_model())
     spread = ZeroRedundancyOptimizer(replicated.parameters(), torch.optim.SGD, lr=0.1)
     hook = spread.optim.register_state_dict_post_hook(_fails) if rank else None
-    for given in ({"optimizer": spread}, {"second": spread}):
+    names: list[dict[str, Any]] = [{"optimizer": spread}, {"second": spread}]
+    for given in names:
         _same_error(lambda: checkpointer.checkpoint(1, model=replicated, **given), "hook")  # noqa: B023
     if hook is not None:
         hook.remove()
@@ -109,14 +110,14 @@ def one_rank_may_load_alone(directory: Path, rank: int) -> None:
     model, optimizer = _sharded()
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     checkpointer.wait()
-    mine = [parameter.to_local().clone() for parameter in model.parameters()]
+    before = [local(parameter).clone() for parameter in model.parameters()]
     if rank == 0:
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.to_local().zero_()
+                local(parameter).zero_()
         checkpointer.load(model, 1)
-    for parameter, before in zip(model.parameters(), mine, strict=True):
-        assert torch.equal(parameter.to_local(), before)
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        assert torch.equal(local(parameter), value)
 
 
 def fsdp1_is_refused(directory: Path, rank: int) -> None:
@@ -140,7 +141,7 @@ def fsdp1_is_refused(directory: Path, rank: int) -> None:
         lambda: checkpointer.start(bare, average=flat()),
         lambda: checkpointer.start(bare, per_rank={"stage": flat()}),
         lambda: checkpointer.checkpoint(1, model=flat()),
-        lambda: checkpointer.checkpoint(1, model=torch.compile(outer, backend="eager")),
+        lambda: checkpointer.checkpoint(1, model=compiled(outer)),
         lambda: checkpointer.checkpoint(1, model=bare, average=outer),
         lambda: checkpointer.checkpoint(1, model=bare, per_rank={"stage": outer}),
         lambda: checkpointer.load(flat(), 1),
@@ -157,9 +158,12 @@ def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
     for checkpointer in (first, second):
         checkpointer.start(nn.Module())
     assert first._session is not second._session
+    assert first._session is not None
+    assert second._session is not None
     assert first._session.gang is second._session.gang
     third.timeout = Checkpointer(timeout=60).timeout
     third.start(nn.Module())
+    assert third._session is not None
     assert third._session.gang is not first._session.gang
     assert len(gang._MADE) == 2
 

@@ -23,7 +23,7 @@ from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.runtime import preemption
 from support.gangs import errors, layouts, meetings, shards, values
-from support.gangs.common import Position, error_of, same_everywhere
+from support.gangs.common import Position, error_of, full, same_everywhere
 
 
 def _ddp_run(directory: Path, last: int, rank: int) -> tuple[nn.Module, list[Any], int]:
@@ -65,7 +65,7 @@ def ddp_resumes_bit_identically(directory: Path, rank: int) -> None:
 def fsdp2_is_gathered_in_full(directory: Path, rank: int) -> None:
     """Saved sharded, loaded bare; and back, with the optimizer."""
 
-    def build(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def build(seed: int) -> tuple[nn.Sequential, torch.optim.Optimizer]:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
         mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
@@ -80,31 +80,32 @@ def fsdp2_is_gathered_in_full(directory: Path, rank: int) -> None:
     checkpointer = Checkpointer(directory)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     checkpointer.wait()
-    whole = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    whole = {name: full(tensor) for name, tensor in model.state_dict().items()}
     bare = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     bare_optimizer = torch.optim.AdamW(bare.parameters(), lr=0.1)
     checkpointer.start(bare, bare_optimizer)
     assert same_bytes(dict(bare.state_dict()), whole)
-    moments = optimizer.state[model[0].weight]["exp_avg"].full_tensor()
-    assert torch.equal(bare_optimizer.state[bare[0].weight]["exp_avg"], moments)
+    moments = full(optimizer.state[model.get_parameter("0.weight")]["exp_avg"])
+    assert torch.equal(bare_optimizer.state[bare.get_parameter("0.weight")]["exp_avg"], moments)
 
     again, again_optimizer = build(2)
     checkpointer.start(again, again_optimizer)
-    assert same_bytes({n: t.full_tensor() for n, t in again.state_dict().items()}, whole)
-    state = again_optimizer.state[again[0].weight]
-    assert type(state["exp_avg"]) is type(again[0].weight.data)
-    assert torch.equal(state["exp_avg"].full_tensor(), moments)
+    assert same_bytes({n: full(t) for n, t in again.state_dict().items()}, whole)
+    weight = again.get_parameter("0.weight")
+    state = again_optimizer.state[weight]
+    assert type(state["exp_avg"]) is type(weight.data)
+    assert torch.equal(full(state["exp_avg"]), moments)
     for trained, trainer in ((model, optimizer), (again, again_optimizer)):
         trainer.zero_grad()
         trained(torch.ones(2, 5)).sum().backward()
         trainer.step()
-    assert torch.equal(model[0].weight.full_tensor(), again[0].weight.full_tensor())
+    assert torch.equal(full(model.get_parameter("0.weight")), full(weight))
 
 
 def zero_redundancy_optimizer(directory: Path, rank: int) -> None:
     """Consolidated to rank 0, restored on every rank, also without the sharding."""
 
-    def build(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def build(seed: int) -> tuple[DistributedDataParallel, torch.optim.Optimizer]:
         model = DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))
         return model, ZeroRedundancyOptimizer(
             model.parameters(), optimizer_class=torch.optim.Adam, lr=0.1
@@ -120,7 +121,9 @@ def zero_redundancy_optimizer(directory: Path, rank: int) -> None:
     checkpointer = Checkpointer(directory)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     checkpointer.wait()
-    assert set(checkpointer.read(1).optimizer["state"]) == {
+    saved = checkpointer.read(1).optimizer
+    assert saved is not None
+    assert set(saved["state"]) == {
         "0.weight", "0.bias", "1.weight", "1.bias",
     }  # fmt: skip
     again, again_optimizer = build(2)
@@ -154,7 +157,7 @@ def a_rank_that_was_not_there(directory: Path, rank: int) -> None:
     checkpointer = Checkpointer(directory)
     started = checkpointer.start(model)  # written by one rank alone, before the gang began
     assert started.start_epoch == 3
-    same_everywhere(str(float(model[0].weight.sum())))
+    same_everywhere(str(float(model.get_parameter("0.weight").sum())))
     drawn: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(drawn, torch.rand(1).item())
     assert len(set(drawn)) == len(drawn)

@@ -137,7 +137,7 @@ def each_rank_has_a_stage_of_its_own(directory: Path, rank: int) -> None:
 def what_is_in_per_rank_may_differ(directory: Path, rank: int) -> None:
     """Experts inside the model: each rank's own values come back, and the rest is compared."""
 
-    def build() -> tuple[nn.Module, torch.optim.Optimizer, torch.optim.Optimizer]:
+    def build() -> tuple[nn.ModuleDict, torch.optim.Optimizer, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = nn.ModuleDict({"shared": nn.Linear(2, 2), "expert": nn.Linear(2, 2)})
         return model, _adam(model["shared"]), _adam(model["expert"])
@@ -145,7 +145,7 @@ def what_is_in_per_rank_may_differ(directory: Path, rank: int) -> None:
     model, optimizer, own_optimizer = build()
     checkpointer = Checkpointer(directory)
     own = {"expert": model["expert"], "own": own_optimizer}
-    nn.init.constant_(model["expert"].weight, float(rank))
+    nn.init.constant_(model.get_parameter("expert.weight"), float(rank))
     checkpointer.start(model, optimizer, per_rank=own)
     _step(model["shared"], optimizer, 1.0)
     _step(model["expert"], own_optimizer, 1.0 + rank)
@@ -155,7 +155,7 @@ def what_is_in_per_rank_may_differ(directory: Path, rank: int) -> None:
     mine = {"expert": fresh[0]["expert"], "own": fresh[2]}
     checkpointer.start(fresh[0], fresh[1], per_rank=mine)
     assert same_bytes(_states(*fresh), _states(model, optimizer, own_optimizer))
-    nn.init.constant_(model["shared"].weight, float(rank))
+    nn.init.constant_(model.get_parameter("shared.weight"), float(rank))
     other = Checkpointer(directory.with_name("other"))
     _mismatch(
         lambda: other.start(model, optimizer, per_rank=own), "model['shared.weight'] on rank 1"

@@ -84,6 +84,7 @@ def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None
         if draw.random() < 0.1:  # the same epoch once more
             pending = checkpointer.checkpoint(epoch, model=model, optimizer=optimizer, log=log)
         if kind == "blocking" or draw.random() < 0.3:
+            assert pending is not None
             pending.wait()
             tell("durable", epoch)
         if draw.random() < 0.2 and not dist.is_initialized():

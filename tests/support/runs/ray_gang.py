@@ -48,14 +48,16 @@ class Training:
         for seed in (random.seed, np.random.seed, torch.manual_seed):
             seed(self.rank)
         data = TensorDataset(torch.linspace(-1, 1, 32 * 4).reshape(32, 4))
-        self._sampler = DistributedSampler(data, self._size or 1, self.rank, seed=5)
+        self._sampler: DistributedSampler[Any] = DistributedSampler(
+            data, self._size or 1, self.rank, seed=5
+        )
         self._loader = DataLoader(data, batch_size=4, sampler=self._sampler)
         self._scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
             self.optimizer, T_0=3
         )
         self._scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
         self._plateau = PlateauDetector(Exponential(1e-2, 0.9), patience=1)
-        self.objects = {
+        self.objects: dict[str, Any] = {
             "scheduler": self._scheduler,
             "scaler": self._scaler,
             "plateau": self._plateau,
@@ -119,6 +121,7 @@ def main(where: Path, last: int) -> None:
         run_config=checkpointer.run_config(failure_config=FailureConfig(max_failures=-1)),
     ).fit()
     loaded = checkpointer.read()
+    assert result.checkpoint is not None
     told = {
         "epochs": checkpointer.list_existing_checkpoint_indices(),
         "registered": result.checkpoint.path,

@@ -111,12 +111,16 @@ def main(directory: Path, last: int) -> None:
     net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
     # DDP sorts its buckets anew after the first step of every process, unless it looks for unused
     # parameters; from three ranks on another order of buckets is another order of the sums.
-    model = DistributedDataParallel(net, find_unused_parameters=ranks > 2) if ranks > 1 else net
+    model: nn.Module = (
+        DistributedDataParallel(net, find_unused_parameters=ranks > 2) if ranks > 1 else net
+    )
     random.seed(rank)
     np.random.seed(rank)
     torch.manual_seed(rank)
     data = TensorDataset(torch.linspace(-1, 1, 24 * 6).reshape(24, 6), torch.linspace(0, 1, 24))
-    sampler = DistributedSampler(data, num_replicas=ranks, rank=rank, shuffle=True, seed=5)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        data, num_replicas=ranks, rank=rank, shuffle=True, seed=5
+    )
     loader = DataLoader(data, batch_size=3, sampler=sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3)
@@ -125,7 +129,7 @@ def main(directory: Path, last: int) -> None:
     noise = np.random.default_rng(11)
     total = Total()
     checkpointer = Checkpointer(directory, snapshot=os.environ.get("SNAPSHOT", "eager"))
-    model, optimizer, log, start_epoch, _ = checkpointer.start(
+    _, _, log, start_epoch, _ = checkpointer.start(
         model, optimizer, scheduler=scheduler, scaler=scaler, plateau=plateau, noise=noise,
         per_rank={"total": total},
     )  # fmt: skip
@@ -155,13 +159,13 @@ def main(directory: Path, last: int) -> None:
             per_rank={"total": total},
         )  # fmt: skip
     checkpointer.wait()
+    replicated: dict[str, Any] = {
+        "model": net, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler,
+        "plateau": plateau,
+    }  # fmt: skip
     told = {
         "start_epoch": start_epoch,
-        "replicated": {
-            name: digest(thing.state_dict())
-            for name, thing in {"model": net, "optimizer": optimizer, "scheduler": scheduler,
-                                "scaler": scaler, "plateau": plateau}.items()
-        },
+        "replicated": {name: digest(thing.state_dict()) for name, thing in replicated.items()},
         "log": digest(log) if rank == 0 else None,
         "total": total.value,
         "draws": [random.random(), np.random.rand(), noise.random(), *torch.rand(2).tolist()],
