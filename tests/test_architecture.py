@@ -102,17 +102,20 @@ def long_functions(source: str) -> list[str]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_only_gang_and_state_touch_torch_distributed(name: str) -> None:
+    """No other room has a collective, however it is imported."""
     if room(name) not in ROOMS_WITH_DISTRIBUTED:
         assert distributed_uses(FILES[name].read_text()) == []
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_on_the_data_path_runs_code(name: str) -> None:
+    """No pickle, eval or torch.load: loading a checkpoint runs no code."""
     assert code_runners(FILES[name].read_text()) == []
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_a_room_and_a_function_fits_on_a_screen(name: str) -> None:
+    """Every file has at most 300 lines and every function at most 60, but for those listed."""
     source = FILES[name].read_text()
     assert len(source.splitlines()) <= LONGER_FILES.get(name, MAX_LINES_OF_A_FILE)
     assert long_functions(source) == []
@@ -129,6 +132,7 @@ def test_a_file_is_a_room_and_a_function_fits_on_a_screen(name: str) -> None:
     ],
 )
 def test_the_check_finds_torch_distributed(source: str) -> None:
+    """In every form of an import, and where it is reached through torch."""
     assert distributed_uses(source)
 
 
@@ -147,16 +151,19 @@ def test_the_check_finds_torch_distributed(source: str) -> None:
     ],
 )
 def test_the_check_finds_what_runs_code(source: str) -> None:
+    """Under other names, in functions, as built-ins and as arguments."""
     assert code_runners(source)
 
 
 def test_the_check_leaves_harmless_namesakes_alone() -> None:
+    """Neither model.eval() nor json.load() nor our own load is one."""
     assert (
         code_runners("import json\nmodel.eval()\njson.load(file)\ncheckpointer.load(model)") == []
     )
 
 
 def test_the_check_finds_long_functions() -> None:
+    """One line more than allowed is found, and one less is not."""
     body = "    pass\n" * MAX_LINES_OF_A_FUNCTION
     assert long_functions(f"def f():\n{body}")
     assert not long_functions("def f():\n" + body.removesuffix("    pass\n"))

@@ -29,6 +29,7 @@ def large() -> nn.Module:
 def test_a_directory_that_vanishes_fails_the_save_and_the_next_one_makes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Removed in the middle of a write, it costs that epoch and no other."""
     run = tmp_path / "run"
     vanished = threading.Event()
     real = posix.pwrite_all
@@ -59,6 +60,7 @@ def test_a_directory_that_vanishes_fails_the_save_and_the_next_one_makes_it_agai
 def test_a_writer_that_raises_in_mid_file_leaves_no_file_and_the_old_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
+    """Whichever chunk fails, nothing of the save is left, and the epoch before is untouched."""
     checkpointer = Checkpointer(tmp_path)
     model = large()
     checkpointer.checkpoint(1, model=model)

@@ -34,6 +34,7 @@ def config() -> dict[str, Any]:
 
 
 def test_ray_accepts_it(config: dict[str, Any]) -> None:
+    """Ray's own check of cluster files passes."""
     validate(config)
 
 
@@ -52,12 +53,14 @@ def test_ray_accepts_it(config: dict[str, Any]) -> None:
 def test_ray_refuses_a_broken_copy(
     config: dict[str, Any], damage: Callable[[dict[str, Any]], object], complaint: str
 ) -> None:
+    """Else Ray's check would show nothing."""
     damage(config)
     with pytest.raises(Exception, match=complaint):
         validate(config)
 
 
 def test_images_are_of_the_ray_that_is_tested_here(config: dict[str, Any]) -> None:
+    """The version of `constraints.txt`, and one Python for all nodes."""
     pinned = re.search(r"^ray==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
     head, worker = config["docker"]["head_image"], config["docker"]["worker_image"]
@@ -68,6 +71,7 @@ def test_images_are_of_the_ray_that_is_tested_here(config: dict[str, Any]) -> No
 
 
 def test_every_node_reaches_the_checkpoints(config: dict[str, Any]) -> None:
+    """All have the directory's URL, the right to the bucket, and s3fs."""
     assert any("RAY_IMUCKPT_DIR=s3://" in option for option in config["docker"]["run_options"])
     for node in config["available_node_types"].values():
         assert "IamInstanceProfile" in node["node_config"]
@@ -75,5 +79,6 @@ def test_every_node_reaches_the_checkpoints(config: dict[str, Any]) -> None:
 
 
 def test_mounted_directories_exist(config: dict[str, Any]) -> None:
+    """Each is in this repository."""
     for local in config["file_mounts"].values():
         assert (ROOT / local).is_dir()

@@ -53,6 +53,7 @@ def names(storage: Storage) -> list[str]:
 
 
 def test_a_file_is_created_once(storage: Storage) -> None:
+    """Who comes second gets a ConflictError, and the first one's bytes stay."""
     storage.put_if("a/m", b"1", None)
     with pytest.raises(ConflictError):
         storage.put_if("a/m", b"2", None)
@@ -61,6 +62,7 @@ def test_a_file_is_created_once(storage: Storage) -> None:
 
 
 def test_a_file_is_replaced_only_while_it_is_what_was_seen(storage: Storage) -> None:
+    """Else it is a ConflictError, also where it is gone."""
     storage.put("a/m", b"1")
     storage.put_if("a/m", b"2", b"1")
     with pytest.raises(ConflictError):
@@ -72,6 +74,7 @@ def test_a_file_is_replaced_only_while_it_is_what_was_seen(storage: Storage) -> 
 
 
 def test_a_file_is_removed_only_while_it_is_what_was_seen(storage: Storage) -> None:
+    """And once: the second call finds nothing."""
     storage.put("a/m", b"1")
     assert not storage.delete_if("a/m", b"0")
     assert names(storage) == ["a/m"]
@@ -81,6 +84,7 @@ def test_a_file_is_removed_only_while_it_is_what_was_seen(storage: Storage) -> N
 
 
 def test_entries_tell_size_and_age(storage: Storage) -> None:
+    """By the storage's own clock, and asking for it leaves nothing."""
     storage.put("top", b"123")
     storage.put("a/m", b"1")
     assert [(e.name, e.size) for e in sorted(storage.entries(), key=str)] == [
@@ -108,6 +112,7 @@ def lose_once(contents: Contents, kind: str, then: Callable[[], None] = lambda: 
 def test_a_put_whose_answer_was_lost_is_read_back(
     contents: Contents, store: Storage, seen: bytes | None
 ) -> None:
+    """It had arrived, so that it counts as done."""
     if seen is not None:
         store.put("m", seen)
         assert store.put_if("m", b"00", seen), "so that the store was asked what it heeds"
@@ -150,6 +155,8 @@ def test_a_store_that_passes_conditions_over_is_found_out(
 
 
 def test_a_put_that_cannot_be_read_back_is_doubtful(contents: Contents, store: Storage) -> None:
+    """Neither done nor failed: a DoubtfulError."""
+
     def refuse(kind: str, _key: str) -> None:
         if kind == "get":
             raise OSError("unreachable")
@@ -175,6 +182,8 @@ def test_a_put_that_is_not_there_yet_is_doubtful(contents: Contents, store: Stor
 
 
 def test_a_put_that_is_refused_is_no_doubt(contents: Contents, store: Storage) -> None:
+    """The store's own error is raised as it is."""
+
     def refuse(kind: str, _key: str) -> None:
         if kind == "put":
             raise PermissionError("Access Denied")
@@ -191,6 +200,7 @@ def test_a_new_file_costs_one_request(contents: Contents, store: Storage) -> Non
 
 
 def test_unfinished_uploads_are_listed_and_given_up(contents: Contents, store: Storage) -> None:
+    """Those of this directory alone, with the times at which they began."""
     contents.uploads.update(
         {
             "1": ("bucket/run/checkpoint=1/a", 5.0),

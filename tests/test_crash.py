@@ -42,6 +42,7 @@ def test_an_error_of_the_operating_system_is_a_failed_save_that_leaves_nothing(
 def test_a_storage_that_loses_a_file_does_not_commit(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Sizes are asked of the storage before the manifest is written."""
     from ray_imuckpt.storage.local import LocalStorage
 
     directory = trained(1)
@@ -61,6 +62,7 @@ def test_a_storage_that_loses_a_file_does_not_commit(
 def test_a_failed_save_leaves_what_is_not_ours(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A user's own file in the checkpoint directory stays."""
     directory = trained(1)
     plot = directory / "checkpoint=2" / "plots" / "a.png"
     plot.parent.mkdir(parents=True)

@@ -46,6 +46,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_an_error_tells_the_same_after_pickling_and_on_the_wire(error: ImuckptError) -> None:
+    """Class, message and all attributes, through pickle, cloudpickle and JSON."""
     copies = [
         pickle.loads(pickle.dumps(error)),
         cloudpickle.loads(cloudpickle.dumps(error)),
@@ -59,17 +60,20 @@ def test_an_error_tells_the_same_after_pickling_and_on_the_wire(error: ImuckptEr
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_the_message_says_where_and_what_to_do(error: ImuckptError) -> None:
+    """URL, epoch, rank and hint are in the text."""
     for fact in ("s3://b/run/checkpoint=7", "epoch=7", "rank=3", "Do this."):
         assert fact in str(error)
 
 
 def test_standard_families() -> None:
+    """Who catches FileNotFoundError, ValueError or TypeError catches ours too."""
     assert issubclass(CheckpointNotFoundError, FileNotFoundError)
     assert issubclass(StateMismatchError, ValueError)
     assert issubclass(UnsupportedStateError, TypeError)
 
 
 def test_foreign_errors_become_ours_in_words() -> None:
+    """An OSError arrives as a StorageError that quotes it, a ValueError as itself."""
     copy = from_wire(to_wire(OSError(28, "No space left on device")))
     assert type(copy) is StorageError
     assert copy.hint

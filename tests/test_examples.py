@@ -60,6 +60,7 @@ def test_every_example_is_run_below() -> None:
 
 
 def test_quickstart_resumes_when_it_is_run_again(tmp_path: Path) -> None:
+    """Nothing is trained twice, and what was lost is trained again."""
     directory = tmp_path / "run"
     checkpointer = Checkpointer(directory)
 
@@ -81,6 +82,7 @@ def test_quickstart_resumes_when_it_is_run_again(tmp_path: Path) -> None:
 
 
 def test_quickstart_is_under_40_lines_and_does_not_import_ray() -> None:
+    """The smallest example needs nothing but torch and this package."""
     source = (EXAMPLES / "quickstart.py").read_text()
     assert len(source.splitlines()) < 40
     imported = set()
@@ -94,6 +96,7 @@ def test_quickstart_is_under_40_lines_and_does_not_import_ray() -> None:
 
 
 def test_imu_attitude_learns_and_tests_its_last_checkpoint(tmp_path: Path) -> None:
+    """The network beats the accelerometer alone, and is read from its own checkpoint."""
     directory = tmp_path / "run"
     printed = run_smoke("imu_attitude.py", tmp_path, directory)
     checkpointer = Checkpointer(directory)
@@ -112,6 +115,7 @@ def test_imu_attitude_learns_and_tests_its_last_checkpoint(tmp_path: Path) -> No
 
 
 def test_ray_train_ddp_gives_ray_each_checkpoint(tmp_path: Path) -> None:
+    """Ray's result names the last one, and the model has learned."""
     directory = tmp_path / "run"
     printed = run_smoke("ray_train_ddp.py", tmp_path, directory)
     checkpointer = Checkpointer(directory)
@@ -126,6 +130,7 @@ def test_ray_train_ddp_gives_ray_each_checkpoint(tmp_path: Path) -> None:
 
 
 def test_preemption_goes_on_at_the_next_batch_of_the_same_epoch(tmp_path: Path) -> None:
+    """No batch is lost or repeated, and the end is that of an uninterrupted run, byte for byte."""
     interrupted = tmp_path / "interrupted"
     first = run_smoke("preemption.py", tmp_path, interrupted)
     assert "told to go in epoch 3 behind batch 5: saved" in first
@@ -143,6 +148,7 @@ def test_preemption_goes_on_at_the_next_batch_of_the_same_epoch(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_ray_tune_asha_tests_its_best_trial(tmp_path: Path) -> None:
+    """Its last checkpoint is loaded and tested."""
     printed = run_smoke("ray_tune_asha.py", tmp_path, tmp_path / "asha")
     assert re.search(r"its last checkpoint: .*/asha/.*/checkpoint=[24]", printed), printed
     assert "accuracy on held-out digits: " in printed
@@ -150,6 +156,7 @@ def test_ray_tune_asha_tests_its_best_trial(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_tune_pbt_tests_its_best_member(tmp_path: Path) -> None:
+    """A member goes on from another's checkpoint, and the best one is loaded."""
     printed = run_smoke("ray_tune_pbt.py", tmp_path, tmp_path / "pbt")
     assert "from epoch 1 with learning rate" in printed
     assert re.search(r"last checkpoint: .*/pbt/.*/checkpoint=3", printed), printed

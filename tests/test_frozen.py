@@ -36,6 +36,7 @@ def test_frozen_parameters_are_not_written_again(tmp_path: Path) -> None:
 def test_a_frozen_file_that_rotted_is_written_anew_and_not_linked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is read before it is linked; the damage is told, and does not spread."""
     model = small_model()
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model)
     old = next((tmp_path / "checkpoint=1").glob("model_frozen-*"))
@@ -57,6 +58,7 @@ def test_a_frozen_file_that_rotted_is_written_anew_and_not_linked(
 def test_a_frozen_file_of_another_process_is_read_once_and_then_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its checksums are compared at the first save, and known from then on."""
     model = small_model()
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model)
     checkpointer = Checkpointer(tmp_path, blocking=True)
@@ -77,6 +79,7 @@ def test_a_frozen_file_of_another_process_is_read_once_and_then_linked(
 
 
 def test_frozen_parameters_are_copied_by_an_object_store_itself(tmp_path: Path) -> None:
+    """The copy is whole, also when the epoch it was copied from has been pruned."""
     url = f"memory://{tmp_path.name}"
     model = small_model()
     checkpointer = Checkpointer(url)

@@ -74,6 +74,7 @@ STORIES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("names", STORIES, ids=lambda names: names[0])
 def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
+    """Both ranks play each story to its end, and every manifest they leave fits the schema."""
     train(tmp_path / "a_rank_that_was_not_there" / "run", 2)
     result = torchrun("support.gangs.stories", tmp_path, *names)
     failures = "\n".join(f.read_text() for f in sorted(tmp_path.glob("*/failed-on-rank-*")))

@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[Callable[[int], Any], Callable[[Any], list[float]]]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["other", "per_rank"])
 def test_a_generator_goes_on_where_it_was(tmp_path: Path, kind: str, how: str) -> None:
+    """By keyword and per rank, it draws the numbers that it would have drawn."""
     make, draw = KINDS[kind]
 
     def keywords(generator: Any) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def test_a_generator_goes_on_where_it_was(tmp_path: Path, kind: str, how: str) -
 
 
 def test_a_generator_of_another_algorithm_changes_nothing(tmp_path: Path) -> None:
+    """It is refused by name, and stays as it was."""
     Checkpointer(tmp_path, blocking=True).checkpoint(
         1, model=small_model(), g=np.random.default_rng(1)
     )
@@ -74,6 +76,7 @@ def test_a_generator_of_another_algorithm_changes_nothing(tmp_path: Path) -> Non
 def test_cuda_states_without_their_devices_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is an error that names the way out, before anything has changed."""
     real = random_state.take_random
 
     def with_cuda() -> dict[str, Any]:
@@ -103,6 +106,7 @@ def numpy_of_another_kind() -> Iterator[None]:
 
 @pytest.mark.usefixtures("numpy_of_another_kind")
 def test_numpys_own_generator_may_be_another(tmp_path: Path) -> None:
+    """Its state is kept whatever its algorithm; another algorithm here is an error."""
     mtrand.set_bit_generator(np.random.PCG64(3))
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model())
     expected = np.random.random(3).tolist()
@@ -116,6 +120,7 @@ def test_numpys_own_generator_may_be_another(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_generators_of_new_ranks_draw_by_checkpoint_rank_and_name_alone(kind: str) -> None:
+    """What they were built with does not matter, and no two draw the same."""
     make, draw = KINDS[kind]
     saved = random_state.take_random()
 

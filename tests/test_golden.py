@@ -16,6 +16,7 @@ GOLDEN = Path(__file__).parent / "golden" / "v1"
 
 
 def test_every_part_of_it_reads_as_it_did() -> None:
+    """Values, dtypes, ties and the optimizer's state are those that were saved."""
     checkpointer = Checkpointer(GOLDEN)
     assert checkpointer.list_existing_checkpoint_indices() == [1, 2]
     for epoch in (1, 2):
@@ -44,6 +45,7 @@ def test_every_part_of_it_reads_as_it_did() -> None:
 
 
 def test_a_run_can_go_on_from_it(tmp_path: Path) -> None:
+    """It is restored, and saves its next epoch beside it."""
     shutil.copytree(GOLDEN, tmp_path / "run")
     model = torch.nn.Module()
     model.embed = torch.nn.Embedding(5, 3)

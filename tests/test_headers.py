@@ -20,6 +20,7 @@ from ray_imuckpt.repository.records import seal
 
 
 def test_the_manifest_holds_the_checksum_of_each_header(tmp_path: Path) -> None:
+    """The header is hashed as a whole, its length included."""
     model = small_model()
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=model, optimizer=adamw(model))
     files = json.loads((tmp_path / "checkpoint=1" / "manifest.json").read_bytes())["files"]
@@ -89,6 +90,7 @@ def header(text: str) -> bytes:
     ],
 )
 def test_a_header_that_no_writer_writes(shape: str, offsets: str) -> None:
+    """Shapes and offsets of any kind that do not fit are damage, not a crash."""
     head = header(f'{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}')
     with pytest.raises(CorruptCheckpointError, match="header is damaged"):
         parse_header(head, len(head) + 4, "here")
@@ -107,6 +109,7 @@ def test_a_header_whose_names_are_not_in_the_order_of_the_bytes() -> None:
 
 
 def test_a_row_holds_the_owner_of_its_bytes() -> None:
+    """The memory of a view is not freed while it is to be written."""
     tensor = torch.arange(100_000)
     chunks = Chunks([byte_view(tensor)], owner=[tensor])
     expected = tensor.numpy().tobytes()
@@ -118,6 +121,7 @@ def test_a_row_holds_the_owner_of_its_bytes() -> None:
 
 
 def test_ties_among_tensors_that_begin_at_one_address() -> None:
+    """Only equal bytes of equal type are stored once; what is empty is tied to nothing."""
     whole = torch.arange(4.0)
     named = {
         "whole": whole,
@@ -164,6 +168,8 @@ def test_load_hooks_of_an_optimizer_see_numbers_and_may_change_the_state(tmp_pat
 
 
 def test_an_optimizer_with_a_method_of_its_own_gets_numbers(tmp_path: Path) -> None:
+    """Its load_state_dict sees the keys that torch gives, not names."""
+
     class Own(torch.optim.SGD):
         def load_state_dict(self, state_dict: dict[str, Any]) -> None:
             assert all(type(number) is int for number in state_dict["state"])

@@ -70,6 +70,7 @@ def interrupt(*_: Any) -> None:
 def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
 ) -> None:
+    """Wherever Ctrl-C strikes: the fence opens, the next save is whole, each epoch is its own."""
     slow = Slow(monkeypatch)
     checkpointer = Checkpointer(tmp_path, snapshot=kind)
     model = filled(1.0)
@@ -136,6 +137,7 @@ def test_a_process_that_is_forked_during_a_save_is_told_and_goes_on(
 
 
 def test_a_checkpoint_in_an_atexit_handler_is_committed(tmp_path: Path) -> None:
+    """Python's end waits for it."""
     script = textwrap.dedent("""
         import atexit, sys, torch
         from ray_imuckpt import Checkpointer
@@ -153,6 +155,7 @@ def test_a_checkpoint_in_an_atexit_handler_is_committed(tmp_path: Path) -> None:
 
 
 def test_a_default_device_of_torch_changes_nothing(tmp_path: Path) -> None:
+    """Host copies and restores stay on the CPU."""
     saved = small_model(seed=1)
     optimizer = adamw(saved)
     model = small_model(seed=2)
@@ -171,6 +174,7 @@ def test_a_default_device_of_torch_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["eager", "overlap"])
 def test_a_first_save_in_inference_mode_spoils_no_later_one(tmp_path: Path, kind: str) -> None:
+    """Buffers that are kept are no inference tensors."""
     model = small_model()
     optimizer = adamw(model)
     checkpointer = Checkpointer(tmp_path, snapshot=kind)
@@ -183,6 +187,7 @@ def test_a_first_save_in_inference_mode_spoils_no_later_one(tmp_path: Path, kind
 
 
 def test_a_failed_save_keeps_nothing_of_the_state_alive() -> None:
+    """The error that is kept does not keep the frames of the save."""
     held: list[int] = []
 
     class State:

@@ -53,5 +53,6 @@ def invoke(directory: Path, saves: str) -> list[int]:
 def test_a_restart_goes_on_and_another_invocation_of_the_same_job_id_does_not(
     tmp_path: Path,
 ) -> None:
+    """A restart of torchrun is the same run; a new torchrun with its id is not."""
     assert invoke(tmp_path, "1,2/3/") == [1, 3, 4]
     assert invoke(tmp_path, "/1/") == [1, 1, 2], "3 is of an earlier invocation"

@@ -15,6 +15,7 @@ from ray_imuckpt.storage.local import LocalStorage
 
 
 def test_going_back_abandons_what_came_after(tmp_path: Path) -> None:
+    """The last checkpoint is the branch's own, also where an abandoned one has a higher number."""
     train(tmp_path, 6)
     _, _, log, first = train(tmp_path, 4, continue_from=3)
     assert first == 4
@@ -29,6 +30,7 @@ def test_going_back_abandons_what_came_after(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_before_its_first_save_abandons_nothing(tmp_path: Path) -> None:
+    """Only a commit begins a branch."""
     train(tmp_path, 3)
     Checkpointer(tmp_path).start(small_model(), continue_from=1)
     Checkpointer(tmp_path).start(small_model(), continue_from="none")
@@ -36,6 +38,7 @@ def test_a_run_that_ended_before_its_first_save_abandons_nothing(tmp_path: Path)
 
 
 def test_beginning_anew_abandons_everything(tmp_path: Path) -> None:
+    """What is there stays, and is not what the next run goes on from."""
     train(tmp_path, 4)
     train(tmp_path, 2, continue_from="none")
     assert Checkpointer(tmp_path).index_of_last_checkpoint() == 2
@@ -56,6 +59,7 @@ def test_when_only_abandoned_checkpoints_are_left_that_is_told(
 
 
 def test_going_back_to_an_abandoned_branch_makes_it_the_present_one(tmp_path: Path) -> None:
+    """The branch that was left is the abandoned one now."""
     train(tmp_path, 6)
     train(tmp_path, 3, continue_from=2)
     _, _, log, first = train(tmp_path, 7, continue_from=6)
@@ -67,6 +71,7 @@ def test_going_back_to_an_abandoned_branch_makes_it_the_present_one(tmp_path: Pa
 
 
 def test_the_parent_and_the_ancestors_are_recorded(tmp_path: Path) -> None:
+    """Each manifest says which save it came from, and which branches before it."""
     train(tmp_path, 2)
     train(tmp_path, 3)
     train(tmp_path, 4, continue_from=2)
@@ -80,6 +85,7 @@ def test_the_parent_and_the_ancestors_are_recorded(tmp_path: Path) -> None:
 
 
 def test_prune_leaves_abandoned_branches_alone(tmp_path: Path) -> None:
+    """And what the present branch was resumed from."""
     train(tmp_path, 6)
     train(tmp_path, 4, continue_from=3)
     assert Checkpointer(tmp_path).prune(keep_last=1) == [1, 2], "3 was resumed from"
@@ -89,6 +95,7 @@ def test_prune_leaves_abandoned_branches_alone(tmp_path: Path) -> None:
 def test_prune_goes_on_past_what_another_process_has_just_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is gone already is no error."""
     train(tmp_path, 4)
     real = LocalStorage.get
 
@@ -105,6 +112,7 @@ def test_prune_goes_on_past_what_another_process_has_just_pruned(
 def test_a_damaged_newest_checkpoint_is_abandoned_by_the_run_that_passes_it_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is warned of once, and not again after the next save."""
     train(tmp_path, 6)
     (tmp_path / "checkpoint=6" / "manifest.json").write_bytes(b"")
     next((tmp_path / "checkpoint=5").glob("model-*")).write_bytes(b"")

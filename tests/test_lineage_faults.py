@@ -54,6 +54,7 @@ def failing(name: str, error: Exception, *, lost: bool = False) -> Any:
 def test_a_first_save_that_fails_leaves_nothing_abandoned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, before: bool
 ) -> None:
+    """The record of branches is put back as it was."""
     train(tmp_path, 6)
     if before:
         train(tmp_path, 5, continue_from=4)
@@ -76,6 +77,7 @@ def test_a_first_save_that_fails_leaves_nothing_abandoned(
 def test_a_first_save_that_may_be_committed_keeps_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where nobody can tell, the branch that may have begun is the present one."""
     train(tmp_path, 6)
     checkpointer = Checkpointer(tmp_path, continue_from=2, blocking=True)
     model = small_model()
@@ -117,6 +119,7 @@ def test_a_first_save_that_may_be_committed_keeps_the_record(
 def test_a_record_that_cannot_be_written_is_a_save_that_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With epoch and URL; what was there before is live as before."""
     train(tmp_path, 3)
     told = (tmp_path / "lineage.json").read_bytes()
     checkpointer = Checkpointer(tmp_path, continue_from=1, blocking=True)
@@ -162,6 +165,7 @@ def test_a_checkpoint_of_a_newer_format_can_be_left_behind(tmp_path: Path) -> No
 def test_a_damaged_record_is_made_again_from_the_manifests(
     tmp_path: Path, cut: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Wherever it was cut; it is told, and looking alone writes nothing."""
     train(tmp_path, 3)
     train(tmp_path, 2, continue_from=1)
     record = tmp_path / "lineage.json"
@@ -187,6 +191,7 @@ def test_a_damaged_record_is_made_again_from_the_manifests(
 def test_a_damaged_record_beside_a_newer_format_is_an_error_whose_hint_works(
     tmp_path: Path,
 ) -> None:
+    """What cannot be rebuilt must be chosen, and choosing it goes on."""
     train(tmp_path, 4)
     train(tmp_path, 3, continue_from=2)
     (tmp_path / "lineage.json").write_bytes(b"")

@@ -28,6 +28,7 @@ MEGABYTE = 1024 * 1024
 def test_what_begins_where_a_parameter_begins_and_is_longer_is_copied_at_once(
     tmp_path: Path,
 ) -> None:
+    """The fence guards parameters alone: nothing holds back who changes the rest."""
     flat = torch.zeros(64)
     parameter = nn.Parameter(flat[:4])
     model = nn.Module()
@@ -55,6 +56,8 @@ def test_what_a_capturable_optimizer_changes_is_copied_at_once(tmp_path: Path) -
 
 
 def test_something_like_an_optimizer_without_state_may_be_passed_by_keyword(tmp_path: Path) -> None:
+    """param_groups alone do not make it one."""
+
     class Groups:
         param_groups: tuple[Any, ...] = ()
 
@@ -73,6 +76,7 @@ def test_something_like_an_optimizer_without_state_may_be_passed_by_keyword(tmp_
 def test_tensors_without_memory_are_refused_by_name_not_taken_for_one_another(
     tmp_path: Path,
 ) -> None:
+    """Wrapper subclasses and freed storages all begin at address 0."""
     wrapped = nn.Module()
     wrapped.register_parameter("a", nn.Parameter(Wrapper(torch.ones(3)), requires_grad=False))
     freed = nn.Linear(2, 2)
@@ -97,6 +101,7 @@ STRIDED = {
 
 @pytest.mark.parametrize("name", STRIDED)
 def test_any_slice_of_a_strided_tensor_is_that_of_its_contiguous_bytes(name: str) -> None:
+    """Wherever it begins and ends, in the middle of an element too."""
     tensor = STRIDED[name]
     contiguous = tensor.contiguous()
     whole = bytes(byte_view(contiguous)[:])
@@ -110,6 +115,7 @@ def test_any_slice_of_a_strided_tensor_is_that_of_its_contiguous_bytes(name: str
 def test_a_blocking_save_of_strided_weights_copies_them_piece_by_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At most 8 MiB at a time, not the whole tensor."""
     model = nn.Conv2d(512, 1024, 3)
     model.weight.data = model.weight.data.to(memory_format=torch.channels_last)  # 18 MiB
     made: list[int] = []
@@ -131,6 +137,7 @@ def test_a_blocking_save_of_strided_weights_copies_them_piece_by_piece(
 def test_a_copy_of_many_tensors_is_cut_and_shared_out(
     monkeypatch: pytest.MonkeyPatch, *, together: bool
 ) -> None:
+    """Large, turned, complex and tiny ones: each copy has the bytes of its source."""
     if not together:
         monkeypatch.setattr(copies, "_COPY_MANY", None)
     wide = torch.randn(5 * MEGABYTE + 3)  # cut into six

@@ -20,6 +20,7 @@ from support.plateaus import HALVING, LOSSES, SETTINGS, Reference, at_state, rat
 
 
 def test_a_plateau_is_patience_ticks_without_a_better_loss() -> None:
+    """A better loss begins the count anew."""
     detector = PlateauDetector(HALVING, patience=3)
     #         best  1      2      plateau            best   1      2      plateau
     losses = [5.0, 5.0, 6.0, 5.0, 7.0, 7.0, 4.0, 4.0, 9.0, 4.0]
@@ -28,6 +29,7 @@ def test_a_plateau_is_patience_ticks_without_a_better_loss() -> None:
 
 
 def test_after_a_plateau_the_count_begins_anew_but_the_best_loss_stays() -> None:
+    """What was good before the plateau is still what has to be beaten."""
     detector = PlateauDetector(HALVING, patience=2)
     # 3.0 is the best throughout: 3.5 after the plateau is no improvement
     assert [detector.step(x) for x in (3.0, 4.0, 4.0, 3.5, 3.5, 3.5, 3.5)] == [
@@ -36,11 +38,13 @@ def test_after_a_plateau_the_count_begins_anew_but_the_best_loss_stays() -> None
 
 
 def test_an_equal_loss_is_not_better() -> None:
+    """Less is better, and nothing else is."""
     detector = PlateauDetector(HALVING, patience=1)
     assert [detector.step(1.0) for _ in range(3)] == [False, True, True]
 
 
 def test_without_any_finite_loss_the_plateau_counts_from_the_start() -> None:
+    """A run that has diverged at once reaches its plateau too."""
     for useless in (math.nan, math.inf):
         detector = PlateauDetector(HALVING, patience=3)
         assert [detector.step(useless) for _ in range(6)] == [
@@ -54,6 +58,7 @@ def test_without_any_finite_loss_the_plateau_counts_from_the_start() -> None:
 
 
 def test_nan_is_not_better_and_does_not_spoil_the_best() -> None:
+    """It is a tick like any other."""
     detector = PlateauDetector(HALVING, patience=2)
     assert [detector.step(x) for x in (2.0, math.nan, 1.0, math.nan, math.nan, 0.5)] == [
         False, False, False, False, True, False,
@@ -81,6 +86,7 @@ def test_a_loss_that_only_rises_lowers_the_rate_every_patience_ticks() -> None:
      torch.ones(1, 1, dtype=torch.bfloat16), Fraction(1)],
 )  # fmt: skip
 def test_a_loss_may_be_any_single_number(one: Any) -> None:
+    """Of Python, NumPy and torch, on any device."""
     detector = PlateauDetector(HALVING, patience=1)
     assert not detector.step(one)
     assert detector.step(1.0), "it was read as 1.0, so that 1.0 is no better"
@@ -93,6 +99,7 @@ def test_a_loss_may_be_any_single_number(one: Any) -> None:
      torch.ones(2), np.ones(2), torch.empty(0), np.array("1")],
 )  # fmt: skip
 def test_what_is_no_number_is_a_type_error_and_no_tick(wrong: Any) -> None:
+    """The detector's state stays as it was."""
     detector = PlateauDetector(HALVING, patience=2)
     detector.step(1.0)
     before = detector.state_dict()
@@ -104,6 +111,7 @@ def test_what_is_no_number_is_a_type_error_and_no_tick(wrong: Any) -> None:
 @SETTINGS
 @given(st.integers(1, 5), st.lists(LOSSES, max_size=40))
 def test_step_agrees_with_the_definition(patience: int, losses: list[float]) -> None:
+    """For any patience and any losses, NaN and infinity among them."""
     detector, reference = PlateauDetector(HALVING, patience), Reference(patience)
     for loss in losses:
         assert detector.step(loss) == reference.step(loss)
@@ -113,6 +121,7 @@ def test_step_agrees_with_the_definition(patience: int, losses: list[float]) -> 
 
 
 def test_adjust_moves_on_by_one_state_and_sets_every_group() -> None:
+    """Before the first call the optimizer keeps its own rates."""
     detector = PlateauDetector(HALVING)
     optimizer = sgd(3.0, 7.0)
     assert (detector.state, detector.learning_rate) == (1, 1.0)
@@ -125,6 +134,7 @@ def test_adjust_moves_on_by_one_state_and_sets_every_group() -> None:
 
 
 def test_adjust_to_a_state() -> None:
+    """It sets the rate of that state, for the optimizer and from then on."""
     detector, optimizer = at_state(3), sgd(9.0, 9.0)
     detector.adjust(optimizer, detector.state)
     assert rates(optimizer) == [0.25, 0.25], "for an optimizer whose own rate was not restored"
@@ -138,6 +148,7 @@ def test_adjust_to_a_state() -> None:
 
 
 def test_adjust_to_another_schedule_begins_it_at_its_first_state() -> None:
+    """A schedule may be any function of the state."""
     detector, optimizer = at_state(3), sgd(9.0)
     detector.adjust(optimizer, Step(8.0, 0.5, 1))
     assert (detector.state, rates(optimizer)) == (1, [8.0])
@@ -149,6 +160,7 @@ def test_adjust_to_another_schedule_begins_it_at_its_first_state() -> None:
 
 
 def test_adjust_leaves_the_count_of_ticks_and_the_best_loss() -> None:
+    """A change of the rate does not put off the next plateau."""
     detector = PlateauDetector(HALVING, patience=3)
     for loss in (1.0, 2.0):
         detector.step(loss)
@@ -172,6 +184,7 @@ def test_a_tensor_rate_is_filled_in_place() -> None:
 
 
 def test_the_rate_that_is_set_is_the_one_that_is_used() -> None:
+    """By an optimizer whose rate is a number, and one whose rate is a tensor."""
     weight = torch.zeros(1, requires_grad=True)
     for rate in (1.0, torch.tensor(1.0)):
         optimizer = torch.optim.SGD([weight], lr=rate)
@@ -184,6 +197,7 @@ def test_the_rate_that_is_set_is_the_one_that_is_used() -> None:
 
 
 def test_the_rate_never_falls_below_min_lr() -> None:
+    """Whatever the schedule gives; a negative min_lr is refused."""
     optimizer = sgd(1.0)
     detector = PlateauDetector(HALVING, min_lr=0.3)
     seen = []
@@ -215,6 +229,7 @@ def test_the_rate_never_falls_below_min_lr() -> None:
     ],
 )
 def test_when_adjust_raises_nothing_has_changed(to: Any, error: type[Exception]) -> None:
+    """Neither the detector nor any group of the optimizer."""
     detector, optimizer = at_state(3), sgd(7.0, 8.0)
     before = detector.state_dict()
     with pytest.raises(error):
@@ -225,6 +240,7 @@ def test_when_adjust_raises_nothing_has_changed(to: Any, error: type[Exception])
 
 
 def test_past_the_end_of_a_polynomial_nothing_has_changed() -> None:
+    """It is an IndexError, and the last rate stays."""
     detector, optimizer = at_state(2, Polynomial(1.0, 1, 2)), sgd(7.0)
     with pytest.raises(IndexError):
         detector.adjust(optimizer)
@@ -232,6 +248,7 @@ def test_past_the_end_of_a_polynomial_nothing_has_changed() -> None:
 
 
 def test_adjust_needs_an_optimizer_with_rates() -> None:
+    """Anything else is refused before the first rate is set."""
     detector = at_state(3)
     with pytest.raises(TypeError, match="Linear"):
         detector.adjust(cast("torch.optim.Optimizer", torch.nn.Linear(1, 1)))
@@ -264,12 +281,14 @@ def test_adjust_needs_an_optimizer_with_rates() -> None:
 def test_wrong_arguments_are_errors_at_construction(
     arguments: dict[str, Any], error: type[Exception]
 ) -> None:
+    """Not at the first plateau, epochs later."""
     with pytest.raises(error):
         PlateauDetector(**{"schedule": HALVING, **arguments})
 
 
 @pytest.mark.parametrize("rate", [1, 0.5, np.float32(0.5), torch.tensor(0.5), np.array([0.5])])
 def test_a_schedule_may_give_any_single_number(rate: Any) -> None:
+    """It reaches the optimizer as a float."""
     detector, optimizer = PlateauDetector(lambda _: rate), sgd(9.0)
     detector.adjust(optimizer)
     assert rates(optimizer) == [1.0 if rate == 1 else 0.5]

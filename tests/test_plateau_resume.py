@@ -75,6 +75,7 @@ def test_resumed_with_the_same_schedule_it_is_the_same_run(
 def test_resumed_with_another_schedule_adjust_changes_course(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It is warned of, and the new schedule begins where `adjust` is told to."""
     old, new = Exponential(2.0**-7, 0.5), Exponential(2.0**-3, 0.25)
     run(tmp_path, 8, old)
     with caplog.at_level(logging.WARNING, "ray_imuckpt"):

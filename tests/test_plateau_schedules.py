@@ -46,10 +46,12 @@ from support.plateaus import HALVING, named_schedule
 def test_schedules_give_the_values_of_parameter_schedulers(
     schedule: Any, values: list[float]
 ) -> None:
+    """Those of ParameterSchedulers.jl, state by state."""
     assert [schedule(t) for t in range(1, len(values) + 1)] == pytest.approx(values, abs=1e-15)
 
 
 def test_schedules_begin_at_exactly_their_start() -> None:
+    """To the last bit, whatever the formula."""
     for schedule in (
         Exponential(1e-3, 0.7),
         CosineAnnealing(1e-3, 0.0, 10),
@@ -82,11 +84,13 @@ def test_states_count_from_one(schedule: Any) -> None:
 
 
 def test_a_polynomial_has_no_rate_past_its_last_state() -> None:
+    """The error names what to follow it with."""
     with pytest.raises(IndexError, match=r"no state 6.*Sequence"):
         Polynomial(1.0, 2, 5)(6)
 
 
 def test_schedules_are_values() -> None:
+    """Equal when their numbers are, of whatever type; hashable, frozen, pickled."""
     half: Any = torch.tensor(0.5)
     assert Step(1, 0.5, [2, 3]) == Step(np.float64(1.0), half, (2, 3))
     assert hash(Sequence([1, HALVING], [2, 3])) == hash(Sequence((1.0, HALVING), (2, 3)))
@@ -130,6 +134,7 @@ NOT_COUNTS = [(0, ValueError), (-1, ValueError), (1.0, TypeError), *NOT_NUMBERS]
 def test_wrong_arguments_of_schedules_are_errors(
     make: Callable[[Any], Any], wrong: list[tuple[Any, type[Exception]]]
 ) -> None:
+    """Zero, negative, not finite, of another type: each where it is given."""
     for value, error in wrong:
         with pytest.raises(error):
             make(value)

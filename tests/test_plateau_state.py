@@ -57,6 +57,7 @@ SCHEDULES = [
 def test_the_state_is_plain_json_and_comes_back(
     schedule: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """For every schedule, fresh and used, without a warning."""
     fresh = PlateauDetector(schedule, patience=2)
     used = at_state(4, schedule)
     used.step(torch.tensor(0.1))
@@ -73,6 +74,7 @@ def test_the_state_is_plain_json_and_comes_back(
 
 
 def test_the_state_describes_the_schedule() -> None:
+    """With all its numbers, nested ones too."""
     assert PlateauDetector(Exponential(1e-3, 0.7)).state_dict() == {
         "state": 1,
         "tick": 0,
@@ -133,6 +135,7 @@ def test_interrupted_anywhere_it_goes_on_as_if_it_had_not_been(
 
 
 def test_loading_keeps_the_choices_of_this_object() -> None:
+    """The program's are patience and min_lr; state and counts are the run's."""
     saved = at_state(3).state_dict()
     detector = PlateauDetector(HALVING, patience=7, min_lr=0.4)
     detector.load_state_dict(saved)
@@ -157,6 +160,7 @@ def test_loading_keeps_the_choices_of_this_object() -> None:
 def test_another_schedule_than_the_saved_one_is_kept_with_a_warning(
     saved: Any, here: Any, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The program's wins, at the state that was saved."""
     detector = PlateauDetector(here)
     with caplog.at_level(logging.WARNING, "ray_imuckpt"):
         detector.load_state_dict(at_state(3, saved).state_dict())
@@ -185,6 +189,7 @@ GOOD = {"state": 2, "tick": 5, "counted_from": 3, "best_loss": 0.5, "schedule": 
     ],
 )
 def test_what_is_not_its_state_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
+    """A wrong value or a missing key is named."""
     detector = at_state(3)
     before = detector.state_dict()
     with pytest.raises(StateMismatchError, match=next(iter(wrong))):
@@ -196,6 +201,7 @@ def test_what_is_not_its_state_is_refused_and_changes_nothing(wrong: dict[str, A
 
 
 def test_minus_infinity_is_a_loss_that_nothing_beats() -> None:
+    """It survives JSON, which has no infinity."""
     detector = PlateauDetector(HALVING, patience=1)
     detector.step(-math.inf)
     other = PlateauDetector(HALVING, patience=1)
@@ -205,6 +211,7 @@ def test_minus_infinity_is_a_loss_that_nothing_beats() -> None:
 
 
 def test_it_can_be_pickled_and_copied() -> None:
+    """With its state, and a repr that tells it."""
     detector = at_state(3)
     detector.step(1.0)
     for other in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):

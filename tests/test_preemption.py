@@ -42,6 +42,7 @@ SCRIPT = """if True:
 def test_the_first_sigterm_is_noted(
     tmp_path: Path, how: list[str], printed: list[str], status: int
 ) -> None:
+    """preempted() becomes true; a handler of the user's is called as before."""
     ended = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), *how],
         capture_output=True, text=True, check=False,
@@ -53,6 +54,7 @@ def test_the_first_sigterm_is_noted(
 def test_a_thread_that_cannot_watch_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Only the main thread may install a handler; asked there, it does."""
     monkeypatch.setattr(preemption, "_WATCH", preemption.Watch())
     found: list[bool] = []
     asking = threading.Thread(target=lambda: found.append(Checkpointer(tmp_path).preempted()))

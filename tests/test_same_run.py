@@ -86,6 +86,7 @@ def moments(ranks: int, seed: int) -> list[Any]:
 def test_killed_in_the_loop_the_snapshot_the_write_and_the_commit(
     tmp_path: Path, finished: dict[int, Path], ranks: int, kind: str
 ) -> None:
+    """Resumed after each kill, the run ends with the bytes of one that was never killed."""
     told = run(tmp_path / "run", ranks, kills=moments(ranks, seed=ranks), SNAPSHOT=kind)
     assert told[0]["start_epoch"] > 1
     assert comparable(told) == comparable(told_by(finished[ranks], ranks))
@@ -93,6 +94,7 @@ def test_killed_in_the_loop_the_snapshot_the_write_and_the_commit(
 
 @pytest.mark.slow
 def test_a_gang_of_four_that_loses_a_rank(tmp_path: Path, finished: dict[int, Path]) -> None:
+    """Wherever one dies, the next attempt of all four ends as if none had."""
     kills = [["loop", 3, 5], ["snapshot", 0, 3], ["write", 0, 3], ["commit", 0, 1]]
     told = run(tmp_path / "run", 4, kills=kills)
     assert told[0]["start_epoch"] > 1
@@ -104,6 +106,7 @@ def test_a_gang_of_four_that_loses_a_rank(tmp_path: Path, finished: dict[int, Pa
 def test_another_size_of_the_gang(
     tmp_path: Path, finished: dict[int, Path], before: int, now: int
 ) -> None:
+    """What is replicated is exact; known ranks get their state back, new ones draw their own."""
     directory = tmp_path / "run"
     shutil.copytree(finished[before], directory)
     told = run(directory, now)  # only start(): all epochs are there

@@ -75,6 +75,7 @@ def write(place: Place, name: str, data: bytes, chunk_size: int = 10) -> list[st
 
 @pytest.mark.parametrize("size", [0, 1, 9, 10, 11, 1000])
 def test_what_is_written_is_there_and_each_chunk_was_observed(place: Place, size: int) -> None:
+    """Through the side door too; the observer sees each chunk's bytes."""
     data = os.urandom(size)
     sums = write(place, "a/b.bin", data)
     assert place.look("a/b.bin") == data
@@ -84,6 +85,7 @@ def test_what_is_written_is_there_and_each_chunk_was_observed(place: Place, size
 
 
 def test_large_files_are_whole(place: Place) -> None:
+    """Written in many chunks, and read in the middle."""
     data = os.urandom(1 << 20) * 70
     write(place, "a/large", data, chunk_size=8 << 20)
     assert place.look("a/large") == data
@@ -93,6 +95,7 @@ def test_large_files_are_whole(place: Place) -> None:
 
 
 def test_reading_past_the_end_is_an_error(place: Place) -> None:
+    """So is reading what is not there; never fewer bytes."""
     write(place, "a/b", b"0123456789")
     with pytest.raises(EOFError):
         place.storage.read_into("a/b", 5, [memoryview(bytearray(6))], lambda _: None)
@@ -105,6 +108,7 @@ def test_reading_past_the_end_is_an_error(place: Place) -> None:
 
 
 def test_put_creates_and_replaces(place: Place) -> None:
+    """As a whole, and without a temporary file left over."""
     place.storage.put("top.json", b"1")
     place.storage.put("a/m.json", b"old")
     place.storage.put("a/m.json", b"new")
@@ -114,6 +118,8 @@ def test_put_creates_and_replaces(place: Place) -> None:
 
 @pytest.mark.parametrize("size", [25, 70 << 20])
 def test_a_write_that_fails_leaves_nothing_under_the_name(place: Place, size: int) -> None:
+    """Nor anything else, for small files and for large ones."""
+
     def fail(index: int, views: list[memoryview]) -> None:
         if index == 2:
             raise RuntimeError("from the observer")
@@ -125,6 +131,7 @@ def test_a_write_that_fails_leaves_nothing_under_the_name(place: Place, size: in
 
 
 def test_holding_finds_directories_by_their_marker(place: Place) -> None:
+    """One level down, and the directory itself."""
     place.storage.check_writable()
     assert place.storage.holding("m") == []
     for name in ("a/m", "b/m", "b/x", "c/x", "d/deep/m"):
@@ -137,6 +144,7 @@ def test_holding_finds_directories_by_their_marker(place: Place) -> None:
 
 
 def test_deleting(place: Place) -> None:
+    """What is not there is no error."""
     place.storage.put("a/m", b"1")
     place.storage.put("a/n", b"1")
     place.storage.delete("a/m")
@@ -173,6 +181,7 @@ def test_a_file_that_is_too_large_is_not_read_whole(
 
 
 def test_copy_is_the_storages_own_and_independent(place: Place) -> None:
+    """Where it has one, the copy outlives its source; else it says no and leaves nothing."""
     write(place, "a/f", b"0123456789")
     if place.storage.copy("a/f", "b/g"):
         assert place.look("b/g") == b"0123456789"
@@ -183,6 +192,7 @@ def test_copy_is_the_storages_own_and_independent(place: Place) -> None:
 
 
 def test_round_trip_through_pyarrow_is_the_same_directory(place: Place) -> None:
+    """What Ray speaks of and what we do is one place."""
     place.storage.put("a", b"1")
     again = from_arrow(*to_arrow(place.storage))
     assert again.get("a") == b"1"
@@ -205,6 +215,7 @@ def test_local_disks_in_disguise_are_local(tmp_path: Path) -> None:
 def test_urls_mean_the_same_from_another_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Relative paths, home directories and file:// become absolute."""
     monkeypatch.chdir(tmp_path)
     assert absolute("runs/a") == f"{tmp_path}/runs/a"
     assert absolute(Path("runs")) == f"{tmp_path}/runs"
@@ -214,6 +225,7 @@ def test_urls_mean_the_same_from_another_directory(
 
 
 def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
+    """A name is used once: it is a FileExistsError."""
     storage = open_storage(str(tmp_path))
     storage.put("a/f", b"old")
     with pytest.raises(FileExistsError):
@@ -222,6 +234,7 @@ def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
 
 
 def test_chunks_show_scattered_bytes_without_copying_large_ones() -> None:
+    """Each chunk has its bytes, and large ones are views of the memory."""
     big = bytearray(os.urandom(300_000))
     small = [os.urandom(n % 50) for n in range(500)]
     pieces = Chunks([b"head", big, *small], chunk_size=100_000)

@@ -114,20 +114,24 @@ def there_and_back(value: Any) -> Any:
 
 @pytest.mark.parametrize(("value", "text"), BYTES, ids=[text[:40] for _, text in BYTES])
 def test_each_type_has_these_bytes_and_comes_back(value: Any, text: str) -> None:
+    """Byte for byte as the format's page says."""
     assert tree.dumps(tree.encode(value, {}, "x")).decode() == text
     assert same(tree.decode(json.loads(text), {}), value)
 
 
 def test_integers_of_any_size() -> None:
+    """JSON's numbers are not bounded."""
     assert there_and_back(7**20_000) == 7**20_000
 
 
 def test_enums_are_stored_by_value() -> None:
+    """As str and int: no class is imported on load."""
     assert there_and_back([Color.RED, Level.HIGH, Name.A]) == ["red", 3, "a"]
     assert [type(v) for v in there_and_back([Color.RED, Level.HIGH, Name.A])] == [str, int, str]
 
 
 def test_tensors_and_arrays_are_put_aside_under_names_of_their_own() -> None:
+    """Names never collide, and reading copies nothing."""
     tensors: dict[str, torch.Tensor] = {}
     value = {"a": {"b": torch.ones(2)}, "a.b": torch.zeros(1), "l": [np.arange(3, dtype=np.int16)]}
     data = tree.encode(value, tensors, "other.x")
@@ -159,6 +163,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype}-{array.shape}")
 def test_arrays_keep_dtype_shape_and_bits(array: np.ndarray) -> None:
+    """NaN payloads and byte order among them, and they can be written to."""
     back = there_and_back(array)
     assert back.dtype.str == array.dtype.str
     assert back.shape == array.shape
@@ -171,6 +176,7 @@ def test_arrays_keep_dtype_shape_and_bits(array: np.ndarray) -> None:
     [np.int8(-1), np.bool_(1), np.datetime64("2026-11-23"), np.str_("a"), np.complex128(1j)],
 )
 def test_numpy_scalars(scalar: Any) -> None:
+    """They come back as NumPy's own, of the same type."""
     assert same(there_and_back(scalar), scalar)
 
 
@@ -206,6 +212,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 def test_anything_else_is_refused_with_its_path_and_a_way_out(
     value: Any, path: str, word: str
 ) -> None:
+    """Before anything is written."""
     with pytest.raises(UnsupportedStateError) as caught:
         tree.encode(value, {}, "other")
     assert path in str(caught.value)
@@ -214,6 +221,7 @@ def test_anything_else_is_refused_with_its_path_and_a_way_out(
 
 
 def test_structures_without_end_are_refused() -> None:
+    """Nested too deeply, or in themselves; what is only there twice is not."""
     around: list[Any] = []
     around.append({"again": around})
     deep: list[Any] = []
@@ -253,12 +261,14 @@ def test_structures_without_end_are_refused() -> None:
     ids=str,
 )
 def test_what_encode_does_not_write_is_corrupt(data: Any) -> None:
+    """It is an error of ours, never another value."""
     with pytest.raises(CorruptCheckpointError):
         tree.decode(["fine", data], {"t": torch.ones(2)})
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])
 def test_what_is_not_json_is_corrupt(data: bytes) -> None:
+    """Any bytes: an error of ours."""
     with pytest.raises(CorruptCheckpointError):
         tree.loads(data)
 
@@ -289,4 +299,5 @@ TREES = st.recursive(
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(TREES)
 def test_any_tree_comes_back_as_it_was(value: Any) -> None:
+    """Types, order of keys and bits, for whatever Hypothesis thinks of."""
     assert same(there_and_back(value), value)

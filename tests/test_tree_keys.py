@@ -26,6 +26,7 @@ class Listed(enum.Enum):
     "zone", ["Nowhere/Atlantis", "../../etc/passwd", "Europe", "", "Asia/Tokyo"]
 )
 def test_a_zone_that_is_unknown_or_has_other_rules_here_leaves_the_offset(zone: str) -> None:
+    """The instant is exact, though the zone is not known here."""
     data = {"$": "datetime", "v": ["2026-10-25T02:30:00+01:00", 1], "zone": zone}
     back = tree.decode(data, {})
     assert back == dt.datetime(2026, 10, 25, 2, 30, tzinfo=dt.timezone(dt.timedelta(hours=1)))
@@ -47,11 +48,13 @@ def test_a_zone_that_is_unknown_or_has_other_rules_here_leaves_the_offset(zone: 
     ],
 )
 def test_keys_that_would_come_back_as_one_are_refused(value: Any) -> None:
+    """An Enum and its value in one mapping or set, however deep."""
     with pytest.raises(UnsupportedStateError, match=r"(?s)other\['deep'\] holds .*Enum"):
         tree.encode({"deep": value}, {}, "other")
 
 
 def test_keys_that_stay_apart_are_stored() -> None:
+    """Two NaNs are two, an Enum beside another value is its own."""
     nans = {float("nan"), float("nan")}
     assert len(there_and_back(nans)) == 2
     assert there_and_back({Color.RED: 1, "blue": 2}) == {"red": 1, "blue": 2}

@@ -65,6 +65,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path)
 def test_a_driver_that_is_killed_and_started_again_ends_as_if_it_had_not_been(
     tmp_path: Path,
 ) -> None:
+    """Started again, it has the same digest and epochs, though Ray's own record was cut."""
     whole = told_by(drive(tmp_path / "whole", 6))
     where = tmp_path / "killed"
     (tmp_path / "killed").mkdir()
@@ -84,6 +85,7 @@ def test_a_driver_that_is_killed_and_started_again_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 def test_kill_and_resume_ends_with_the_weights_of_an_uninterrupted_run(tmp_path: Path) -> None:
+    """The demonstration shows it itself; each epoch is in the log once, and saved."""
     directory = tmp_path / "run"
     printed = run_smoke("kill_and_resume.py", tmp_path, directory)
     assert "with SIGKILL" in printed

@@ -42,6 +42,7 @@ def loop(config: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_gang_over_two_nodes_loses_one_and_goes_on_smaller(tmp_path: Path) -> None:
+    """It resumes on the node that is left, from the last commit, with the whole log."""
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
