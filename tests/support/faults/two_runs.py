@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -28,37 +27,11 @@ from hypothesis.stateful import (
 from ray_imuckpt import Checkpointer, SaveFailedError
 from ray_imuckpt.saving import collect
 from support.disk.recording import Died
+from support.faults.branches import Branches, Run
 from support.faults.interposed import Once, checkpointer_on
-from support.faults.training import Net, objects, version_in, write
+from support.faults.training import objects, version_in, write
 
 WRITERS = st.sampled_from([0, 1])
-
-
-@dataclass
-class Run:
-    """A run, as the model knows it.
-
-    Attributes:
-        checkpointer: The real thing.
-        at: The version that it came from, or saved last.
-        known: The tip when it started or saved last: a newer one is another run's work.
-        records: How often the record of branches had been replaced then.
-        damages: How often it had been damaged when the run looked at it last.
-        parent: The epoch that it came from.
-        dies: Whether it dies before its next commit; not empty if so.
-        committed: Whether it has saved.
-    """
-
-    checkpointer: Checkpointer
-    model: Net
-    optimizer: Any
-    at: int | None
-    known: int | None
-    records: int
-    damages: int
-    parent: int | None
-    dies: list[bool]
-    committed: bool = False
 
 
 class TwoRuns(RuleBasedStateMachine):
@@ -67,10 +40,7 @@ class TwoRuns(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp()) / "run"
-        self.saved: dict[int, tuple[int, int | None]] = {}  # version: its epoch and its parent
-        self.there: dict[int, int] = {}  # epoch: version
-        self.tip: int | None = None
-        self.begun: set[int | None] = set()  # parents of branches that were recorded and died
+        self.model = Branches()
         self.writers: list[Run | None] = [None, None]
         self.older: list[tuple[bytes, int | None, set[int | None]]] = []
         self.stale = False  # whether an older record is in place
@@ -81,31 +51,12 @@ class TwoRuns(RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self.directory.parent)
 
-    # ------------------------------------------------------------------ the model
-
-    def history(self, version: int | None) -> set[int]:
-        """The version and all that it came from."""
-        found = set()
-        while version is not None:
-            found.add(version)
-            version = self.saved[version][1]
-        return found
-
-    def live(self, tip: int | None) -> dict[int, int]:
-        """The checkpoints of a branch that are there."""
-        history = self.history(tip)
-        return {e: v for e, v in sorted(self.there.items()) if v in history}
-
-    def lasts(self) -> set[int | None]:
-        """What may be "the last"."""
-        return {max(self.live(tip), default=None) for tip in {self.tip, *self.begun}}
-
     # ------------------------------------------------------------------ runs
 
     @rule(which=WRITERS, choice=st.data())
     def start(self, which: int, choice: Any) -> None:
         """Begin a run: from the last, from an epoch, or from scratch."""
-        choices: list[Any] = ["last", "last", "none", *sorted(self.there)]
+        choices: list[Any] = ["last", "last", "none", *sorted(self.model.there)]
         chosen = choice.draw(st.sampled_from(choices))
         dies: list[bool] = []
 
@@ -118,13 +69,21 @@ class TwoRuns(RuleBasedStateMachine):
         started = checkpointer.start(model, optimizer)
         epoch = started.start_epoch - 1 or None
         if chosen == "last":
-            assert epoch in self.lasts()
+            assert epoch in self.model.lasts()
         else:
             assert epoch == (None if chosen == "none" else chosen)
-        at = None if epoch is None else self.there[epoch]
+        at = None if epoch is None else self.model.there[epoch]
         assert (started.log[0] if started.log else None) == at
         self.writers[which] = Run(
-            checkpointer, model, optimizer, at, self.tip, self.records, self.damages, epoch, dies
+            checkpointer,
+            model,
+            optimizer,
+            at,
+            self.model.tip,
+            self.records,
+            self.damages,
+            epoch,
+            dies,
         )
 
     @precondition(lambda self: any(self.writers))
@@ -143,10 +102,10 @@ class TwoRuns(RuleBasedStateMachine):
         self._save(run, gap)
 
     def _save(self, run: Run, gap: int) -> None:
-        epoch = gap + (0 if run.at is None else self.saved[run.at][0])
-        version = len(self.saved) + 1
-        self.saved[version] = epoch, run.at
-        another_saved, another_began = run.known != self.tip, run.records != self.records
+        epoch = gap + (0 if run.at is None else self.model.saved[run.at][0])
+        version = len(self.model.saved) + 1
+        self.model.saved[version] = epoch, run.at
+        another_saved, another_began = run.known != self.model.tip, run.records != self.records
         damaged = run.damages != self.damages
         self.records += run.committed and damaged  # it may put its own record back
         try:
@@ -154,7 +113,7 @@ class TwoRuns(RuleBasedStateMachine):
         except Died:
             self.stale = False
             if not run.committed:
-                self.begun.add(run.at)
+                self.model.begun.add(run.at)
                 self.records += 1
             self.writers[self.writers.index(run)] = None
             return
@@ -165,51 +124,51 @@ class TwoRuns(RuleBasedStateMachine):
         # A first save without a record leaves the other's work behind, whole: it cannot know.
         blind = damaged and not run.committed
         assert blind or not another_saved, "a save over another run's newer work was let through"
-        self.there[epoch] = self.tip = run.at = run.known = version
-        self.begun, self.stale = set(), False
+        self.model.there[epoch] = self.model.tip = run.at = run.known = version
+        self.model.begun, self.stale = set(), False
         self.records += not run.committed
         run.committed, run.records, run.damages = True, self.records, self.damages
 
     # ------------------------------------------------------------------ what else happens
 
-    @precondition(lambda self: self.lasts() - {None})
+    @precondition(lambda self: self.model.lasts() - {None})
     @rule(keep=st.integers(1, 3), which=WRITERS, beside=st.booleans())
     def prune(self, keep: int, which: int, beside: bool) -> None:
         """Prune, and maybe let a run save in the middle; what is live and newest stays."""
-        old = [self.live(tip) for tip in {self.tip, *self.begun}]
+        old = [self.model.live(tip) for tip in {self.model.tip, *self.model.begun}]
         run = self.writers[which]
-        saves = beside and run is not None and run.known == self.tip
+        saves = beside and run is not None and run.known == self.model.tip
         first: set[int] = set()
 
         def right_after_the_first_has_gone() -> None:
             assert act.call is not None
             first.add(int(act.call[1].removeprefix("checkpoint=")))
-            self.there.pop(*first)
+            self.model.there.pop(*first)
             if saves and run is not None:
                 run.dies.clear()
                 self._save(run, 1)
 
         act = Once(right_after_the_first_has_gone, 1, "delete_empty")
         gone = set(checkpointer_on(str(self.directory), act).prune(keep_last=keep)) - first
-        new = self.live(self.tip)
+        new = self.model.live(self.model.tip)
         assert gone <= {epoch for live in (*old, new) for epoch in sorted(live)[:-1]}
         assert not gone & set(sorted(new)[-keep:]), "the present branch's newest are kept"
-        if run is not None and run.committed and run.at == self.tip:
+        if run is not None and run.committed and run.at == self.model.tip:
             assert run.parent not in gone, "what the present run has come from is kept"
         for epoch in gone:
-            self.there.pop(epoch)
+            self.model.there.pop(epoch)
 
-    @precondition(lambda self: len(self.there) > 1)
+    @precondition(lambda self: len(self.model.there) > 1)
     @rule(choice=st.data())
     def delete_by_hand(self, choice: Any) -> None:
         """Remove a checkpoint that is not the tip, as `rm` does."""
-        epochs = sorted(e for e, v in self.there.items() if v != self.tip)
+        epochs = sorted(e for e, v in self.model.there.items() if v != self.model.tip)
         if epochs:
             epoch = choice.draw(st.sampled_from(epochs))
             shutil.rmtree(self.directory / f"checkpoint={epoch}")
-            self.there.pop(epoch)
+            self.model.there.pop(epoch)
 
-    @precondition(lambda self: self.record.exists() and self.tip in self.there.values())
+    @precondition(lambda self: self.record.exists() and self.model.tip in self.model.there.values())
     @rule(how=st.sampled_from(["lose", "cut", "empty"]))
     def damage_the_record(self, how: str) -> None:
         """Lose or cut the record of branches."""
@@ -218,7 +177,7 @@ class TwoRuns(RuleBasedStateMachine):
             self.record.unlink()
         else:
             self.record.write_bytes(data[: len(data) // 2] if how == "cut" else b"")
-        self.begun = {self.tip} if self.begun else set()
+        self.model.begun = {self.model.tip} if self.model.begun else set()
         self.damages += 1
 
     @property
@@ -230,19 +189,17 @@ class TwoRuns(RuleBasedStateMachine):
     @rule()
     def copy_the_record(self) -> None:
         """Keep a copy of the record, as a backup does."""
-        self.older.append((self.record.read_bytes(), self.tip, set(self.begun)))
+        self.older.append((self.record.read_bytes(), self.model.tip, set(self.model.begun)))
 
     # It is noticed by the checkpoint with the highest epoch, or not at all.
-    @precondition(
-        lambda self: self.older and self.tip == self.there.get(max(self.there, default=0))
-    )
+    @precondition(lambda self: self.older and self.model.tip == self.model.highest())
     @rule()
     def bring_back_an_older_record(self) -> None:
         """Restore the record from a backup, while no run is at work."""
         self.writers = [None, None]
         record, tip, begun = self.older.pop()
         self.record.write_bytes(record)
-        self.begun = begun if tip == self.tip else set()
+        self.model.begun = begun if tip == self.model.tip else set()
         self.stale = True
 
     # ------------------------------------------------------------------ what must hold
@@ -252,18 +209,18 @@ class TwoRuns(RuleBasedStateMachine):
         """Every checkpoint holds what was saved, and no other is listed."""
         reader = Checkpointer(self.directory)
         found = reader.list_existing_checkpoint_indices() if self.directory.exists() else []
-        assert {epoch: version_in(reader, epoch) for epoch in found} == self.there
+        assert {epoch: version_in(reader, epoch) for epoch in found} == self.model.there
 
     @invariant()
     def the_last_is_of_the_present_branch(self) -> None:
         """The last, and the last before it, are of the present branch."""
-        if not self.there:
+        if not self.model.there:
             return
         reader = Checkpointer(self.directory)
         last = reader.index_of_last_checkpoint()
-        assert last in self.lasts()
-        if last is not None and not self.begun and not self.stale:
-            prior = max((e for e in self.live(self.tip) if e < last), default=None)
+        assert last in self.model.lasts()
+        if last is not None and not self.model.begun and not self.stale:
+            prior = max((e for e in self.model.live(self.model.tip) if e < last), default=None)
             assert reader.index_of_last_checkpoint_prior_to(last) == prior
 
 

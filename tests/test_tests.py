@@ -1,0 +1,100 @@
+"""The house rules of the tests themselves. Each check is tried on code that breaks it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import HERE
+
+FILES = {path.relative_to(HERE).as_posix(): path for path in sorted(HERE.rglob("*.py"))}
+PACKAGES = sorted(path.parent for path in HERE.rglob("__init__.py"))
+
+MAX_LINES = 300
+# What is longer, and how long it is: these numbers only shrink.
+LONGER = {
+    "test_background.py": 308,
+    "test_bad_input.py": 465,
+    "test_overlap.py": 305,
+    "test_ray_train.py": 367,
+    "test_ray_tune.py": 306,
+    "test_restore.py": 502,
+    "test_states.py": 357,
+    "test_surface.py": 323,
+}
+# Where tests without a line of docstring are left, and how many.
+UNDOCUMENTED = {
+    "test_background.py": 10,
+    "test_bad_input.py": 24,
+    "test_overlap.py": 11,
+    "test_ray_train.py": 9,
+    "test_ray_tune.py": 5,
+    "test_restore.py": 18,
+    "test_states.py": 15,
+    "test_surface.py": 22,
+}
+
+
+def functions_of(source: str) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node
+
+
+def undocumented(source: str) -> list[str]:
+    """Return the names of the tests that do not say in one line what they promise."""
+    found = []
+    for test in functions_of(source):
+        promise = ast.get_docstring(test) or ""
+        if not promise or "\n" in promise:
+            found.append(test.name)
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_tests_is_about_one_thing(name: str) -> None:
+    """It has a docstring that says which, and fewer than 300 lines."""
+    source = FILES[name].read_text()
+    assert len(source.splitlines()) <= LONGER.get(name, MAX_LINES - 1)
+    assert ast.get_docstring(ast.parse(source))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_test_says_in_one_line_what_it_promises(name: str) -> None:
+    """A name says what happens; the line below it, what that is good for."""
+    found = undocumented(FILES[name].read_text())
+    assert len(found) <= UNDOCUMENTED.get(name, 0), found
+
+
+def test_no_test_is_there_twice() -> None:
+    """Of two tests of one name in one file, pytest runs the second only."""
+    for path in FILES.values():
+        names = [test.name for test in functions_of(path.read_text())]
+        assert sorted(set(names)) == sorted(names), path
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_support_is_ordered_by_role(package: Path) -> None:
+    """Each package says what role its modules play."""
+    assert ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def test_a():\n    pass",
+        'def test_a():\n    """Two\n\n    paragraphs."""',
+        'class TestA:\n    def test_a(self):\n        """"""',
+    ],
+)
+def test_the_check_finds_a_test_without_a_promise(source: str) -> None:
+    """None, a long one, an empty one; in a class too."""
+    assert undocumented(source) == ["test_a"]
+
+
+def test_the_check_lets_helpers_be() -> None:
+    """What does not begin with test_ promises nothing."""
+    assert undocumented('def test_a():\n    """It works."""\ndef helper():\n    pass') == []
