@@ -157,3 +157,43 @@ def test_start_finds_a_disk_that_confirms_nothing(tmp_path: Path, disk: Disk) ->
     with pytest.raises(StorageError, match="Input/output"):
         Checkpointer(tmp_path / "run").start(nn.Linear(2, 2))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut can lose, no test sees: the order of the calls is what POSIX promises on."""
+    calls: list[tuple[str, str]] = []
+    paths: dict[int, str] = {}
+    real_open, real_fsync, real_link = os.open, os.fsync, os.link
+
+    def open_(path: Any, *rest: Any) -> int:
+        descriptor = real_open(path, *rest)
+        paths[descriptor] = os.path.relpath(path, tmp_path)
+        return descriptor
+
+    def fsync(descriptor: int) -> None:
+        calls.append(("fsync", paths[descriptor]))
+        real_fsync(descriptor)
+
+    def link(source: Any, target: Any) -> None:
+        calls.append(("link", os.path.relpath(target, tmp_path)))
+        real_link(source, target)
+
+    for name, fake in (("open", open_), ("fsync", fsync), ("link", link)):
+        monkeypatch.setattr(os, name, fake)
+    Checkpointer(tmp_path / "run", blocking=True).checkpoint(1, model=nn.Linear(2, 2))
+    monkeypatch.undo()
+    here = "run/checkpoint=1"
+    commit = calls.index(("link", f"{here}/manifest.json"))
+    before, after = calls[:commit], calls[commit + 1 :]
+    data = sorted(f"{here}/{path.name}" for path in (tmp_path / here).glob("*-*"))
+    assert len(data) == 3
+    synced = [name for call, name in before if call == "fsync"]
+    assert sorted(name for name in synced if name in data) == data
+    last_data = max(synced.index(name) for name in data)
+    assert here in synced[last_data:], "their names, before the manifest's"
+    assert synced[-2].startswith(f"{here}/.manifest.json")
+    assert synced[-1] == here
+    assert ("fsync", here) in after
+    assert {("fsync", "."), ("fsync", "run")} <= set(before), "the directories' own names"

@@ -1,10 +1,9 @@
-"""Whose memory is copied, when, and in which pieces; and in which order the disk is told."""
+"""Whose memory is copied, when, and in which pieces."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import threading
 import tracemalloc
 import weakref
@@ -148,46 +147,6 @@ def test_a_copy_of_many_tensors_is_cut_and_shared_out(
     }  # fmt: skip
     copy = HostBuffers().copy(sources)
     assert same_bytes(copy.tensors, {name: t.contiguous() for name, t in sources.items()})
-
-
-def test_the_disk_is_told_of_bytes_before_names_and_of_the_commit_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a power cut can lose, no test sees: the order of the calls is what POSIX promises on."""
-    calls: list[tuple[str, str]] = []
-    paths: dict[int, str] = {}
-    real_open, real_fsync, real_link = os.open, os.fsync, os.link
-
-    def open_(path: Any, *rest: Any) -> int:
-        descriptor = real_open(path, *rest)
-        paths[descriptor] = os.path.relpath(path, tmp_path)
-        return descriptor
-
-    def fsync(descriptor: int) -> None:
-        calls.append(("fsync", paths[descriptor]))
-        real_fsync(descriptor)
-
-    def link(source: Any, target: Any) -> None:
-        calls.append(("link", os.path.relpath(target, tmp_path)))
-        real_link(source, target)
-
-    for name, fake in (("open", open_), ("fsync", fsync), ("link", link)):
-        monkeypatch.setattr(os, name, fake)
-    Checkpointer(tmp_path / "run", blocking=True).checkpoint(1, model=nn.Linear(2, 2))
-    monkeypatch.undo()
-    here = "run/checkpoint=1"
-    commit = calls.index(("link", f"{here}/manifest.json"))
-    before, after = calls[:commit], calls[commit + 1 :]
-    data = sorted(f"{here}/{path.name}" for path in (tmp_path / here).glob("*-*"))
-    assert len(data) == 3
-    synced = [name for call, name in before if call == "fsync"]
-    assert sorted(name for name in synced if name in data) == data
-    last_data = max(synced.index(name) for name in data)
-    assert here in synced[last_data:], "their names, before the manifest's"
-    assert synced[-2].startswith(f"{here}/.manifest.json")
-    assert synced[-1] == here
-    assert ("fsync", here) in after
-    assert {("fsync", "."), ("fsync", "run")} <= set(before), "the directories' own names"
 
 
 def test_a_save_in_flight_keeps_nothing_of_the_live_state(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import datetime as dt
-import enum
 import json
 import math
 import struct
@@ -15,23 +14,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ray_imuckpt import CorruptCheckpointError, UnsupportedStateError
 from ray_imuckpt.encoding import tree
-
-
-class Color(enum.Enum):
-    RED = "red"
-
-
-class Level(enum.IntEnum):
-    HIGH = 3
-
-
-class Name(str, enum.Enum):
-    A = "a"
-
+from support.trees import TREES, Color, Level, Name, same, there_and_back
 
 UTC1 = dt.timezone(dt.timedelta(hours=1))
 NAN = struct.unpack(">d", bytes.fromhex("7ff8000000000123"))[0]
@@ -79,37 +65,6 @@ BYTES: list[tuple[Any, str]] = [
     (torch.Size([2, 3]), '{"$":"size","v":[2,3]}'),
     (torch.device("cuda", 1), '{"$":"device","v":"cuda:1"}'),
 ]
-
-
-def same(a: Any, b: Any) -> bool:  # noqa: PLR0911 - one line a type
-    """Equal in type and value, floats and arrays bit for bit."""
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, float):
-        return struct.pack(">d", a) == struct.pack(">d", b)
-    if isinstance(a, complex):
-        return same(a.real, b.real) and same(a.imag, b.imag)
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, (np.ndarray, np.generic)):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple, collections.deque)):
-        maxlen = getattr(a, "maxlen", None) == getattr(b, "maxlen", None)
-        return maxlen and len(a) == len(b) and all(map(same, a, b))
-    if isinstance(a, dt.datetime | dt.time):
-        zones = [x.tzinfo.key if isinstance(x.tzinfo, ZoneInfo) else None for x in (a, b)]
-        same_zone = zones[0] == zones[1]
-        return a == b and a.fold == b.fold and a.utcoffset() == b.utcoffset() and same_zone
-    return bool(a == b)
-
-
-def there_and_back(value: Any) -> Any:
-    """Through bytes, as on disk."""
-    tensors: dict[str, torch.Tensor] = {}
-    data = tree.dumps(tree.encode(value, tensors, "other.x"))
-    return tree.decode(tree.loads(data), tensors)
 
 
 @pytest.mark.parametrize(("value", "text"), BYTES, ids=[text[:40] for _, text in BYTES])
@@ -271,29 +226,6 @@ def test_what_is_not_json_is_corrupt(data: bytes) -> None:
     """Any bytes: an error of ours."""
     with pytest.raises(CorruptCheckpointError):
         tree.loads(data)
-
-
-KEYS = st.one_of(
-    st.text(max_size=4), st.integers(), st.none(), st.booleans(), st.binary(max_size=3),
-    st.tuples(st.integers(), st.text(max_size=2)), st.just("$"),
-)  # fmt: skip
-LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-    st.binary(max_size=8), st.complex_numbers(), st.datetimes(), st.dates(), st.times(),
-    st.timedeltas(), st.sets(st.integers(), max_size=3),
-    st.frozensets(st.text(max_size=2), max_size=3),
-)  # fmt: skip
-TREES = st.recursive(
-    LEAVES,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.lists(inner, max_size=4).map(tuple),
-        st.lists(inner, max_size=3).map(collections.deque),
-        st.dictionaries(KEYS, inner, max_size=4),
-        st.dictionaries(KEYS, inner, max_size=3).map(collections.OrderedDict),
-    ),
-    max_leaves=20,
-)
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)

@@ -11,7 +11,7 @@ import pytest
 
 from ray_imuckpt import UnsupportedStateError
 from ray_imuckpt.encoding import tree
-from test_tree import Color, there_and_back
+from support.trees import Color, there_and_back
 
 
 class Number(enum.Enum):

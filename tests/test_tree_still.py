@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.storage.local import LocalStorage
-from test_tree import TREES
+from support.trees import TREES
 
 PLAIN: dict[str, Any] = {
     "a log": [{"epoch": i, "loss": 1 / (i + 1), "name": "ä", "best": i == 3} for i in range(2500)],

@@ -5,5 +5,5 @@
 - `faults`: stories of training, what can go wrong in them, and what must hold afterwards.
 - `disk`: a model of a file system that knows what a crash leaves.
 - `damage`, `fuzz`: what lies on disk and no save has made; texts altered where a parser looks.
-- `documents`, `schema`, `plateaus`, `wrappers`: readers, references and stand-ins, one file each.
+- `documents`, `schema`, `plateaus`, `trees`, `wrappers`: readers, references and stand-ins.
 """
