@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import python_path, train
+from conftest import train
 from ray_imuckpt import Checkpointer
+from support.programs import run_program
 from support.schema import check_all
-
-
-def torchrun(module: str, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run a module as a program on some ranks and wait for them."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": python_path(),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone",
-            f"--nproc-per-node={ranks}", "--module", module, *map(str, arguments),
-        ],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-
 
 STORIES = [
     [
@@ -76,7 +57,7 @@ STORIES = [
 def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
     """Both ranks play each story to its end, and every manifest they leave fits the schema."""
     train(tmp_path / "a_rank_that_was_not_there" / "run", 2)
-    result = torchrun("support.gangs.stories", tmp_path, *names)
+    result = run_program("support.gangs.stories", tmp_path, *names, ranks=2, timeout=240)
     failures = "\n".join(f.read_text() for f in sorted(tmp_path.glob("*/failed-on-rank-*")))
     assert not failures, failures
     assert result.returncode == 0, result.stderr[-3000:]
@@ -90,6 +71,6 @@ def test_a_gang_of_two(tmp_path: Path, names: list[str]) -> None:
 @pytest.mark.slow
 def test_a_gang_ends_well_with_its_checkpointers(tmp_path: Path) -> None:
     """A Checkpointer at the top of a script outlives `main`; its group must not outlive Python."""
-    result = torchrun("support.gangs.ending", tmp_path / "run", ranks=4)
+    result = run_program("support.gangs.ending", tmp_path / "run", ranks=4, timeout=240)
     assert result.returncode == 0, result.stderr[-3000:]
     assert Checkpointer(tmp_path / "run").list_existing_checkpoint_indices() == [1]

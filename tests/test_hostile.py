@@ -6,18 +6,15 @@ Who can write there can give a manifest its right checksum. See SECURITY.md for 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import python_path
 from ray_imuckpt.cli import main
 from support.damage.cases import CASES, SOUND
 from support.damage.forgeries import MEMORY, Forged, make
+from support.programs import run_program
 
 ABSENT = {"manifest: a directory"}
 """The names of those that leave no checkpoint of the epoch: as ever, the one before it is taken."""
@@ -26,12 +23,7 @@ ABSENT = {"manifest: a directory"}
 @pytest.fixture(scope="module")
 def came_of_it(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of every use of every forgery, in a process with limits."""
-    command = [sys.executable, "-m", "support.damage.forgeries"]
-    done = subprocess.run(
-        [*command, str(tmp_path_factory.mktemp("forged"))],
-        env={**os.environ, "PYTHONPATH": python_path()},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_program("support.damage.forgeries", tmp_path_factory.mktemp("forged"))
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import python_path
+from support.programs import run_program
 
 
 def campaign(where: Path, seed: int, kills: int, ranks: int) -> dict[str, Any]:
     """What came of a run that was killed so often (support/runs/killed.py), where all is well."""
-    process = subprocess.run(
-        [sys.executable, "-m", "support.runs.killed", *map(str, (where, seed, kills, ranks))],
-        env={**os.environ, "PYTHONPATH": python_path()},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    process = run_program("support.runs.killed", where, seed, kills, ranks)
     assert process.returncode == 0, process.stderr[-5000:]
     told: dict[str, Any] = json.loads(process.stdout)
     assert not told["problems"], told

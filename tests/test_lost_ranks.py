@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import python_path
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
 from ray_imuckpt.gang.watch import Register, Watch, ask
+from support.programs import run_program
 
 Told = dict[int, dict[str, Any]]
 
 
 def lose(directory: Path, story: str) -> Told:
     """Play a story, and return what each rank that lived on told."""
-    subprocess.run(
-        [sys.executable, "-m", "support.gangs.losses", str(directory), story],
-        env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"},
-        timeout=120,
-        check=True,
-    )
+    ended = run_program("support.gangs.losses", directory, story, timeout=120)
+    assert ended.returncode == 0, ended.stderr[-3000:]
     told: Told = {
         int(file.stem): json.loads(file.read_text()) for file in (directory / story).glob("*.json")
     }

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import python_path
 from ray_imuckpt import Checkpointer
+from support.programs import run_program
 
 EPOCHS = 5
 STEPS = 8  # of an epoch of one rank
@@ -25,29 +22,12 @@ def run(
 ) -> list[dict[str, Any]]:
     """Run to the end, through all kills; what each rank told."""
     directory.mkdir(exist_ok=True)
-    kills = kills or []
-    environment = {
-        **os.environ, "PYTHONPATH": python_path(),
-        "OMP_NUM_THREADS": "1", "KILLS": json.dumps(kills), **more,
-    }  # fmt: skip
-    command = [sys.executable]
-    if ranks > 1:  # not with --max-restarts: gloo groups of a restarted torchrun may never connect
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    for attempt in range(len(kills) + 1):
-        ended = subprocess.run(
-            [*command, "-m", "support.runs.same_run", str(directory), str(last)],
-            env={**environment, "ATTEMPT": str(attempt)},
-            capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        if attempt == len(kills):
-            assert ended.returncode == 0, ended.stderr[-3000:]
-        elif ranks == 1:
-            assert ended.returncode == -9, ended.stderr[-3000:]
-        else:
-            assert "Signal 9 (SIGKILL)" in ended.stderr, ended.stderr[-3000:]
-    return [
-        json.loads((directory / f"told-{ranks}-{rank}.json").read_text()) for rank in range(ranks)
-    ]
+    program = "support.runs.same_run"
+    ended = run_program(
+        program, directory, last, ranks, json.dumps(kills or []), **more, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return told_by(directory, ranks)
 
 
 def comparable(told: list[dict[str, Any]]) -> list[dict[str, Any]]:

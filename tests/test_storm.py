@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import python_path
 from ray_imuckpt import Checkpointer
+from support.programs import run_program
 
 
 def storm(where: Path, seed: int, interrupts: int, snapshot: str, seconds: float) -> dict[str, int]:
     """What a process tells that has been interrupted so often; see support/runs/interrupted.py."""
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "support.runs.interrupted",
-            str(where), str(seed), str(interrupts), snapshot,
-        ],
-        env={**os.environ, "PYTHONPATH": python_path()},
-        capture_output=True, text=True, check=False, timeout=seconds,
-    )  # fmt: skip
+    program = "support.runs.interrupted"
+    process = run_program(program, where, seed, interrupts, snapshot, timeout=seconds)
     assert process.returncode == -signal.SIGINT, process.stderr[-5000:]
     told: dict[str, int] = json.loads(process.stdout)
     assert told["interrupted"] == interrupts

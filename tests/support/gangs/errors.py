@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from ray_imuckpt import (
 )
 from ray_imuckpt.state.objects import take_object
 from support.gangs.common import Position, error_of, full, same_everywhere
+from support.logs import Messages
 
 
 class Unreachable(AbstractFileSystem):
@@ -276,22 +276,14 @@ def a_script_without_a_process_group(directory: Path, rank: int) -> None:
 
 def what_differs_between_ranks_is_told_once(directory: Path, rank: int) -> None:
     """Passed by keyword, it is rank 0's that is stored."""
-    records: list[str] = []
-
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    handler = Keeper(logging.WARNING)
-    logging.getLogger("ray_imuckpt").addHandler(handler)
     checkpointer = Checkpointer(directory)
-    for epoch in (1, 2):
-        checkpointer.checkpoint(
-            epoch, model=nn.Linear(1, 1), mine=Position(rank), same=Position(7), note="a",
-            per_rank={"own": Position(rank)},
-        )  # fmt: skip
-    checkpointer.wait()
-    logging.getLogger("ray_imuckpt").removeHandler(handler)
+    with Messages() as records:
+        for epoch in (1, 2):
+            checkpointer.checkpoint(
+                epoch, model=nn.Linear(1, 1), mine=Position(rank), same=Position(7), note="a",
+                per_rank={"own": Position(rank)},
+            )  # fmt: skip
+        checkpointer.wait()
     told = [text for text in records if "per_rank" in text]
     assert len(told) == (rank == 0), records
     assert all(text.startswith("'mine' on rank 1 is not") for text in told)

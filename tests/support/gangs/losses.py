@@ -7,7 +7,6 @@ threads. The store of the gang is kept here, so that any rank may die.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -23,6 +22,7 @@ from torch import nn
 
 from ray_imuckpt import Checkpointer, GangBrokenError
 from ray_imuckpt.gang import watch
+from support.logs import Messages
 
 RANKS = 3
 
@@ -106,13 +106,7 @@ def is_interrupted_in_a_meeting(directory: Path, rank: int) -> dict[str, Any]:
 
 def comes_late(directory: Path, rank: int) -> dict[str, Any]:
     watch.TELL_AFTER = 0.1
-    records: list[str] = []
-
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    logging.getLogger("ray_imuckpt").addHandler(Keeper(logging.WARNING))
+    records = Messages().begin()
     checkpointer = Checkpointer(directory)
     model = nn.Linear(2, 2)
     checkpointer.start(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.runtime import preemption
 from support.gangs import errors, layouts, meetings, shards, values
 from support.gangs.common import Position, error_of, full, same_everywhere
+from support.logs import Messages
 
 
 def _ddp_run(directory: Path, last: int, rank: int) -> tuple[nn.Module, list[Any], int]:
@@ -179,10 +179,8 @@ def one_rank_is_told_to_go(directory: Path, rank: int) -> None:
 
 def what_one_rank_does_not_save_is_an_error_on_all(directory: Path, rank: int) -> None:
     """A parameter of rank 1's optimizer is of no model; warnings are rank 0's alone."""
-    warnings: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("ray_imuckpt").addHandler(handler)
+    messages = Messages()
+    warnings = messages.begin()
     model = small_model()
     checkpointer = Checkpointer(directory)
     sampler = {"sampler": Position()}
@@ -201,7 +199,7 @@ def what_one_rank_does_not_save_is_an_error_on_all(directory: Path, rank: int) -
     if rank == 0:
         assert [line for line in told if any(w.startswith(line) for w in warnings)] == told
     assert len(warnings) == (3 if rank == 0 else 0)
-    logging.getLogger("ray_imuckpt").removeHandler(handler)
+    messages.end()
 
 
 def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer, StateMismatchError
 from support.gangs.common import error_of, same_everywhere
+from support.logs import Messages
 
 
 def _adam(model: nn.Module) -> torch.optim.Optimizer:
@@ -173,14 +173,8 @@ def what_is_in_per_rank_may_differ(directory: Path, rank: int) -> None:
 
 def buffers_are_rank_zeros(directory: Path, rank: int) -> None:
     """Running statistics differ by nature: told, unless DDP shares them; tensors by keyword too."""
-    records: list[str] = []
-
-    class Keeper(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            records.append(record.getMessage())
-
-    handler = Keeper(logging.WARNING)
-    logging.getLogger("ray_imuckpt").addHandler(handler)
+    messages = Messages()
+    records = messages.begin()
 
     def saved(name: str, model: nn.Module, **other: Any) -> list[str]:
         records.clear()
@@ -211,4 +205,4 @@ def buffers_are_rank_zeros(directory: Path, rank: int) -> None:
         assert len(told) == (rank == 0), told
         assert all("'average' (its tensors) on rank 1" in text for text in told)
     finally:
-        logging.getLogger("ray_imuckpt").removeHandler(handler)
+        messages.end()

@@ -1,19 +1,22 @@
 """A training run that uses everything that has a state; test_same_run.py starts it.
 
-    python -m support.runs.same_run DIRECTORY LAST_EPOCH   (or torchrun starts it on several ranks)
+    python -m support.runs.same_run DIRECTORY LAST_EPOCH RANKS KILLS
 
-``KILLS`` in the environment is a list, one entry an attempt: where to end by SIGKILL, and at which
-call of that place. At the end each rank writes a digest of all that training has made.
+KILLS is a list, one entry an attempt: where to end by SIGKILL, on which rank, and at which call of
+that place; one more attempt comes to the end. The ranks of each attempt are forked from this
+process, which has imported torch and started no thread. At the end each rank writes a digest of all
+that training has made.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,7 @@ from ray_imuckpt import Checkpointer, PlateauDetector, staging
 from ray_imuckpt.encoding.chunks import checksum
 from ray_imuckpt.schedules import Exponential
 from ray_imuckpt.storage import local, posix
-
-WARNINGS: list[str] = []
+from support.logs import Messages
 
 
 class Total:
@@ -46,16 +48,14 @@ class Total:
         self.value = state["value"]
 
 
-def place_of_death(attempt: int) -> Callable[[], None]:
-    """Arrange this attempt's end; returns what the loop calls at every step."""
-    kills = json.loads(os.environ.get("KILLS", "[]"))
-    where, rank, call = kills[attempt] if attempt < len(kills) else ("", 0, 0)
+def die_at(where: str, call: int) -> Callable[[], None]:
+    """Arrange the end of this process; return what the loop calls at every step."""
     count = 0
 
     def die() -> None:
         nonlocal count
         count += 1
-        if count == call and rank == int(os.environ.get("RANK", "0")):
+        if count == call:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def before(holder: Any, name: str) -> None:
@@ -99,14 +99,9 @@ def digest(*values: Any) -> str:
     return checksum(pieces)
 
 
-def main(directory: Path, last: int) -> None:
+def train(directory: Path, last: int, rank: int, ranks: int, step: Callable[[], None]) -> None:
     """Train to epoch `last`, or only look at what `start` brings if that is reached."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    step = place_of_death(int(os.environ.get("ATTEMPT", "0")))
-    if ranks > 1:
-        dist.init_process_group("gloo")
-    torch.set_num_threads(1)
+    warnings = Messages().begin()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1))
     # DDP sorts its buckets anew after the first step of every process, unless it looks for unused
@@ -169,20 +164,55 @@ def main(directory: Path, last: int) -> None:
         "log": digest(log) if rank == 0 else None,
         "total": total.value,
         "draws": [random.random(), np.random.rand(), noise.random(), *torch.rand(2).tolist()],
-        "warnings": WARNINGS,
+        "warnings": warnings,
     }  # fmt: skip
     (directory / f"told-{ranks}-{rank}.json").write_text(json.dumps(told))
-    if ranks > 1:
-        dist.destroy_process_group()
 
 
-class Keeper(logging.Handler):
-    """Keeps what this package warns of."""
+def play(directory: Path, last: int, rank: int, ranks: int, store: str, kill: list[Any]) -> None:
+    """Be one rank of one attempt; does not return."""
+    status = 1
+    try:
+        if ranks > 1:
+            rendezvous = dist.FileStore(store, ranks)
+            dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=ranks)
+        where, struck, call = kill
+        train(directory, last, rank, ranks, die_at(where if rank == struck else "", call))
+        if ranks > 1:
+            dist.destroy_process_group()
+        status = 0
+    except BaseException:  # noqa: BLE001 - it is told by its status
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
-    def emit(self, record: logging.LogRecord) -> None:
-        WARNINGS.append(record.getMessage())
+
+def main(directory: Path, last: int, ranks: int, kills: list[list[Any]]) -> None:
+    """Begin, kill and begin again, until an attempt comes to its end."""
+    torch.set_num_threads(1)
+    torch.optim.SGD([torch.zeros(1)])  # imports half of torch: once here, not once a rank
+    for kill in [*kills, ["", 0, 0]]:
+        with tempfile.TemporaryDirectory() as place:
+            store = f"{place}/store"
+            children: dict[int, int] = {}
+            for rank in range(ranks):
+                child = os.fork()
+                if child == 0:
+                    play(directory, last, rank, ranks, store, kill)
+                children[child] = rank
+            first, status = os.waitpid(-1, 0)
+            rank = children.pop(first)
+            if kill[0]:
+                assert (rank, os.WTERMSIG(status)) == (kill[1], signal.SIGKILL), (rank, status)
+                for child in children:  # as torchrun does
+                    os.kill(child, signal.SIGTERM)
+            else:
+                assert status == 0, status
+            for child in children:
+                _, status = os.waitpid(child, 0)
+                assert kill[0] or status == 0, status
 
 
 if __name__ == "__main__":
-    logging.getLogger("ray_imuckpt").addHandler(Keeper(logging.WARNING))
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))
