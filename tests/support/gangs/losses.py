@@ -105,7 +105,7 @@ def is_interrupted_in_a_meeting(directory: Path, rank: int) -> dict[str, Any]:
 
 
 def comes_late(directory: Path, rank: int) -> dict[str, Any]:
-    watch.TELL_AFTER = 0.1
+    watch.WARN_AFTER = 0.1
     records = Messages().begin()
     checkpointer = Checkpointer(directory)
     model = nn.Linear(2, 2)
