@@ -1,4 +1,4 @@
-"""What `verify` tells: whether each checkpoint is sound. Reads every byte."""
+"""The verdicts of `verify`: which checkpoints are sound. Reads every byte."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STATUS = {SOUND: 0, DAMAGED: 1, NEWER_FORMAT: 2}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of reading one checkpoint.
+    """The result of reading one checkpoint.
 
     Attributes:
         epoch: Its epoch.

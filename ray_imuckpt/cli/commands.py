@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ray_imuckpt.cli import (
     checking,
@@ -54,18 +54,14 @@ def _verify(options: argparse.Namespace) -> int:
     directory = CheckpointDirectory(options.dir)
     epochs = options.epoch or _epochs(directory)
     verdicts = checking.verdicts(directory, epochs, listed=not options.epoch)
-    states = []
-
-    def noted() -> Iterator[checking.Verdict]:
-        for verdict in verdicts:
-            states.append(verdict.state)
-            yield verdict
-
+    read = []
+    for verdict in verdicts:
+        read.append(verdict)
+        if not options.json:  # at once: a checkpoint may take minutes
+            terminal.say([text.of_verdict(verdict)])
     if options.json:
-        terminal.say([structured.dumps({"checkpoints": list(noted())})])
-    else:
-        terminal.say(map(text.of_verdict, noted()))
-    return checking.status(states)
+        terminal.say([structured.dumps({"checkpoints": read})])
+    return checking.status(verdict.state for verdict in read)
 
 
 def _prune(options: argparse.Namespace) -> int:

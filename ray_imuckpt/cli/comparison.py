@@ -1,4 +1,4 @@
-"""What `diff` tells: how two checkpoints differ. Reads the chunks of their models that do."""
+"""The differences that `diff` shows. Reads the chunks of two models that differ."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two checkpoints differ.
+    """All differences of two checkpoints.
 
     Attributes:
         first: The epoch of the first one.

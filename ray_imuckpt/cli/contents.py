@@ -1,4 +1,4 @@
-"""What `show` tells of one checkpoint. Reads its manifest, headers and state; no weights."""
+"""The contents of one checkpoint, for `show`. Reads its manifest, headers and state; no weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the manifest says of a checkpoint.
+    """The facts that the manifest states of a checkpoint.
 
     Attributes:
         epoch: Its epoch.
@@ -58,7 +58,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Parts:
-    """What its data files hold.
+    """The contents of its data files.
 
     Attributes:
         model: Its tensors.

@@ -1,4 +1,4 @@
-"""What `export` does: a model's weights as one plain safetensors file. Touches that file."""
+"""The export of a model's weights as one plain safetensors file. Touches that file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PIECE = 8 * 1024 * 1024  # bytes that are written at once
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """A file that was written.
 
     Attributes:
         file: The file.

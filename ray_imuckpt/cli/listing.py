@@ -1,4 +1,4 @@
-"""What `ls` tells: a row for each checkpoint of a run directory, the damaged ones among them.
+"""The rows of `ls`: one for each checkpoint of a run directory, the damaged ones among them.
 
 Reads each manifest, and one listing of the files; no data file is opened.
 """
@@ -63,7 +63,7 @@ class CheckpointRow:
 
 @dataclass(frozen=True)
 class LeftoverFiles:
-    """What saves that did not end have left behind more than a day ago.
+    """Counts of the leftovers that are more than a day old.
 
     Attributes:
         files: How many files.

@@ -1,4 +1,4 @@
-"""What `prune` does, and tells."""
+"""The deletions of `prune`. Deletes files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ray_imuckpt.storage import Storage
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was deleted.
+    """The checkpoints and leftovers that were deleted.
 
     Attributes:
         epochs: The epochs of the checkpoints.
-        leftovers: What saves that did not end had left behind.
+        leftovers: How many leftovers went with them.
         dry_run: Whether nothing was, and this is what would be.
     """
 

@@ -1,4 +1,4 @@
-"""What `plot` draws: a metric over the epochs. Reads the manifests."""
+"""A metric over the epochs, for `plot`. Reads the manifests."""
 
 from __future__ import annotations
 

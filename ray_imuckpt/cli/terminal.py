@@ -1,4 +1,4 @@
-"""What goes to standard output and standard error. Touches the terminal.
+"""Lines to standard output and standard error. Touches the terminal.
 
 What a checkpoint holds may not steer the terminal that shows it: whatever is not printable is shown
 escaped. Lines are folded where they go to a terminal, and whole where they go to a program.

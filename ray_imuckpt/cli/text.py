@@ -25,12 +25,12 @@ _STATES = {
 }
 
 
-def of_listing(found: Listing) -> Iterator[str]:
+def of_listing(listed: Listing) -> Iterator[str]:
     """Yield a table of the checkpoints, and how many there are."""
     yield f"{'epoch':>7}  {'made (UTC)':<19}  {'size':>9}  {'run':<8}  metrics"
-    for row in found.checkpoints:
+    for row in listed.checkpoints:
         yield from _of_row(row)
-    rows = found.checkpoints
+    rows = listed.checkpoints
     counts = [f"{len(rows)} checkpoint(s)"]
     counts += [f"{sum(row.abandoned is True for row in rows)} of abandoned branches"]
     counts += [
@@ -39,8 +39,8 @@ def of_listing(found: Listing) -> Iterator[str]:
         if (count := sum(row.state == state for row in rows))
     ]
     yield ", ".join(counts)
-    if found.leftovers.files or found.leftovers.uploads:
-        yield of_leftovers(found.leftovers)
+    if listed.leftovers.files or listed.leftovers.uploads:
+        yield of_leftovers(listed.leftovers)
 
 
 def of_leftovers(left: LeftoverFiles) -> str:
