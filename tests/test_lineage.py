@@ -10,7 +10,7 @@ import pytest
 
 from conftest import adamw, small_model, train
 from ray_imuckpt import Checkpointer
-from ray_imuckpt.loading.objects import Targets
+from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.storage.local import LocalStorage
 
 

@@ -24,7 +24,7 @@ def run(
     directory.mkdir(exist_ok=True)
     program = "support.runs.same_run"
     ended = run_program(
-        program, directory, last, ranks, json.dumps(kills or []), **more, timeout=240
+        program, directory, last, ranks, json.dumps(kills or []), environment=more, timeout=240
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return told_by(directory, ranks)

@@ -24,7 +24,7 @@ _HARMLESS = ("torch.nn.modules.", "torch.distributed.")
 
 # Private, but there is no public way to ask for what register_load_state_dict_pre_hook() was given.
 # Should torch name them otherwise, every module counts as one that loads in its own way, which is
-# slower; tests/test_own_loading.py fails then.
+# slower; tests/test_module_hooks.py fails then.
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 
 from conftest import python_path
 
@@ -14,7 +15,7 @@ def run_program(
     *arguments: object,
     ranks: int = 1,
     timeout: float | None = None,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a module in a process of its own and wait for its end, whatever that is.
 
@@ -31,8 +32,9 @@ def run_program(
     command = [sys.executable]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    ours = {"PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, "-m", module, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **ours, **(environment or {})},
         capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip

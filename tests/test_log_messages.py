@@ -144,7 +144,7 @@ def test_epochs_that_no_checkpoint_holds_are_told_at_exit(tmp_path: Path) -> Non
     """A script keeps its Checkpointer until it ends; a process that it forks says nothing."""
     program = f"""
 import os
-from test_journal import train
+from test_log_messages import train
 kept = train({str(tmp_path)!r}, last=6)
 child = os.fork()
 if child == 0:

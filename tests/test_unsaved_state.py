@@ -1,4 +1,4 @@
-"""What of a run's state is not saved or not restored is told by name, where it can be mended."""
+"""What of a run's state is not saved or not restored is named where it can be mended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_imuckpt import Checkpointer, UnsupportedStateError
 from support.gangs.common import Position
 
 
-class Told:
+class Warnings:
     """The warnings since the last look."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -29,9 +29,9 @@ class Told:
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Told:
+def warned(caplog: pytest.LogCaptureFixture) -> Warnings:
     caplog.set_level(logging.INFO, "ray_imuckpt")
-    return Told(caplog)
+    return Warnings(caplog)
 
 
 def sgd(*parameters: torch.Tensor) -> torch.optim.Optimizer:
@@ -86,8 +86,8 @@ class Average:
 
 
 @pytest.mark.parametrize("where", ["optimizer", "critic_optimizer", "per_rank"])
-def test_parameters_that_nothing_saves_are_refused_and_told_of_at_start(
-    tmp_path: Path, told: Told, where: str
+def test_parameters_that_nothing_saves_are_refused_and_named_at_start(
+    tmp_path: Path, warned: Warnings, where: str
 ) -> None:
     """A learnable weight of the loss would begin anew; it is named before the first epoch."""
     model, weight = small_model(), nn.Parameter(torch.zeros(3))
@@ -99,7 +99,7 @@ def test_parameters_that_nothing_saves_are_refused_and_told_of_at_start(
     place = f"{shown}.param_groups[0]['params'][{len(list(model.parameters()))}] of shape (3,)"
     run = checkpointer(tmp_path)
     run.start(model, **given)
-    (warning,) = told()
+    (warning,) = warned()
     assert place in warning
     assert "by keyword" in warning
     with pytest.raises(UnsupportedStateError) as caught:
@@ -115,7 +115,7 @@ def test_parameters_that_nothing_saves_are_refused_and_told_of_at_start(
     ids=["module", "object", "value", "values"],
 )
 def test_parameters_that_something_by_keyword_saves_are_welcome(
-    tmp_path: Path, told: Told, holder: Any
+    tmp_path: Path, warned: Warnings, holder: Any
 ) -> None:
     """A module, an object and a plain value hold them as well as the model does."""
     model, weight = small_model(), nn.Parameter(torch.zeros(3))
@@ -123,7 +123,7 @@ def test_parameters_that_something_by_keyword_saves_are_welcome(
     run = checkpointer(tmp_path)
     run.start(model, optimizer, extra=holder(weight))
     run.checkpoint(1, model=model, optimizer=optimizer, extra=holder(weight))
-    assert told() == []
+    assert warned() == []
 
 
 def test_a_group_that_is_added_later_is_looked_at(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_group_that_is_added_later_is_looked_at(tmp_path: Path) -> None:
         run.checkpoint(2, model=model, optimizer=optimizer)
 
 
-def test_what_start_was_not_given_is_named(tmp_path: Path, told: Told) -> None:
+def test_what_start_was_not_given_is_named(tmp_path: Path, warned: Warnings) -> None:
     """A scheduler that was forgotten would begin anew without a word."""
     model = small_model()
     optimizer = sgd(*model.parameters())
@@ -146,10 +146,10 @@ def test_what_start_was_not_given_is_named(tmp_path: Path, told: Told) -> None:
         "per_rank": {"sampler": Position(4)},
     }
     checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer, note=1, **objects)
-    assert told() == []
+    assert warned() == []
     run = checkpointer(tmp_path)
     assert run.start(model).other["note"] == 1
-    warnings = told()
+    warnings = warned()
     assert len(warnings) == 3
     for name, cure in (
         ("optimizer", "optimizer=..."),
@@ -158,13 +158,13 @@ def test_what_start_was_not_given_is_named(tmp_path: Path, told: Told) -> None:
     ):
         assert any(w.startswith(f"{name} is in") and cure in w and "epoch 1" in w for w in warnings)
     run.start(model)
-    assert told() == [], "each name once"
+    assert warned() == [], "each name once"
     checkpointer(tmp_path).start(model, optimizer, **objects)
-    assert told() == []
+    assert warned() == []
 
 
 def test_what_only_one_of_start_and_checkpoint_is_given_is_named(
-    tmp_path: Path, told: Told
+    tmp_path: Path, warned: Warnings
 ) -> None:
     """A run that begins learns at its first save what a resumed one would lack."""
     model = small_model()
@@ -174,13 +174,13 @@ def test_what_only_one_of_start_and_checkpoint_is_given_is_named(
     run.start(model, optimizer, a=a, value=1)
     for epoch in (1, 2):
         run.checkpoint(epoch, model=model, optimizer=optimizer, b=b, number=epoch)
-    warnings = told()
+    warnings = warned()
     assert len(warnings) == 2
     assert any(w.startswith("a was given to start()") for w in warnings)
     assert any(w.startswith("b is saved, and start() was not given it") for w in warnings)
 
 
-def test_what_a_resumed_run_no_longer_saves_is_named(tmp_path: Path, told: Told) -> None:
+def test_what_a_resumed_run_no_longer_saves_is_named(tmp_path: Path, warned: Warnings) -> None:
     """The log, a value and an object that were there would be gone with the next save."""
     model = small_model()
     optimizer = sgd(*model.parameters())
@@ -189,14 +189,14 @@ def test_what_a_resumed_run_no_longer_saves_is_named(tmp_path: Path, told: Told)
     run = checkpointer(tmp_path)
     run.start(model, scheduler=scheduler)
     run.checkpoint(2, model=model)
-    warnings = told()
+    warnings = warned()
     assert len(warnings) == 3
     for name in ("The log of", "value was in", "scheduler was given to start()"):
         assert any(w.startswith(name) for w in warnings)
 
 
 @pytest.mark.parametrize(("then", "now"), [("frozen", "trained"), ("trained", "frozen")])
-def test_another_frozen_set_is_named(tmp_path: Path, told: Told, then: str, now: str) -> None:
+def test_another_frozen_set_is_named(tmp_path: Path, warned: Warnings, then: str, now: str) -> None:
     """A layer that was unfrozen in the third epoch is frozen again when the script is run anew."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(then == "trained")
@@ -204,10 +204,10 @@ def test_another_frozen_set_is_named(tmp_path: Path, told: Told, then: str, now:
     model[0].requires_grad_(now == "trained")
     run = checkpointer(tmp_path)
     run.start(model)
-    (warning,) = told()
+    (warning,) = warned()
     assert f"were {then} when epoch 1 was saved, and are {now} now: 0.weight, 0.bias." in warning
     run.load(model)
-    assert told() == [], "not for weights that are loaded to be tested"
+    assert warned() == [], "not for weights that are loaded to be tested"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_another_frozen_set_is_named(tmp_path: Path, told: Told, then: str, now:
 )
 @pytest.mark.parametrize("how", ["keyword", "per_rank"])
 def test_an_object_without_a_state_that_holds_some_is_named_once(
-    tmp_path: Path, told: Told, make: Any, holds: str, how: str
+    tmp_path: Path, warned: Warnings, make: Any, holds: str, how: str
 ) -> None:
     """Nothing of it is stored, and nothing would have said so."""
     thing, model = make(), small_model()
@@ -230,12 +230,12 @@ def test_an_object_without_a_state_that_holds_some_is_named_once(
     run = checkpointer(tmp_path)
     for epoch in (1, 2):
         run.checkpoint(epoch, model=model, **given)
-    (warning,) = told()
+    (warning,) = warned()
     assert warning.startswith("metric (" if how == "keyword" else "per_rank['m'] (")
     assert f"what it holds ({holds}) is not saved" in warning
 
 
-def test_objects_that_rightly_have_no_state_are_not_named(tmp_path: Path, told: Told) -> None:
+def test_objects_that_rightly_have_no_state_are_not_named(tmp_path: Path, warned: Warnings) -> None:
     """A scaler that is switched off, a loss, a generator."""
     model = small_model()
     checkpointer(tmp_path).checkpoint(
@@ -245,10 +245,12 @@ def test_objects_that_rightly_have_no_state_are_not_named(tmp_path: Path, told: 
         loss=nn.CrossEntropyLoss(),
         generator=torch.Generator(),
     )
-    assert told() == []
+    assert warned() == []
 
 
-def test_an_epoch_saved_below_the_newest_without_start_is_told(tmp_path: Path, told: Told) -> None:
+def test_an_epoch_saved_below_the_newest_without_start_is_named(
+    tmp_path: Path, warned: Warnings
+) -> None:
     """A script that is run again without start() would leave "the last" to the run before."""
     model = small_model()
     first = checkpointer(tmp_path)
@@ -257,10 +259,10 @@ def test_an_epoch_saved_below_the_newest_without_start_is_told(tmp_path: Path, t
     again = checkpointer(tmp_path)
     for epoch in (1, 2):
         again.checkpoint(epoch, model=model)
-    (warning,) = told()
+    (warning,) = warned()
     assert f"Epoch 1 is saved below epoch 3, the newest in {tmp_path}" in warning
     checkpointer(tmp_path).checkpoint(3, model=model)
     started = checkpointer(tmp_path)
     started.start(model, continue_from=1)
     started.checkpoint(2, model=model)
-    assert told() == []
+    assert warned() == []
