@@ -33,14 +33,14 @@ def test_a_value_travels_and_stays_as_it_is(value: Any) -> None:
     [
         (Retention, ValueError, "No rule is given"),
         (lambda: Retention(keep_last=0), ValueError, "keep_last=0 keeps nothing"),
-        (lambda: Retention(keep_every="a"), TypeError, "keep_every='a' is a str"),
+        (lambda: Retention(keep_every="a"), TypeError, "keep_every='a' is a str"),  # type: ignore[arg-type]
         (lambda: Retention(keep_best=("loss", "min", -1)), ValueError, "is negative"),
         (lambda: Saving(save_every=0), ValueError, "save_every=0"),
-        (lambda: Saving(blocking="yes"), TypeError, "blocking='yes' is a str; True or False"),
+        (lambda: Saving(blocking="yes"), TypeError, "blocking='yes' is a str; True or False"),  # type: ignore[arg-type]
         (lambda: Saving(snapshot="lazy"), ValueError, "Choose 'eager' or 'overlap'"),
         (lambda: Retries(attempts=0), ValueError, "attempts=0"),
         (lambda: Retries(deadline=-1), ValueError, "deadline=-1"),
-        (lambda: Retries(deadline="1 h"), TypeError, "seconds or a timedelta"),
+        (lambda: Retries(deadline="1 h"), TypeError, "seconds or a timedelta"),  # type: ignore[arg-type]
     ],
 )
 def test_what_a_value_cannot_mean_is_refused_when_it_is_made(

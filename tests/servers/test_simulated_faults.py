@@ -130,7 +130,7 @@ def test_a_fault_is_of_some_requests(wire: Wire, simulated_store: SimulatedStore
     )
     assert [wire.status("GET", "/bucket/old") for _ in range(4)] == [200, 500, 500, 200]
     signed = {"Authorization": "AWS4-HMAC-SHA256 Credential=expired/20260101/x/s3/aws4_request"}
-    assert [wire.status("GET", "/bucket/old", **signed) for _ in range(3)] == [403] * 3
+    assert [wire.status("GET", "/bucket/old", b"", **signed) for _ in range(3)] == [403] * 3
     assert wire.status("GET", "/bucket?list-type=2&prefix=other/") == 200
     assert wire.status("GET", "/bucket?list-type=2&prefix=run/") == 503
     assert simulated_store.met() == [2, 3, 1]

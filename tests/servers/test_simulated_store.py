@@ -137,8 +137,8 @@ def test_uploads_under_way_are_listed_in_pages(wire: Wire, simulated_store: Simu
     for _ in range(4):
         page = ET.fromstring(wire.ask("GET", f"/bucket?uploads{marker}")[1])
         found += [page.findtext("Upload/Key")]
-        key, number = (page.findtext(f"Next{n}Marker") for n in ("Key", "UploadId"))
-        marker = f"&key-marker={key}&upload-id-marker={number}"
+        after, upload = (page.findtext(f"Next{n}Marker") for n in ("Key", "UploadId"))
+        marker = f"&key-marker={after}&upload-id-marker={upload}"
     assert found == ["a", "b", "b", "c"]
     assert page.findtext("IsTruncated") == "false"
 
