@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -23,7 +24,7 @@ _SMALL = 64 * 1024  # below this, joining neighbours costs less than one more sy
 
 
 def checksum(views: Iterable[memoryview | bytes]) -> str:
-    """The XXH3-128 of the views' bytes one after the other, 32 hexadecimal digits."""
+    """Return the XXH3-128 of the views' bytes one after the other, 32 hexadecimal digits."""
     digest = Digest()
     for view in views:
         digest.update(view)
@@ -31,7 +32,7 @@ def checksum(views: Iterable[memoryview | bytes]) -> str:
 
 
 def ranges(size: int, chunk_size: int) -> list[tuple[int, int]]:
-    """The (begin, end) of each chunk of a file of `size` bytes; none for an empty file."""
+    """Return the (begin, end) of each chunk of a file of `size` bytes; none for an empty file."""
     return [(begin, min(begin + chunk_size, size)) for begin in range(0, size, chunk_size)]
 
 
@@ -42,7 +43,8 @@ class Chunks(Sequence[list[memoryview]]):
 
     Args:
         views: One-dimensional byte views, or anything with a length whose slices are such views;
-            they are read when a chunk is asked for, not before.
+            they are read when a chunk is asked for, not before. To be read into, what is no view
+            has a method ``put(begin, buffer)``: its slices are buffers then (`settle`).
         chunk_size: Bytes of a chunk.
         owner: What owns the memory, where the views themselves do not hold it; held with the row.
     """
@@ -51,7 +53,7 @@ class Chunks(Sequence[list[memoryview]]):
         self, views: Iterable[Any], chunk_size: int = CHUNK_SIZE, owner: object = None
     ) -> None:
         self._owner = owner
-        self._views = [
+        self._views: list[Any] = [
             memoryview(view) if type(view) is bytes else view for view in views if len(view)
         ]
         self._ends = list(accumulate(map(len, self._views)))
@@ -59,24 +61,46 @@ class Chunks(Sequence[list[memoryview]]):
         self.chunk_size = chunk_size
 
     def __len__(self) -> int:
-        """The number of chunks."""
+        """Return the number of chunks."""
         return (self.size + self.chunk_size - 1) // self.chunk_size
 
     def __getitem__(self, index: int) -> list[memoryview]:  # type: ignore[override]
-        """The views that make up chunk `index`, small neighbours joined (copied)."""
+        """Return the views that make up chunk `index`, small neighbours joined (copied)."""
         return _join_small(self.pieces(index))
 
     def pieces(self, index: int) -> list[memoryview]:
-        """The views that make up chunk `index`, none copied: writing to them writes to `views`."""
+        """Return the views that make up chunk `index`, none copied.
+
+        Writing to them writes to `views`; after that, `settle` is to be called.
+        """
+        return [self._views[which][start:stop] for which, start, stop in self._cuts(index)]
+
+    def settle(self, index: int, pieces: Sequence[memoryview]) -> None:
+        """Copy what was read into buffers to where it belongs; the rest is there already.
+
+        Args:
+            index: Of the chunk.
+            pieces: What `pieces` gave for it, filled.
+        """
+        if self._in_place:
+            return
+        for (which, start, _), piece in zip(self._cuts(index), pieces, strict=True):
+            if type(self._views[which]) is not memoryview:
+                self._views[which].put(start, piece)
+
+    @cached_property
+    def _in_place(self) -> bool:
+        return all(type(view) is memoryview for view in self._views)
+
+    def _cuts(self, index: int) -> list[tuple[int, int, int]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin = index * self.chunk_size
-        cuts = cut(self._ends, begin, min(begin + self.chunk_size, self.size))
-        return [self._views[which][start:stop] for which, start, stop in cuts]
+        return cut(self._ends, begin, min(begin + self.chunk_size, self.size))
 
 
 def cut(ends: Sequence[int], begin: int, end: int) -> list[tuple[int, int, int]]:
-    """Which pieces of a row make up its bytes [begin, end): (which, start, stop) of each.
+    """Return which pieces of a row make up its bytes [begin, end): (which, start, stop) of each.
 
     Args:
         ends: Where each piece ends in the row, ascending.

@@ -93,8 +93,8 @@ class Reader:
         """Read files into memory.
 
         Args:
-            files: Each file, and contiguous tensors, on any device, whose memory has room for all
-                its bytes in a row.
+            files: Each file, and tensors, on any device, whose elements in a row take all its bytes
+                (`tensors.row`).
 
         Raises:
             CorruptCheckpointError: It names the file and the bytes. What the tensors hold is then
@@ -114,7 +114,9 @@ class Reader:
 
         def read(number: int) -> None:
             file, index, row = work[number]
-            file.read_chunk(index, row.pieces(index))
+            pieces = row.pieces(index)
+            file.read_chunk(index, pieces)
+            row.settle(index, pieces)
 
         parallel.each(read, len(work))
 
@@ -123,14 +125,14 @@ class Reader:
         """Return each chunk of the files: its file, its index, and the row that it is read into."""
         work = []
         for entry, targets in files:
-            views = map(tensors.byte_view, targets)
+            views = map(tensors.room_view, targets)
             row = chunks.Chunks(views, entry.chunk_size, owner=targets)
             file = self._file(entry, _PARTLY)
             work += [(file, index, row) for index in range(len(row))]
         return work
 
     def _by_window(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
-        targets = [tensors.flat(target) for target in targets if target.nbytes]
+        targets = [tensors.bytes_of(target) for target in targets if target.nbytes]
         ends = list(accumulate(target.nbytes for target in targets))
         size = max(1, _WINDOW // entry.chunk_size) * entry.chunk_size
         devices = {target.device for target in targets}
@@ -178,5 +180,5 @@ def _scatter(
     """Copy `source`, the row's bytes from `begin` on, to where they belong."""
     at = 0
     for which, start, stop in chunks.cut(ends, begin, begin + len(source)):
-        targets[which][start:stop].copy_(source[at : at + stop - start], non_blocking=True)
+        tensors.put(targets[which], start, source[at : at + stop - start])
         at += stop - start

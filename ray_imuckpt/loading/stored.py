@@ -10,16 +10,18 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.gang import Gang
+from ray_imuckpt.loading import parts
+from ray_imuckpt.loading.parts import StoredPart
 from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.repository import codec, decoding, paths
-from ray_imuckpt.repository.manifest import FileEntry, Manifest
+from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.pointers import pointed_at
 from ray_imuckpt.state.live import LeftOut, SavedModel
 from ray_imuckpt.state.optimizer import OptimizerState
@@ -28,13 +30,6 @@ from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
 
 _POINTERS = 4  # one after the other; ours leads to the checkpoint itself
-
-
-class TensorFile(NamedTuple):
-    """A file of tensors, if there is one, of which the header was read."""
-
-    entry: FileEntry | None
-    header: tensors.Header
 
 
 class LoadedCheckpoint:
@@ -71,7 +66,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def _model(self) -> SavedModel:
-        return self._decoded_model(*self._fill_as_saved(self._model_files))
+        return self._decoded_model(*self._fill_as_saved(self._model_parts))
 
     @property
     def model(self) -> dict[str, torch.Tensor]:
@@ -86,7 +81,7 @@ class LoadedCheckpoint:
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
         """``class``, ``param_groups``, ``state`` keyed by parameter name; ``None`` if not saved."""
-        return self._decoded_optimizer(*self._fill_as_saved((self._optimizer_file,)))
+        return self._decoded_optimizer(*self._fill_as_saved((self._optimizer_part,)))
 
     @property
     def log(self) -> Any:
@@ -122,19 +117,19 @@ class LoadedCheckpoint:
             CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
         """
         self._reader.prefetch()
-        _ = self.metrics, self._state, *self._model_files
+        _ = self.metrics, self._state, *self._model_parts
         if optimizer:
-            _ = self._optimizer_file
+            _ = self._optimizer_part
 
     @cached_property
     def saved_model(self) -> SavedModel:
         """The model's state, a `TensorInfo` for each tensor: only headers are read."""
-        return self._decoded_model(*(file.header.tensors for file in self._model_files))
+        return self._decoded_model(*(part.header.tensors for part in self._model_parts))
 
     @cached_property
     def saved_optimizer(self) -> OptimizerState | None:
         """As `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
-        return self._decoded_optimizer(self._optimizer_file.header.tensors)
+        return self._decoded_optimizer(self._optimizer_part.header.tensors)
 
     def fill(self, memory: Memory, *, optimizer: bool) -> Filled:
         """Read the tensors of the model, and of the optimizer.
@@ -151,19 +146,19 @@ class LoadedCheckpoint:
         Raises:
             CorruptCheckpointError: Bytes were altered; what the tensors hold is not to be used.
         """
-        files = (*self._model_files, self._optimizer_file) if optimizer else self._model_files
-        trained, frozen, *rest = self._fill(files, memory)
-        tensors.lay_out(self._model_files[0].header, trained, but=self.saved_model.tensors)
+        stored = (*self._model_parts, self._optimizer_part) if optimizer else self._model_parts
+        trained, frozen, *rest = self._fill(stored, memory)
+        tensors.lay_out(self._model_parts[0].header, trained, but=self.saved_model.tensors)
         model = self._decoded_model(trained, frozen)
         if not optimizer:
             return Filled(model)
-        tensors.lay_out(self._optimizer_file.header, *rest)
+        tensors.lay_out(self._optimizer_part.header, *rest)
         return Filled(model, self._decoded_optimizer(*rest))
 
     @property
     def frozen(self) -> frozenset[str]:
         """The names of the parameters that required no gradient."""
-        return frozenset(self._model_files[1].header.tensors)
+        return frozenset(self._model_parts[1].header.tensors)
 
     @property
     def has_optimizer(self) -> bool:
@@ -178,35 +173,35 @@ class LoadedCheckpoint:
     # ------------------------------------------------------------------ below
 
     @cached_property
-    def _model_files(self) -> tuple[TensorFile, TensorFile]:
-        return self._file(codec.MODEL), self._file(codec.MODEL_FROZEN)
+    def _model_parts(self) -> tuple[StoredPart, StoredPart]:
+        model, frozen = self._part(codec.MODEL), self._part(codec.MODEL_FROZEN)
+        twice = model.header.tensors.keys() & frozen.header.tensors.keys()
+        if twice:
+            raise CorruptCheckpointError(
+                f"The tensor {min(twice)} is in two parts, {codec.MODEL} and {codec.MODEL_FROZEN}.",
+                url=self.url,
+                epoch=self.epoch,
+            )
+        return model, frozen
 
     @cached_property
-    def _optimizer_file(self) -> TensorFile:
-        return self._file(codec.OPTIMIZER)
+    def _optimizer_part(self) -> StoredPart:
+        return self._part(codec.OPTIMIZER)
 
-    def _file(self, part: str) -> TensorFile:
-        entry = self.manifest.file(part, "safetensors")
-        if entry is None:
-            return TensorFile(None, tensors.Header({}, {}))
+    def _part(self, part: str) -> StoredPart:
         with located(self.url, epoch=self.epoch):
-            return TensorFile(entry, self._reader.header(entry))
+            return parts.open_part(self._reader, self.manifest, part, self.url)
 
-    def _fill(self, files: Sequence[TensorFile], memory: Memory) -> list[dict[str, torch.Tensor]]:
-        """Return the tensors of `files` by name, in the memory given or new ones on the host."""
+    def _fill(self, stored: Sequence[StoredPart], memory: Memory) -> list[dict[str, torch.Tensor]]:
         with located(self.url, epoch=self.epoch):
-            found = [tensors.room(file.header, memory) for file in files]
-            pairs = zip(files, found, strict=True)
-            self._reader.fill([(f.entry, tensors.row(f.header, t)) for f, t in pairs if f.entry])
-        return found
+            return parts.fill(self._reader, stored, memory)
 
-    def _fill_as_saved(self, files: Sequence[TensorFile]) -> list[dict[str, torch.Tensor]]:
-        """Return the tensors of `files` by name, new ones, laid out in memory as they were."""
-        found = self._fill(files, {})
-        return [tensors.lay_out(f.header, t) for f, t in zip(files, found, strict=True)]
+    def _fill_as_saved(self, stored: Sequence[StoredPart]) -> list[dict[str, torch.Tensor]]:
+        with located(self.url, epoch=self.epoch):
+            return parts.fill_as_saved(self._reader, stored)
 
     def _decoded_model(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> SavedModel:
-        metadata = self._model_files[0].header.metadata
+        metadata = self._model_parts[0].header.metadata
         named, extra = decoding.decode_model(trained, metadata)
         return SavedModel({**named, **frozen}, extra, decoding.decode_versions(metadata))
 
@@ -220,7 +215,7 @@ class LoadedCheckpoint:
             raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
         with located(self.url, epoch=self.epoch):
             texts = [self._reader.whole(entry) for entry in entries]
-        (found,) = self._fill_as_saved((self._file(codec.STATE),))
+        (found,) = self._fill_as_saved((self._part(codec.STATE),))
         return decoding.decode_state(texts, found, self.manifest.world_size, self.url)
 
     def __repr__(self) -> str:

@@ -7,23 +7,37 @@ from ray_imuckpt.encoding.tensors.filling import lay_out, room, row, tensor_at
 from ray_imuckpt.encoding.tensors.format import check_names, encode
 from ray_imuckpt.encoding.tensors.header import (
     Header,
+    Piece,
     TensorInfo,
     TensorKey,
     header_length,
     parse_header,
 )
-from ray_imuckpt.encoding.tensors.memory import Bytes, byte_view, disjoint, flat, is_plain, takes
+from ray_imuckpt.encoding.tensors.joining import join
+from ray_imuckpt.encoding.tensors.memory import (
+    Bytes,
+    byte_view,
+    bytes_of,
+    disjoint,
+    flat,
+    is_plain,
+    put,
+    room_view,
+    takes,
+)
 from ray_imuckpt.encoding.tensors.strides import Strides, in_same_order, strides_of
 from ray_imuckpt.encoding.tensors.ties import are_tied, first_of_tied
 
 __all__ = [
     "Bytes",
     "Header",
+    "Piece",
     "Strides",
     "TensorInfo",
     "TensorKey",
     "are_tied",
     "byte_view",
+    "bytes_of",
     "check_names",
     "check_storable",
     "disjoint",
@@ -34,9 +48,12 @@ __all__ = [
     "in_same_order",
     "is_plain",
     "is_storable",
+    "join",
     "lay_out",
     "parse_header",
+    "put",
     "room",
+    "room_view",
     "row",
     "strides_of",
     "takes",

@@ -6,14 +6,14 @@ from collections.abc import Container, Mapping
 
 import torch
 
-from ray_imuckpt.encoding.tensors.header import Header, TensorInfo, TensorKey
+from ray_imuckpt.encoding.tensors.header import Header, Piece, TensorInfo, TensorKey
 from ray_imuckpt.encoding.tensors.memory import flat
 from ray_imuckpt.encoding.tensors.strides import laid_out
 from ray_imuckpt.threads.parallel import uncollected
 
 
 def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
-    """The tensor that `info` describes, as a copy out of a file's bytes."""
+    """Return the tensor that `info` describes, as a copy out of a file's bytes."""
     tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
     flat(tensor).numpy().data[:] = memoryview(data)[info.begin : info.end]
     return tensor if info.strides is None else laid_out(tensor, info.strides)
@@ -24,7 +24,7 @@ def room(header: Header, live: Mapping[TensorKey, torch.Tensor]) -> dict[str, to
     """Return a tensor for each stored one, nothing in it yet; tied names share one.
 
     Args:
-        header: The file's.
+        header: The file's, or that of all files of a part.
         live: The tensors that take the bytes of stored ones. For the others there will be new host
             tensors.
     """
@@ -45,7 +45,7 @@ def lay_out(
     """Give tensors that were read the strides they had; tied names go on sharing one tensor.
 
     Args:
-        header: The file's.
+        header: As for `room`.
         found: What `room` gave, filled; changed.
         but: Names of tensors that stay as they are.
 
@@ -65,17 +65,30 @@ def lay_out(
 
 @uncollected
 def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Memory for all bytes of a file in their order: a scratch for the header, then the tensors'.
+    """Return memory for all bytes of a file in their order: a scratch for the header, then tensors.
 
     Args:
         header: The file's.
-        found: A contiguous tensor of the stored shape and dtype for each name, on any device; tied
-            names have the same.
+        found: A contiguous tensor of the dtype and the whole shape for each name, on any device;
+            tied names have the same. Of one that the file holds a piece of, the row has a view.
+
+    Returns:
+        Tensors whose elements in order take the bytes. Only views of pieces may have gaps between
+        their elements (`put`).
     """
     row = [torch.empty(header.length, dtype=torch.uint8, device="cpu")]
     at = header.length
-    for name, (_, _, begin, end, _, _) in header.tensors.items():
+    for name, (_, shape, begin, end, _, _) in header.tensors.items():
         if begin == at < end:
-            row.append(found[name])
+            row.append(_piece_of(found[name], header.pieces.get(name), shape))
             at = end
     return row
+
+
+def _piece_of(tensor: torch.Tensor, piece: Piece | None, shape: tuple[int, ...]) -> torch.Tensor:
+    if piece is None:
+        return tensor
+    tensor = tensor.detach()
+    for dimension, (begin, size) in enumerate(zip(piece.offset, shape, strict=True)):
+        tensor = tensor.narrow(dimension, begin, size)
+    return tensor

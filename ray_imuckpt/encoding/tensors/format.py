@@ -13,17 +13,20 @@ follow without holes. Beyond what the format asks for:
   types as U8.
 - ``__metadata__["imuckpt.strides"]`` (JSON) holds the strides of dense tensors that are not
   contiguous. Their bytes are stored in the order of their indices all the same.
+- ``__metadata__["imuckpt.pieces"]`` (JSON) says of those that are a piece of a tensor where in the
+  whole one they begin, and which shape that has. What the other keys say is said of the whole.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping
+from dataclasses import asdict
 
 import torch
 
 from ray_imuckpt.encoding.tensors.dtypes import NAMES
-from ray_imuckpt.encoding.tensors.header import MAX_HEADER
+from ray_imuckpt.encoding.tensors.header import MAX_HEADER, Piece
 from ray_imuckpt.encoding.tensors.memory import Bytes, byte_view
 from ray_imuckpt.encoding.tensors.strides import Strides
 from ray_imuckpt.errors import UnsupportedStateError
@@ -47,8 +50,9 @@ def encode(
     aliases: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
     strides: Mapping[str, Strides] | None = None,
+    pieces: Mapping[str, Piece] | None = None,
 ) -> list[Bytes]:
-    """The bytes of a safetensors file as views: the header, then the tensors' own memory.
+    """Return the bytes of a safetensors file as views: the header, then the tensors' own memory.
 
     Args:
         tensors: Name to tensor. Their memory is not copied: hold them, and leave them as they are,
@@ -56,7 +60,9 @@ def encode(
             fetched piece by piece then.
         aliases: Further name to the name in `tensors` whose bytes it shares.
         metadata: Further text for the header's ``__metadata__``.
-        strides: Name to the strides that the tensor is to have again, where it is not contiguous.
+        strides: Name to the strides that the tensor is to have again, where it is not contiguous;
+            of a piece, those of the whole tensor.
+        pieces: Which of the tensors are pieces, and of what.
 
     Raises:
         UnsupportedStateError: A name that the format reserves, or too many tensors for a header.
@@ -86,6 +92,8 @@ def encode(
         notes["imuckpt.dtypes"] = json.dumps(views)
     if strides:
         notes["imuckpt.strides"] = _json(dict(strides))
+    if pieces:
+        notes["imuckpt.pieces"] = _json({name: asdict(piece) for name, piece in pieces.items()})
     if notes:
         entries.insert(0, f'"__metadata__":{_json(notes)}')
     text = f"{{{','.join(entries)}}}".encode("ascii")

@@ -2,14 +2,15 @@
 
 Who may write a file may write anything into its header, so everything in it is held against the
 file: each tensor lies in the file, the tensors fill it without a hole or an overlap, and no name
-stands for two of them. The memory that is made for the tensors has the size of the file.
+stands for two of them. The memory that is made for the tensors has the size of the file; that of
+tensors of which the file holds a piece has the size of all their pieces (`joining`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -27,6 +28,7 @@ _MAX_DIMENSIONS = 64  # torch's
 _MAX_BYTES = 2**59  # beside a dimension of 0; what else has bytes has those of the file
 
 T = TypeVar("T")
+Index = Annotated[int, Meta(ge=0, le=2**62)]
 
 
 TensorKey = tuple[str, str]
@@ -49,8 +51,21 @@ class TensorInfo(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Which piece of a tensor a file holds, where it does not hold all of it.
+
+    Attributes:
+        offset: The index in the whole tensor at which the piece begins.
+        shape: The shape of the whole tensor.
+    """
+
+    offset: Annotated[tuple[Index, ...], Meta(max_length=_MAX_DIMENSIONS)]
+    shape: Annotated[tuple[Index, ...], Meta(max_length=_MAX_DIMENSIONS)]
+
+
+@dataclass(frozen=True)
 class Header:
-    """A parsed header.
+    """A parsed header, or those of several files as one.
 
     Attributes:
         tensors: Name to where it lies, in the order of the file; behind these the tied names, which
@@ -58,16 +73,19 @@ class Header:
         metadata: The file's ``__metadata__`` without the keys of this module.
         length: Bytes before the first tensor.
         strided: The names of those that were not contiguous in memory.
+        pieces: The names under which a piece of a tensor is stored, tied names not among them. In
+            `tensors` they have the shape of the piece, and the strides of the whole tensor.
     """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
     length: int = 0
     strided: tuple[str, ...] = ()
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
 
 
 def header_length(prefix: bytes | memoryview, file_size: int, url: str) -> int:
-    """The offset at which the data begin, from a file's first 8 bytes."""
+    """Return the offset at which the data begin, from a file's first 8 bytes."""
     length = int.from_bytes(prefix[:8], "little") if len(prefix) >= 8 else -1
     if not 2 <= length <= min(MAX_HEADER, file_size - 8):
         raise CorruptCheckpointError("Not a safetensors file: impossible header length.", url=url)
@@ -92,9 +110,13 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str, part: str =
     try:
         entries, metadata = _entries(str(head[8:base], "utf-8"))
         infos = _infos(entries, base, _note(metadata, "imuckpt.dtypes", dict[str, str]), part)
+        pieces = _note(metadata, "imuckpt.pieces", dict[str, Piece])
+        for name, piece in pieces.items():
+            _check_piece(name, piece, infos[name])
         strides = _note(metadata, "imuckpt.strides", dict[str, list[int]])
         for name, values in strides.items():
-            infos[name] = infos[name]._replace(strides=checked_strides(values, infos[name].shape))
+            shape = pieces[name].shape if name in pieces else infos[name].shape
+            infos[name] = infos[name]._replace(strides=checked_strides(values, shape))
         infos = _in_order(infos, base, file_size)
         aliases = _note(metadata, "imuckpt.aliases", dict[str, str])
         if not infos.keys().isdisjoint(aliases):
@@ -105,16 +127,14 @@ def parse_header(head: bytes | memoryview, file_size: int, url: str, part: str =
         raise CorruptCheckpointError(
             f"A safetensors header is damaged: {error!r:.300}.", url=url
         ) from error
-    return Header(infos, metadata, base, strided)
+    return Header(infos, metadata, base, strided, pieces)
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
-    """What a header says of one tensor."""
+    """The fields of one tensor."""
 
     dtype: str
-    shape: Annotated[
-        tuple[Annotated[int, Meta(ge=0, le=2**62)], ...], Meta(max_length=_MAX_DIMENSIONS)
-    ]
+    shape: Annotated[tuple[Index, ...], Meta(max_length=_MAX_DIMENSIONS)]
     data_offsets: tuple[int, int]
 
 
@@ -124,7 +144,7 @@ _ONCE_A_TENSOR = ('"dtype"', '"shape"', '"data_offsets"')
 
 
 def _entries(text: str) -> tuple[dict[str, _Entry], dict[str, str]]:
-    """The tensors of a header, in its order, and its ``__metadata__``.
+    """Return the tensors of a header, in its order, and its ``__metadata__``.
 
     msgspec is three times as fast, but keeps the last of two equal keys. Where there may be some,
     and where it refuses what Python writes (half a surrogate pair), the strict way decides.
@@ -144,7 +164,7 @@ def _entries(text: str) -> tuple[dict[str, _Entry], dict[str, str]]:
 
 
 def _note(metadata: dict[str, str], key: str, kind: type[T]) -> T:
-    """What a key of ours in ``__metadata__`` says, taken out of it; empty where it is missing."""
+    """Take what a key of ours says out of ``__metadata__``; empty where it is missing."""
     return msgspec.convert(strictjson.loads(metadata.pop(key, "{}")), kind)
 
 
@@ -169,15 +189,29 @@ def _infos(
 
 
 def _kind(stored: str, shape: tuple[int, ...]) -> tuple[torch.dtype, int]:
-    """The dtype of that name, and how many bytes such a tensor has."""
+    """Return the dtype of that name, and how many bytes such a tensor has."""
     dtype = DTYPES[stored]
-    if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
-        raise ValueError(f"shape {shape}")
+    _check_size(dtype, shape)
     return dtype, math.prod(shape) * dtype.itemsize
 
 
+def _check_size(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
+        raise ValueError(f"shape {shape}")
+
+
+def _check_piece(name: str, piece: Piece, info: TensorInfo) -> None:
+    """Raise `ValueError` unless the stored tensor lies within the whole one."""
+    if not len(piece.offset) == len(piece.shape) == len(info.shape):
+        raise ValueError(f"{name}: a piece of {info.shape} at {piece.offset} in {piece.shape}")
+    bounds = zip(piece.offset, info.shape, piece.shape, strict=True)
+    if any(begin + size > whole for begin, size, whole in bounds):
+        raise ValueError(f"{name}: a piece of {info.shape} at {piece.offset} in {piece.shape}")
+    _check_size(info.dtype, piece.shape)
+
+
 def _viewed(info: TensorInfo, view: str) -> TensorInfo:
-    """A tensor whose dtype safetensors lacks, from what its bytes are stored as."""
+    """Return a tensor whose dtype safetensors lacks, from what its bytes are stored as."""
     dtype, shape = VIEWS[view], info.shape
     stored, inner = ("F64", (2,)) if dtype is torch.complex128 else ("U8", ())
     if NAMES[info.dtype] != stored or shape[len(shape) - len(inner) :] != inner:
@@ -186,7 +220,7 @@ def _viewed(info: TensorInfo, view: str) -> TensorInfo:
 
 
 def _in_order(infos: dict[str, TensorInfo], base: int, file_size: int) -> dict[str, TensorInfo]:
-    """The same in the order of the file, if they fill it from `base` on."""
+    """Return the same in the order of the file, if they fill it from `base` on."""
     hole = _first_hole(infos.values(), base)
     if hole is not None:  # of another writer, or damaged: our own are in order
         infos = dict(sorted(infos.items(), key=lambda pair: pair[1][2:4]))
@@ -200,7 +234,7 @@ def _in_order(infos: dict[str, TensorInfo], base: int, file_size: int) -> dict[s
 
 
 def _first_hole(infos: Iterable[TensorInfo], at: int) -> int | None:
-    """Where the bytes of `infos`, in this order from `at` on, do not follow each other."""
+    """Return where the bytes of `infos`, in this order from `at` on, do not follow each other."""
     for _, _, begin, end, _, _ in infos:
         if begin != at:
             return at

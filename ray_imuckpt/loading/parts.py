@@ -1,0 +1,77 @@
+"""The parts of a stored checkpoint that hold tensors, each made up of any number of files.
+
+The headers are read first: they say which tensors there are, before there is memory for any. In a
+gang every function is a collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ray_imuckpt.encoding import tensors
+from ray_imuckpt.loading.reader import Reader
+from ray_imuckpt.repository.manifest import FileEntry, Manifest
+from ray_imuckpt.state.restorable import Memory
+
+
+class StoredPart(NamedTuple):
+    """The tensors of a part, of whose files the headers were read.
+
+    Attributes:
+        files: Each file with its own header; none where the part has no tensors.
+        header: Those of all files as one, in which each tensor is whole.
+    """
+
+    files: tuple[tuple[FileEntry, tensors.Header], ...]
+    header: tensors.Header
+
+
+def open_part(reader: Reader, manifest: Manifest, part: str, url: str) -> StoredPart:
+    """Read the headers of a part's files.
+
+    Raises:
+        CorruptCheckpointError: One is damaged, or together they do not make up whole tensors.
+    """
+    entries = manifest.files_of(part, "safetensors")
+    headers = [reader.header(entry) for entry in entries]
+    names = [entry.name for entry in entries]
+    whole = tensors.join([*zip(names, headers, strict=True)], url)
+    return StoredPart(tuple(zip(entries, headers, strict=True)), whole)
+
+
+def fill(
+    reader: Reader, parts: Sequence[StoredPart], memory: Memory
+) -> list[dict[str, torch.Tensor]]:
+    """Read the tensors of parts, all of them together.
+
+    Returns:
+        For each part its tensors by name, contiguous: in the memory of `memory` where that has one,
+        else in new host memory.
+
+    Raises:
+        CorruptCheckpointError: A chunk is damaged. What `memory` holds is then not to be used.
+    """
+    found = [tensors.room(part.header, memory) for part in parts]
+    rows = [
+        (entry, tensors.row(header, room))
+        for part, room in zip(parts, found, strict=True)
+        for entry, header in part.files
+    ]
+    reader.fill(rows)
+    return found
+
+
+def fill_as_saved(reader: Reader, parts: Sequence[StoredPart]) -> list[dict[str, torch.Tensor]]:
+    """Read the tensors of parts into new host memory, laid out as they were when they were saved.
+
+    Returns:
+        As `fill`, but for the strides.
+
+    Raises:
+        CorruptCheckpointError: A chunk is damaged.
+    """
+    found = fill(reader, parts, {})
+    return [tensors.lay_out(part.header, room) for part, room in zip(parts, found, strict=True)]

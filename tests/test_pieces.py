@@ -1,0 +1,170 @@
+"""A part in several files: tensors whole in any of them, or in pieces, come back to the byte."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import same_bytes
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.encoding.tensors import bytes_of, put
+from support.pieces import Cut, Sharded, Share, along, grid, whole
+
+
+def build(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Parameters of all ranks, tied, frozen, in another order in memory; buffers of odd dtypes."""
+    torch.manual_seed(seed)
+    model = nn.Module()
+    model.conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    model.embed = nn.Embedding(7, 5)
+    model.head = nn.Linear(5, 7, bias=False)
+    model.head.weight = model.embed.weight
+    model.large = nn.Linear(300, 9)
+    model.frozen = nn.Linear(3, 2).requires_grad_(requires_grad=False)
+    model.register_buffer("phase", torch.randn(5, 3, dtype=torch.complex128))
+    model.register_buffer("wave", torch.randn(4, 4, dtype=torch.complex64))
+    model.register_buffer("low", torch.randn(6, 2).bfloat16())
+    model.register_buffer("flags", torch.rand(5, 5) > 0.5)
+    model.register_buffer("odd", torch.randint(0, 9, (3, 5), dtype=torch.int8))
+    model.register_buffer("scale", torch.randint(0, 99, (4, 6)).byte().view(torch.float8_e8m0fnu))
+    model.register_buffer("one", torch.randn(()))
+    model.register_buffer("none", torch.randn(3, 0, 2))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return model, torch.optim.AdamW(trained, lr=0.1)
+
+
+def saved(directory: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Save epoch 1 after a step, and return what was saved."""
+    model, optimizer = build()
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    Checkpointer(directory, blocking=True).checkpoint(
+        1, model=model, optimizer=optimizer, log=[1], table=torch.arange(12).reshape(3, 4)
+    )
+    return model, optimizer
+
+
+def pinwheel(name: str, shape: tuple[int, ...]) -> list[Share]:
+    """Cut one matrix in five pieces that no straight line parts."""
+    if name != "large.weight":
+        return whole(name, shape)
+    boxes = [((0, 0), (5, 100)), ((5, 0), (4, 200)), ((0, 100), (3, 200)), ((3, 200), (6, 100)),
+             ((3, 100), (2, 100))]  # fmt: skip
+    return [(rank % 3, *box) for rank, box in enumerate(boxes) if rank < 3] + [
+        (rank, *box) for rank, box in enumerate(boxes) if rank >= 3
+    ]
+
+
+def all_and_nothing(name: str, shape: tuple[int, ...]) -> list[Share]:
+    """Leave the whole to one rank, and to another a piece without elements."""
+    if not shape or name.startswith("ranks."):
+        return whole(name, shape)
+    return [(0, (0,) * len(shape), shape), (2, shape, (0,) * len(shape))]
+
+
+CUTS: dict[str, tuple[int, Cut]] = {
+    "whole": (3, whole),
+    "rows": (3, along(0, 3)),
+    "columns": (3, along(-1, 3)),
+    "the middle": (4, along(1, 4)),
+    "a grid": (4, grid),
+    "a pinwheel": (5, pinwheel),
+    "more ranks than rows": (9, along(0, 9)),
+    "all and nothing": (3, all_and_nothing),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_what_was_cut_comes_back_to_the_byte(tmp_path: Path, name: str) -> None:
+    """Read in fresh memory: values, dtypes, strides, ties, trees, each rank's state."""
+    saved(tmp_path / "a")
+    expected = Checkpointer(tmp_path / "a").read(1)
+    model, optimizer, other = expected.model, expected.optimizer, expected.other
+    ranks = CUTS[name][0]
+    rank = expected.ranks[0]
+    Sharded(tmp_path / "a" / "checkpoint=1", *CUTS[name]).write()
+    checkpointer = Checkpointer(tmp_path / "a")
+    checkpointer.verify(1)
+    read = checkpointer.read(1)
+    assert same_bytes(read.model, model)
+    assert {n: t.stride() for n, t in read.model.items()} == {
+        n: t.stride() for n, t in model.items()
+    }
+    assert read.model["head.weight"] is read.model["embed.weight"]
+    assert same_bytes(read.optimizer, optimizer)
+    assert same_bytes(read.other, other)
+    assert read.frozen == expected.frozen
+    assert len(read.ranks) == ranks
+    assert all(same_bytes(state, rank) for state in read.ranks)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_what_was_cut_is_restored_in_place(tmp_path: Path, name: str) -> None:
+    """Into live tensors, of which rows are contiguous and columns are not."""
+    expected, stepped = saved(tmp_path)
+    Sharded(tmp_path / "checkpoint=1", *CUTS[name]).write()
+    model, optimizer = build(seed=1)
+    weight = model.large.weight
+    where = weight.data_ptr()
+    started = Checkpointer(tmp_path).start(model, optimizer, continue_from=1)
+    assert started.start_epoch == 2
+    assert model.large.weight is weight
+    assert weight.data_ptr() == where
+    assert same_bytes(dict(model.state_dict()), dict(expected.state_dict()))
+    assert same_bytes(optimizer.state_dict(), stepped.state_dict())
+
+
+def test_the_model_alone_is_loaded(tmp_path: Path) -> None:
+    """Nothing of the optimizer's files is read."""
+    expected, _ = saved(tmp_path)
+    Sharded(tmp_path / "checkpoint=1", 3, along(0, 3)).write()
+    for path in (tmp_path / "checkpoint=1").glob("optimizer-*"):
+        path.unlink()
+    model, _ = build(seed=1)
+    Checkpointer(tmp_path).load(model, 1)
+    assert same_bytes(dict(model.state_dict()), dict(expected.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda t: t[2:5], lambda t: t[:, 1:3], lambda t: t[1:4, 2:5, 1:3], lambda t: t[:, :, 1:2],
+     lambda t: t[2:3, :, 1:]],
+)  # fmt: skip
+def test_bytes_are_put_into_memory_that_is_not_in_a_row(
+    view: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """Wherever the run of bytes begins and ends in the piece."""
+    random = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.complex64, torch.int8, torch.bool):
+        values = torch.randint(0, 100, (6, 5, 4), generator=random).to(dtype)
+        piece = view(values).contiguous()
+        data = bytes_of(piece)
+        for cuts in ([0, 1], [3, 7, 8, 30], [len(data) // 2], [len(data) - 1], []):
+            target = torch.zeros_like(values)
+            ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
+            for begin, end in pairwise(ends):
+                if end > begin:
+                    put(bytes_of(view(target)), begin, data[begin:end].clone())
+            assert same_bytes(view(target).contiguous(), piece)
+            view(target).zero_()
+            assert not target.to(torch.complex64).any()
+
+
+def test_a_writer_of_the_next_epoch_goes_on_from_pieces(tmp_path: Path) -> None:
+    """And what it writes is whole again; the frozen part is not taken from several files."""
+    saved(tmp_path)
+    Sharded(tmp_path / "checkpoint=1", 3, along(0, 3)).write()
+    model, optimizer = build(seed=1)
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.start(model, optimizer)
+    checkpointer.checkpoint(2, model=model, optimizer=optimizer)
+    before, after = (Checkpointer(tmp_path).read(epoch) for epoch in (1, 2))
+    assert same_bytes(after.model, before.model)
+    assert {entry.rank for entry in after.manifest.files} == {0}
+    assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2]
