@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.cli import main
 from ray_imuckpt.encoding.tensors import bytes_of, put
 from support.pieces import Cut, Sharded, Share, along, grid, whole
 
@@ -168,3 +171,26 @@ def test_a_writer_of_the_next_epoch_goes_on_from_pieces(tmp_path: Path) -> None:
     assert same_bytes(after.model, before.model)
     assert {entry.rank for entry in after.manifest.files} == {0}
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2]
+
+
+def test_the_command_line_reads_pieces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`export` writes whole tensors, `diff` sees that two cuts of one model are the same."""
+    saved(tmp_path / "a")
+    for epoch in (2, 3):
+        shutil.copytree(tmp_path / "a" / "checkpoint=1", tmp_path / "a" / f"checkpoint={epoch}")
+        sharded = Sharded(tmp_path / "a" / f"checkpoint={epoch}", 3, along(epoch - 2, 3))
+        sharded.manifest["epoch"] = epoch
+        if epoch == 3:
+            sharded.files["model", 1].tensors["large.weight"][2, 7] += 1.0
+        sharded.write()
+    expected = Checkpointer(tmp_path / "a").read(1).model
+    assert main(["export", str(tmp_path / "a"), "2", str(tmp_path / "model.safetensors")]) == 0
+    exported = load_file(tmp_path / "model.safetensors")
+    assert {n: bytes_of(t).tolist() for n, t in exported.items()} == {
+        n: bytes_of(t.contiguous()).tolist() for n, t in expected.items()
+    }
+    capsys.readouterr()
+    assert main(["diff", str(tmp_path / "a"), "1", "2"]) == 0
+    assert "large.weight" not in capsys.readouterr().out
+    main(["diff", str(tmp_path / "a"), "2", "3"])
+    assert "large.weight" in capsys.readouterr().out

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from ray_imuckpt.encoding import chunks
+import torch
+
+from ray_imuckpt.encoding import chunks, tensors
 from ray_imuckpt.encoding.tensors import TensorInfo
+from ray_imuckpt.loading.parts import Source
 from ray_imuckpt.loading.stored import LoadedCheckpoint
-from ray_imuckpt.repository import codec, paths
+from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import FileEntry
 from ray_imuckpt.storage import Storage
@@ -18,6 +21,8 @@ _AHEAD = 4  # chunks that are read at once where one follows the other
 
 class Weights:
     """A checkpoint's model, of which any part can be read, in the memory of a few chunks.
+
+    A tensor that is stored in pieces is put together whole.
 
     Args:
         storage: The run directory.
@@ -32,11 +37,11 @@ class Weights:
 
     def __init__(self, storage: Storage, loaded: LoadedCheckpoint) -> None:
         self.tensors: Mapping[str, TensorInfo] = loaded.saved_model.tensors
-        self._files = {
-            part: _Ranges(storage, loaded.epoch, entry)
-            for part in (codec.MODEL, codec.MODEL_FROZEN)
-            if (entry := loaded.manifest.file(part, "safetensors")) is not None
-        }
+        self._sources = loaded.model_sources
+        entries = {s.entry.name: s.entry for found in self._sources.values() for s in found}
+        self._files = {n: _Ranges(storage, loaded.epoch, entry) for n, entry in entries.items()}
+        self._order = {name: number for number, name in enumerate(entries)}
+        self._whole: tuple[str, memoryview] = "", memoryview(b"")
 
     def read(self, name: str, begin: int, end: int) -> bytearray:
         """Return bytes [begin, end) of a tensor, in host memory of their own.
@@ -46,27 +51,45 @@ class Weights:
             CheckpointChangedError: The checkpoint was saved anew, or deleted.
             StorageError: They could not be read.
         """
-        base = self.tensors[name].begin
-        return self._file(name).read(base + begin, base + end)
+        source, *others = self._sources[name]
+        if source.piece is None:
+            base = source.info.begin
+            return self._files[source.entry.name].read(base + begin, base + end)
+        if self._whole[0] != name:
+            self._whole = name, self._put_together(name, [source, *others])
+        return bytearray(self._whole[1][begin:end])
 
     def seal(self, name: str, begin: int, end: int) -> tuple[object, ...]:
         """Return what tells bytes [begin, end) of a tensor from others, without reading them.
 
         Of equal seals the bytes are equal, as they were committed. The reverse does not hold: a
-        seal covers whole chunks.
+        seal covers whole chunks, or all pieces of a tensor.
         """
-        base = self.tensors[name].begin
-        return self._file(name).seal(base + begin, base + end)
+        source, *others = self._sources[name]
+        if source.piece is None:
+            base = source.info.begin
+            return self._files[source.entry.name].seal(base + begin, base + end)
+        return tuple(
+            (piece, info.shape, self._files[entry.name].seal(info.begin, info.end))
+            for entry, info, piece in (source, *others)
+        )
 
     def in_order(self) -> list[str]:
         """Return the names in an order in which the files are read from front to back."""
+        firsts = {name: self._sources[name][0] for name in self.tensors}
         return sorted(
-            self.tensors, key=lambda name: (self.tensors[name].key[0], self.tensors[name].begin)
+            firsts, key=lambda n: (self._order[firsts[n].entry.name], firsts[n].info.begin)
         )
 
-    def _file(self, name: str) -> _Ranges:
-        part, _ = self.tensors[name].key
-        return self._files[part]
+    def _put_together(self, name: str, pieces: Sequence[Source]) -> memoryview:
+        info = self.tensors[name]
+        whole = torch.empty(info.shape, dtype=info.dtype)
+        for entry, held, piece in pieces:
+            data = self._files[entry.name].read(held.begin, held.end)
+            if piece is not None and data:
+                view = tensors.piece_of(whole, piece, held.shape)
+                tensors.put(tensors.bytes_of(view), 0, torch.frombuffer(data, dtype=torch.uint8))
+        return tensors.flat(whole).numpy().data
 
 
 class _Ranges:

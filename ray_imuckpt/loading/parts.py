@@ -29,6 +29,31 @@ class StoredPart(NamedTuple):
     header: tensors.Header
 
 
+class Source(NamedTuple):
+    """Where a tensor, or a piece of one, lies.
+
+    Attributes:
+        entry: The file.
+        info: What of it is stored there, and where.
+        piece: Which piece that is, ``None`` for the whole tensor.
+    """
+
+    entry: FileEntry
+    info: tensors.TensorInfo
+    piece: tensors.Piece | None
+
+
+def sources(parts: Sequence[StoredPart]) -> dict[str, list[Source]]:
+    """Return where each tensor of the parts lies, tied ones under each name."""
+    found: dict[str, list[Source]] = {}
+    for part in parts:
+        for entry, header in part.files:
+            for name, info in header.tensors.items():
+                source = Source(entry, info, header.pieces.get(info.key[1]))
+                found.setdefault(name, []).append(source)
+    return found
+
+
 def open_part(reader: Reader, manifest: Manifest, part: str, url: str) -> StoredPart:
     """Read the headers of a part's files.
 

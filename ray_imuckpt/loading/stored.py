@@ -156,6 +156,11 @@ class LoadedCheckpoint:
         return Filled(model, self._decoded_optimizer(*rest))
 
     @property
+    def model_sources(self) -> dict[str, list[parts.Source]]:
+        """Where each of the model's tensors lies, tied ones under each name."""
+        return parts.sources(self._model_parts)
+
+    @property
     def frozen(self) -> frozenset[str]:
         """The names of the parameters that required no gradient."""
         return frozenset(self._model_parts[1].header.tensors)

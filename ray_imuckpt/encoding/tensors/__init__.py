@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ray_imuckpt.encoding.tensors.dtypes import check_storable, is_storable
-from ray_imuckpt.encoding.tensors.filling import lay_out, room, row, tensor_at
+from ray_imuckpt.encoding.tensors.filling import lay_out, piece_of, room, row, tensor_at
 from ray_imuckpt.encoding.tensors.format import check_names, encode
 from ray_imuckpt.encoding.tensors.header import (
     Header,
@@ -51,6 +51,7 @@ __all__ = [
     "join",
     "lay_out",
     "parse_header",
+    "piece_of",
     "put",
     "room",
     "room_view",

@@ -80,14 +80,14 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
     at = header.length
     for name, (_, shape, begin, end, _, _) in header.tensors.items():
         if begin == at < end:
-            row.append(_piece_of(found[name], header.pieces.get(name), shape))
+            piece = header.pieces.get(name)
+            row.append(found[name] if piece is None else piece_of(found[name], piece, shape))
             at = end
     return row
 
 
-def _piece_of(tensor: torch.Tensor, piece: Piece | None, shape: tuple[int, ...]) -> torch.Tensor:
-    if piece is None:
-        return tensor
+def piece_of(tensor: torch.Tensor, piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a view of the piece of a tensor that has that shape."""
     tensor = tensor.detach()
     for dimension, (begin, size) in enumerate(zip(piece.offset, shape, strict=True)):
         tensor = tensor.narrow(dimension, begin, size)

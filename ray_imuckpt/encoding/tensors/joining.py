@@ -36,7 +36,7 @@ class _Box(NamedTuple):
 def join(files: Sequence[tuple[str, Header]], url: str) -> Header:
     """Return the headers of a part's files as one, in which each tensor has its whole shape.
 
-    A tensor that is stored in pieces has no bytes of its own there: it begins and ends at 0.
+    A tensor that is stored in pieces lies in no file: it begins at 0, and ends at its size.
 
     Args:
         files: The name of each file, and its header.
@@ -127,7 +127,9 @@ def _overlap(one: _Box, other: _Box) -> bool:
 def _whole(found: _Found) -> TensorInfo:
     if found.piece is None:
         return found.info
-    return found.info._replace(shape=found.piece.shape, begin=0, end=0)
+    shape = found.piece.shape
+    size = math.prod(shape) * found.info.dtype.itemsize
+    return found.info._replace(shape=shape, begin=0, end=size)
 
 
 def _metadata(files: Sequence[tuple[str, Header]], url: str) -> dict[str, str]:
