@@ -30,11 +30,11 @@ class StoredPart(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a tensor, or a piece of one, lies.
+    """The file that holds a tensor, or a piece of one.
 
     Attributes:
         entry: The file.
-        info: What of it is stored there, and where.
+        info: What is stored in it, and where.
         piece: Which piece that is, ``None`` for the whole tensor.
     """
 

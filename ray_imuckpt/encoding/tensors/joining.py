@@ -17,7 +17,7 @@ from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.threads.parallel import uncollected
 
 
-class _Found(NamedTuple):
+class _Copy(NamedTuple):
     """A stored tensor, or a piece of one, in the file of that name."""
 
     file: str
@@ -26,7 +26,7 @@ class _Found(NamedTuple):
 
 
 class _Box(NamedTuple):
-    """Where a piece lies in its tensor: from `begin` to before `end`, in each dimension."""
+    """The indices of a piece in its tensor: from `begin` to before `end`, in each dimension."""
 
     begin: tuple[int, ...]
     end: tuple[int, ...]
@@ -50,41 +50,41 @@ def join(files: Sequence[tuple[str, Header]], url: str) -> Header:
         return Header({}, {})
     if len(files) == 1 and not files[0][1].pieces:
         return files[0][1]
-    stored: dict[str, list[_Found]] = defaultdict(list)
-    ties: dict[str, list[_Found]] = defaultdict(list)
+    stored: dict[str, list[_Copy]] = defaultdict(list)
+    ties: dict[str, list[_Copy]] = defaultdict(list)
     for file, header in files:
         for name, info in header.tensors.items():
             under = stored if info.key[1] == name else ties
-            under[name].append(_Found(file, info, header.pieces.get(info.key[1])))
+            under[name].append(_Copy(file, info, header.pieces.get(info.key[1])))
     tilings: set[tuple[object, ...]] = set()
     tensors: dict[str, TensorInfo] = {}
-    for name, found in stored.items():
-        problem = _problem(found, tilings)
+    for name, copies in stored.items():
+        problem = _problem(copies, tilings)
         if problem:
-            raise _damaged(name, found, problem, url)
-        tensors[name] = _whole(found[0])
-    for name, found in ties.items():
-        targets = {one.info.key for one in found}
+            raise _damaged(name, copies, problem, url)
+        tensors[name] = _whole(copies[0])
+    for name, copies in ties.items():
+        targets = {one.info.key for one in copies}
         if name in stored or len(targets) > 1:
-            raise _damaged(name, [*found, *stored[name]], "it stands for two tensors", url)
-        tensors[name] = tensors[found[0].info.key[1]]
+            raise _damaged(name, [*copies, *stored[name]], "it stands for two tensors", url)
+        tensors[name] = tensors[copies[0].info.key[1]]
     strided = tuple(name for name, info in tensors.items() if info.strides is not None)
     return Header(tensors, _metadata(files, url), strided=strided)
 
 
-def _problem(found: Sequence[_Found], tilings: set[tuple[object, ...]]) -> str:
+def _problem(copies: Sequence[_Copy], tilings: set[tuple[object, ...]]) -> str:
     """Return what is wrong with a tensor of which these are stored, ``""`` if nothing is.
 
     Args:
-        found: What there is of it, at least one.
-        tilings: Shapes and pieces that were found to fit; thousands of tensors have the same few.
+        copies: What there is of it, at least one.
+        tilings: Shapes and pieces that are known to fit; thousands of tensors have the same few.
     """
-    first = found[0]
-    if first.piece is None or any(one.piece is None for one in found):
-        return "" if len(found) == 1 else "it is stored twice"
+    first = copies[0]
+    if first.piece is None or any(one.piece is None for one in copies):
+        return "" if len(copies) == 1 else "it is stored twice"
     shape = first.piece.shape
     boxes = []
-    for _, info, piece in found:
+    for _, info, piece in copies:
         if piece is None or piece.shape != shape:
             return "its pieces are of tensors of different shapes"
         if (info.dtype, info.strides) != (first.info.dtype, first.info.strides):
@@ -124,12 +124,12 @@ def _overlap(one: _Box, other: _Box) -> bool:
     return all(map(int.__lt__, one.begin, other.end)) and all(map(int.__lt__, other.begin, one.end))
 
 
-def _whole(found: _Found) -> TensorInfo:
-    if found.piece is None:
-        return found.info
-    shape = found.piece.shape
-    size = math.prod(shape) * found.info.dtype.itemsize
-    return found.info._replace(shape=shape, begin=0, end=size)
+def _whole(copy: _Copy) -> TensorInfo:
+    if copy.piece is None:
+        return copy.info
+    shape = copy.piece.shape
+    size = math.prod(shape) * copy.info.dtype.itemsize
+    return copy.info._replace(shape=shape, begin=0, end=size)
 
 
 def _metadata(files: Sequence[tuple[str, Header]], url: str) -> dict[str, str]:
@@ -146,8 +146,8 @@ def _metadata(files: Sequence[tuple[str, Header]], url: str) -> dict[str, str]:
     return metadata
 
 
-def _damaged(name: str, found: Sequence[_Found], problem: str, url: str) -> CorruptCheckpointError:
-    files = sorted({one.file for one in found})
+def _damaged(name: str, copies: Sequence[_Copy], problem: str, url: str) -> CorruptCheckpointError:
+    files = sorted({one.file for one in copies})
     shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
     return CorruptCheckpointError(
         f"The files of a part do not make up its tensor {name:.200}: {problem} ({shown}).", url=url
