@@ -1,4 +1,4 @@
-"""What a restore warns of, when it has succeeded. Touches the log."""
+"""The warnings of a restore that has succeeded. Touches the log."""
 
 from __future__ import annotations
 
