@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conditional_store import Contents
-from filesystems import Renaming
 from ray_imuckpt.storage import ConflictError, DoubtfulError, Storage, open_storage
-from ray_imuckpt.storage.remote import RemoteStorage
 
 
 @pytest.fixture
@@ -26,74 +21,8 @@ def store(contents: Contents) -> Storage:
     return open_storage("conditional://bucket/run", {"contents": contents})
 
 
-@pytest.fixture(params=["local", "no links", "no locks", "memory", "conditional", "renaming"])
-def storage(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Storage:
-    """Each way of putting a file under a condition."""
-
-    def refused(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOTSUP, "not here")
-
-    if request.param == "no links":
-        monkeypatch.setattr(os, "link", refused)
-    if request.param == "no locks":
-        monkeypatch.setattr("fcntl.flock", refused)
-    if request.param == "memory":
-        return open_storage(f"memory://{tmp_path}/run")
-    if request.param == "conditional":
-        return open_storage("conditional://bucket/run", {"contents": Contents()})
-    if request.param == "renaming":
-        return RemoteStorage(Renaming(), f"/{tmp_path.name}/run")
-    return open_storage(f"{tmp_path}/run")
-
-
 def names(storage: Storage) -> list[str]:
     return sorted(entry.name for entry in storage.entries())
-
-
-def test_a_file_is_created_once(storage: Storage) -> None:
-    """Who comes second gets a ConflictError, and the first one's bytes stay."""
-    storage.put_if("a/m", b"1", None)
-    with pytest.raises(ConflictError):
-        storage.put_if("a/m", b"2", None)
-    assert storage.get("a/m") == b"1"
-    assert names(storage) == ["a/m"], "no temporary file is left"
-
-
-def test_a_file_is_replaced_only_while_it_is_what_was_seen(storage: Storage) -> None:
-    """Else it is a ConflictError, also where it is gone."""
-    storage.put("a/m", b"1")
-    storage.put_if("a/m", b"2", b"1")
-    with pytest.raises(ConflictError):
-        storage.put_if("a/m", b"3", b"1")
-    assert storage.get("a/m") == b"2"
-    with pytest.raises(ConflictError):
-        storage.put_if("a/none", b"1", b"0")
-    assert names(storage) == ["a/m"]
-
-
-def test_a_file_is_removed_only_while_it_is_what_was_seen(storage: Storage) -> None:
-    """And once: the second call finds nothing."""
-    storage.put("a/m", b"1")
-    assert not storage.delete_if("a/m", b"0")
-    assert names(storage) == ["a/m"]
-    assert storage.delete_if("a/m", b"1")
-    assert not storage.delete_if("a/m", b"1")
-    assert names(storage) == []
-
-
-def test_entries_tell_size_and_age(storage: Storage) -> None:
-    """By the storage's own clock, and asking for it leaves nothing."""
-    storage.put("top", b"123")
-    storage.put("a/m", b"1")
-    assert [(e.name, e.size) for e in sorted(storage.entries(), key=str)] == [
-        ("a/m", 1),
-        ("top", 3),
-    ]
-    assert all(entry.modified is not None for entry in storage.entries())
-    assert storage.clock() > 0
-    assert names(storage) == ["a/m", "top"], "what the clock was asked with is gone"
 
 
 def lose_once(contents: Contents, kind: str, then: Callable[[], None] = lambda: None) -> None:

@@ -120,7 +120,13 @@ class ReadingContract:
         assert same_directory(child.parent(), subject.storage)
         assert not same_directory(child, subject.storage)
         assert child.parent().get("a/m") == b"1"
-        assert child.url.startswith(subject.storage.url)
+        deeper = child.child("b")
+        assert deeper.url == f"{subject.storage.url}/a/b"
+        deeper.put("m", b"3")
+        assert subject.side.look("a/b/m") == b"3"
+        assert same_directory(deeper.parent().parent(), subject.storage)
+        base = subject.storage.url.rpartition("/")[2]
+        assert subject.storage.parent().child(base).get("a/m") == b"1"
 
     def test_the_way_through_pyarrow_leads_to_the_same_directory(self, subject: Subject) -> None:
         """As Ray hands a storage to its workers."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contract.conditions import ConditionContract
 from contract.reading import ReadingContract
 from contract.runs import RunContract
 from contract.writing import WritingContract
 
 
-class StorageContract(WritingContract, ReadingContract, RunContract):
+class StorageContract(WritingContract, ConditionContract, ReadingContract, RunContract):
     """All that `ray_imuckpt.storage.Storage` promises, and a run on it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pyarrow.fs
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from contract.conditions import ConditionContract
 from contract.storage import StorageContract
 from contract.subjects import (
     AzureSide,
@@ -62,6 +65,31 @@ class TestLocal(StorageContract):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         """A directory that is not there yet."""
+        return by_url(f"{tmp_path}/run", {}, LocalSide(tmp_path / "run"), objects=False)
+
+
+def not_here(*_: object, **__: object) -> None:
+    """Refuse, as a file system does that lacks an operation."""
+    raise OSError(errno.ENOTSUP, "not here")
+
+
+class TestLocalWithoutLinks(ConditionContract):
+    """A path of a file system without hard links."""
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
+        """A directory that is not there yet."""
+        monkeypatch.setattr(os, "link", not_here)
+        return by_url(f"{tmp_path}/run", {}, LocalSide(tmp_path / "run"), objects=False)
+
+
+class TestLocalWithoutLocks(ConditionContract):
+    """A path of a file system without locks."""
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Subject:
+        """A directory that is not there yet."""
+        monkeypatch.setattr("fcntl.flock", not_here)
         return by_url(f"{tmp_path}/run", {}, LocalSide(tmp_path / "run"), objects=False)
 
 
