@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +61,10 @@ class ImuckptError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (from_wire, (to_wire(self),))
+
+    def facts(self) -> dict[str, Any]:
+        """Return all but the message, in JSON's types, by the names of the arguments."""
+        return {"url": self.url, "epoch": self.epoch, "rank": self.rank, "hint": self.hint}
 
 
 class CheckpointNotFoundError(ImuckptError, FileNotFoundError):
@@ -111,6 +115,15 @@ class StateMismatchError(ImuckptError, ValueError):
                 parts.append(f"  {title} ({len(keys)}): " + "; ".join(keys))
         return "\n".join(parts)
 
+    def facts(self) -> dict[str, Any]:
+        """Return all but the message; see `ImuckptError.facts`."""
+        return {
+            **super().facts(),
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "wrong_shape": self.wrong_shape,
+        }
+
 
 class StorageError(ImuckptError, OSError):
     """A storage that is missing, or that cannot be reached, listed or written."""
@@ -144,7 +157,13 @@ _CLASSES: dict[str, type[Exception]] = {
         TypeError,
     )
 }
-_FACTS = ("url", "epoch", "rank", "hint", "missing", "unexpected", "wrong_shape")
+
+
+@runtime_checkable
+class _OfDirectory(Protocol):
+    """Whatever says which directory it is about, as a `Checkpointer` does."""
+
+    dir: str | None
 
 
 def adopted(error: BaseException, **facts: Any) -> ImuckptError:
@@ -180,7 +199,7 @@ def located(url: str, *, epoch: int | None = None, rank: int | None = None) -> I
         error.epoch = epoch if error.epoch is None else error.epoch
         error.rank = rank if error.rank is None else error.rank
         raise
-    except Exception as error:
+    except Exception as error:  # of whatever library: users handle one tree
         raise adopted(error, url=url, epoch=epoch, rank=rank) from error
 
 
@@ -193,8 +212,10 @@ def public(method: Callable[P, T]) -> Callable[P, T]:
             return method(*args, **kwargs)
         except (ImuckptError, ValueError, TypeError):
             raise
-        except Exception as error:
-            raise adopted(error, url=getattr(args[0], "dir", None)) from error
+        except Exception as error:  # of whatever library: users handle one tree
+            about = args[0] if args else None
+            url = about.dir if isinstance(about, _OfDirectory) else None
+            raise adopted(error, url=url) from error
 
     return call
 
@@ -205,19 +226,17 @@ def to_wire(error: BaseException) -> dict[str, Any]:
     if kind is None:  # a foreign error: its type is named in the text, never rebuilt from a name
         error = adopted(error)
         kind = type(error).__name__
-    wire: dict[str, Any] = {"type": kind, "message": getattr(error, "message", str(error))}
-    for name in _FACTS:
-        value = getattr(error, name, None)
-        if value not in (None, [], {}):
-            wire[name] = value
-    return wire
+    if not isinstance(error, ImuckptError):
+        return {"type": kind, "message": str(error)}
+    facts = {name: value for name, value in error.facts().items() if value not in (None, [], {})}
+    return {"type": kind, "message": error.message, **facts}
 
 
 def from_wire(wire: Mapping[str, Any]) -> Exception:
     """Return the error that `to_wire` described."""
     cls = _CLASSES[wire["type"]]
-    facts = {name: wire[name] for name in _FACTS if name in wire}
     if issubclass(cls, ImuckptError):
+        facts = {name: value for name, value in wire.items() if name not in ("type", "message")}
         if "wrong_shape" in facts:
             facts["wrong_shape"] = {k: (v[0], v[1]) for k, v in facts["wrong_shape"].items()}
         return cls(wire["message"], **facts)

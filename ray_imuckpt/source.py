@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import torch
 from torch import nn
@@ -47,7 +47,7 @@ def read(
     elif isinstance(checkpoint, (str, os.PathLike)):
         place = open_storage(absolute(checkpoint), options)
     elif checkpoint is None or (
-        hasattr(checkpoint, "__index__") and not isinstance(checkpoint, bool)
+        isinstance(checkpoint, SupportsIndex) and not isinstance(checkpoint, bool)
     ):
         with located(storage.url):
             return _of_epoch(checkpoint, storage)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
 
+import ray_imuckpt
+from conftest import small_model
 from ray_imuckpt import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -18,6 +22,7 @@ from ray_imuckpt import (
     StorageError,
     UnsupportedFormatError,
     UnsupportedStateError,
+    errors,
 )
 from ray_imuckpt.errors import from_wire, to_wire
 
@@ -80,3 +85,27 @@ def test_foreign_errors_become_ours_in_words() -> None:
     assert "OSError" in str(copy)
     assert "No space left" in str(copy)
     assert type(from_wire(to_wire(ValueError("no")))) is ValueError
+
+
+def test_the_guide_says_of_every_error_what_to_do() -> None:
+    """Each class of the tree has a row in docs/guide.md."""
+    guide = Path(__file__).parent.parent.joinpath("docs", "guide.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in guide.splitlines() if line.startswith("| `")]
+    advice = {row[1].strip(" `"): row[4].strip() for row in rows if len(row) == 6}
+    tree = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for kind in tree:
+        if issubclass(kind, ImuckptError):
+            assert advice[kind.__name__], kind
+
+
+class Unreadable(os.PathLike[str]):
+    """A path that fails as no path should."""
+
+    def __fspath__(self) -> str:
+        raise RuntimeError("as the test wants")
+
+
+def test_a_foreign_error_of_a_call_by_keywords_alone_becomes_ours() -> None:
+    """Where no positional argument says what a call is about, the error comes without a URL."""
+    with pytest.raises(ImuckptError, match="RuntimeError: as the test wants"):
+        ray_imuckpt.load(model=small_model(), checkpoint=Unreadable())

@@ -10,7 +10,7 @@ import json
 import logging
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ray_imuckpt.agreement.traits import Shapes
@@ -50,10 +50,16 @@ class Traits:
 
     def digests(self) -> bytes:
         """Return one checksum for each kind of trait, as text of some hundred bytes."""
-        return " ".join(_digest(getattr(self, kind)) for kind in _KINDS).encode()
+        return " ".join(_digest(traits) for traits in self.kinds().values()).encode()
 
-
-_KINDS = tuple(kind.name for kind in fields(Traits))
+    def kinds(self) -> dict[str, Mapping[str, Any] | Shapes]:
+        """Return each kind of trait by its name."""
+        return {
+            "arguments": self.arguments,
+            "tensors": self.tensors,
+            "values": self.values,
+            "may_differ": self.may_differ,
+        }
 
 
 def agreed(
@@ -105,9 +111,10 @@ def compare(
     """
     if len(set(digests)) == 1:
         return
-    for kind, *theirs in zip(_KINDS, *(row.split() for row in digests), strict=True):
-        if len(set(theirs)) > 1:
-            rows = gang.all_gather(_encoded(getattr(traits, kind)))
+    by_rank = [row.split() for row in digests]
+    for (kind, held), *kind_digests in zip(traits.kinds().items(), *by_rank, strict=True):
+        if len(set(kind_digests)) > 1:
+            rows = gang.all_gather(_encoded(held))
             _DIFFER[kind](call, [json.loads(row) for row in rows], gang.rank, warned)
 
 

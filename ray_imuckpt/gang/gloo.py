@@ -153,11 +153,11 @@ class GlooTransport:
         except GangBrokenError as broken:
             self._broken = broken
             raise
-        except Exception as error:
+        except Exception as error:  # of whatever kind: the ranks are not in step any more
             waited = time.monotonic() - began
             self._broken = self._why(error, waited)
             raise self._broken from error
-        except BaseException as error:  # an interrupt: the ranks are not in step any more
+        except BaseException as error:  # an interrupt: nor are they then
             self.leave(error)
             raise
 

@@ -93,7 +93,7 @@ def ask(question: Callable[[], T]) -> T | None:
     def put() -> None:
         try:
             answers.append(question())
-        except Exception:
+        except RuntimeError:  # what torch makes of all that its stores may raise
             logger.debug("The store of the process group did not answer.", exc_info=True)
 
     thread = threading.Thread(target=put, name="imuckpt-ask", daemon=True)
@@ -145,7 +145,7 @@ class Watch:
             self._register.come(self._meeting)
             while self.left is None and not self._done.wait(self._tick):
                 self.left = self._register.left()
-        except Exception:
+        except RuntimeError:  # what torch makes of all that its stores may raise
             logger.debug("The store of the process group did not answer.", exc_info=True)
 
     def _warn(self) -> None:

@@ -9,14 +9,26 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """A tensor, or an array of NumPy or of another library."""
+
+    shape: Sequence[int]
+
+    def item(self) -> Any:
+        """Return the one element, as a number of Python's."""
 
 
 def number(value: Any, name: str) -> float:
     """Return any real number, nan and infinities too; also one in a tensor or array."""
-    shape = tuple(getattr(value, "shape", ()))
-    if hasattr(value, "item") and math.prod(shape) == 1:
-        value = value.item()
+    shape: tuple[int, ...] = ()
+    if isinstance(value, _Array):
+        shape = tuple(value.shape)
+        value = value.item() if math.prod(shape) == 1 else value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         what = type(value).__name__ + (f" of shape {shape}" if shape else "")
         raise TypeError(f"{name} is a {what}; a single real number is wanted.")
@@ -49,7 +61,7 @@ def positive(value: Any, name: str) -> float:
 
 def count(value: Any, name: str, at_least: int = 1) -> int:
     """Return an int (of NumPy's too) of at least so much; not a bool, which would be a slip."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} is a {type(value).__name__}; an int is wanted.")
     plain = operator.index(value)
     if plain < at_least:

@@ -8,7 +8,7 @@ Frozen values without memory. They are those of ParameterSchedulers.jl 0.4 and f
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -214,15 +214,15 @@ def describe(value: Any) -> Any:
     if isinstance(value, tuple):
         return [describe(item) for item in value]
     if type(value) in _KINDS:
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {name: describe(field) for name, field in vars(value).items()}
         return {"kind": _KINDS[type(value)], **fields}
     if callable(value):
-        name = getattr(value, "__qualname__", type(value).__qualname__)
-        return {"kind": "callable", "name": name}
+        named = inspect.isroutine(value) or inspect.isclass(value)
+        return {"kind": "callable", "name": (value if named else type(value)).__qualname__}
     return value
 
 
 def _settle(schedule: Any, **check: Callable[[Any, str], Any]) -> None:
     """Put into each field what its check makes of it; a frozen dataclass allows it only so."""
     for name, checked in check.items():
-        object.__setattr__(schedule, name, checked(getattr(schedule, name), name))
+        object.__setattr__(schedule, name, checked(vars(schedule)[name], name))

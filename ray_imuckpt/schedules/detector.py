@@ -189,7 +189,10 @@ class PlateauDetector:
 
 
 def _groups(optimizer: Any) -> list[dict[str, Any]]:
-    groups = getattr(optimizer, "param_groups", None)
+    try:
+        groups = optimizer.param_groups
+    except AttributeError:
+        groups = None
     if not isinstance(groups, list):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, without param_groups.")
     if not all("lr" in group for group in groups):
