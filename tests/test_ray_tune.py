@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -19,14 +18,7 @@ from ray.train.torch import TorchTrainer, prepare_model
 from torch import nn
 
 from conftest import adamw, same_bytes, small_model
-from ray_imuckpt import Checkpointer, CheckpointNotFoundError
-from ray_imuckpt.gang import Gang
-from ray_imuckpt.loading import restore, selection
-from ray_imuckpt.loading.decision import Handed
-from ray_imuckpt.storage import open_storage
-
-HERE = Path(__file__).parent
-
+from ray_imuckpt import Checkpointer
 
 # Made outside of the function, and a process may run one trial after another.
 SHARED = Checkpointer(save_every=2)
@@ -50,9 +42,9 @@ def trial(config: dict[str, Any]) -> None:
         optimizer.step()
         optimizer.zero_grad()
         started.log.append(epoch)
-        attempt = len(notes.read_text().split())
-        if config["lr"] == 0.1 and epoch == 5 and attempt < 3:
-            if attempt == 2:
+        starts = len(notes.read_text().split())
+        if config["lr"] == 0.1 and epoch == 5 and starts < 3:
+            if starts == 2:
                 Path(checkpointer.path_to_checkpoint(4), "manifest.json").write_text("{")
             os.kill(os.getpid(), signal.SIGKILL)
         checkpointer.checkpoint(
@@ -77,6 +69,7 @@ def tuner(tmp_path: Path, trainable: Any, space: dict[str, Any], **options: Any)
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_trials_have_directories_of_their_own_and_one_that_dies_resumes(tmp_path: Path) -> None:
+    """Each trial resumes from its newest sound checkpoint, and reports pointers only."""
     results = tuner(
         tmp_path,
         trial,
@@ -147,6 +140,7 @@ def member(config: dict[str, Any]) -> None:
 def test_pbt_goes_on_from_the_donors_checkpoint_with_the_mutated_hyperparameters(
     tmp_path: Path,
 ) -> None:
+    """An exploited trial has the donor's state, bit by bit, and its new learning rate."""
     scheduler = ray.tune.schedulers.PopulationBasedTraining(
         time_attr="epoch",
         perturbation_interval=4,
@@ -217,6 +211,7 @@ def trial_with_a_gang(config: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path: Path) -> None:
+    """A gang within a trial reports to Tune, and is resumed when the trial is tried again."""
     results = tuner(
         tmp_path,
         trial_with_a_gang,
@@ -237,70 +232,3 @@ def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path:
         directory = Path(elsewhere or result.path)
         assert found.path_to_last_checkpoint() == str(directory / "checkpoint=4")
         assert found.load(small_model()) is not None
-
-
-def handed(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
-    """What Tune hands a trial that is tried again: the pointer of an epoch that it reported."""
-    pointer = trial / "checkpoint_000001"
-    pointer.mkdir(parents=True, exist_ok=True)
-    told = {"url": str(trial / f"checkpoint={epoch}")}
-    if sibling:
-        told["sibling"] = f"checkpoint={epoch}"
-    (pointer / "imuckpt-pointer.json").write_text(json.dumps(told))
-    return pointer
-
-
-def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
-    """The epoch that a trial goes on from."""
-    targets = restore.Targets(model, adamw(model))
-    place = Handed(open_storage(str(pointer)))
-    found = selection.restore(
-        Gang(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
-    )
-    assert found is not None
-    assert not found.foreign
-    return found.checkpoint.epoch
-
-
-@pytest.mark.parametrize("sibling", [True, False])
-def test_a_reported_checkpoint_that_was_pruned_or_damaged_gives_way_to_the_trials_newest(
-    trained: Any, sibling: bool
-) -> None:
-    """Tune's record of a trial lags behind what the trial has saved and pruned since."""
-    directory = trained(8, save_every=2)
-    pointer = handed(directory, 4, sibling=sibling)
-    Checkpointer(directory).prune(keep_last=2)
-    model = small_model(5)
-    assert go_on(directory, pointer, model) == 8
-    assert same_bytes(dict(model.state_dict()), Checkpointer(directory).read(8).model)
-
-    manifest = directory / "checkpoint=8" / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes()[:-9])
-    assert go_on(directory, handed(directory, 8, sibling=sibling), model) == 6
-    assert same_bytes(dict(model.state_dict()), Checkpointer(directory).read(6).model)
-
-    (pointer / "imuckpt-pointer.json").write_text("{")
-    assert go_on(directory, pointer, small_model(5)) == 6
-
-
-def test_a_trial_whose_directory_or_donor_vanished_is_told_so_and_keeps_its_objects(
-    trained: Any, tmp_path: Path
-) -> None:
-    model = small_model(5)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    vanished = tmp_path / "vanished"
-    with pytest.raises(CheckpointNotFoundError, match="vanished/checkpoint=4"):
-        go_on(vanished, handed(vanished, 4), model)
-    # Another trial's is not replaced by something else.
-    with pytest.raises(CheckpointNotFoundError, match="donor/checkpoint=4"):
-        go_on(trained(4), handed(tmp_path / "donor", 4), model)
-    assert same_bytes(dict(model.state_dict()), before)
-
-
-def test_a_pointer_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
-    pointer = tmp_path / "trial" / "checkpoint_000000"
-    pointer.mkdir(parents=True)
-    told = {"url": str(tmp_path / "gone" / "checkpoint=3"), "sibling": "checkpoint=3"}
-    (pointer / "imuckpt-pointer.json").write_text(json.dumps(told))
-    with pytest.raises(CheckpointNotFoundError, match="trial/checkpoint=3"):
-        Checkpointer(tmp_path).read(pointer)
