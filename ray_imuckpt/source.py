@@ -43,9 +43,9 @@ def read(
     """
     of_ray = ray_driver.directory_of(checkpoint)
     if of_ray is not None:
-        place = of_ray
+        directory = of_ray
     elif isinstance(checkpoint, (str, os.PathLike)):
-        place = open_storage(absolute(checkpoint), options)
+        directory = open_storage(absolute(checkpoint), options)
     elif checkpoint is None or (
         isinstance(checkpoint, SupportsIndex) and not isinstance(checkpoint, bool)
     ):
@@ -55,8 +55,8 @@ def read(
         raise TypeError(
             f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
         )
-    with located(place.url):
-        return open_directory(place, options, storage)
+    with located(directory.url):
+        return open_directory(directory, options, storage)
 
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:

@@ -129,12 +129,12 @@ def _encoded(traits: Mapping[str, Any] | Shapes) -> bytes:
 
 
 def _refuse_arguments(call: str, rows: list[dict[str, Any]], _rank: int, _: set[str]) -> None:
-    for rank, theirs in enumerate(rows):
+    for rank, row in enumerate(rows):
         for name in rows[0]:
-            if theirs[name] != rows[0][name]:
+            if row[name] != rows[0][name]:
                 raise ValueError(
                     f"{call}() was called with different arguments: {name} is {rows[0][name]!r} on "
-                    f"rank 0 and {theirs[name]!r} on rank {rank}. Every rank passes the same."
+                    f"rank 0 and {row[name]!r} on rank {rank}. Every rank passes the same."
                 )
 
 
@@ -203,12 +203,12 @@ def _differing(rows: list[dict[str, str]]) -> dict[str, list[int]]:
     """
     if not rows[0]:
         return {}
-    names = dict.fromkeys(name for theirs in rows for name in theirs)
+    names = dict.fromkeys(name for row in rows for name in row)
     differences = {
         name: [
             rank
-            for rank, theirs in enumerate(rows)
-            if theirs and _differ(rows[0].get(name), theirs.get(name))
+            for rank, row in enumerate(rows)
+            if row and _differ(rows[0].get(name), row.get(name))
         ]
         for name in names
     }

@@ -43,14 +43,14 @@ def arguments(
 
 def of_live(gang: Gang, model: nn.Module, optimizer: Any) -> dict[str, str]:
     """Return the shape, dtype and placement of each parameter, and who is in which group."""
-    if gang.world_size == 1:  # there is nobody to be told
+    if gang.world_size == 1:  # there is nobody to compare with
         return {}
-    found = {_of_model(name): described(parameter) for name, parameter in parameters_by_name(model)}
+    words = {_of_model(name): described(parameter) for name, parameter in parameters_by_name(model)}
     names = {} if optimizer is None else parameter_names(model)
     for number, group in enumerate([] if optimizer is None else optimizer.param_groups):
         inside = [names.get(id(parameter), "not of the model") for parameter in group["params"]]
-        found[f"optimizer.param_groups[{number}]"] = _group(inside)
-    return found
+        words[f"optimizer.param_groups[{number}]"] = _group(inside)
+    return words
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ class Shapes:
         return chunks.checksum([sizes.tobytes(), text.encode()])
 
     def words(self) -> dict[str, str]:
-        """Return it in words, by the place of the tensor."""
-        found = {_of_model(name): described(tensor) for name, tensor in self.model.tensors.items()}
+        """Return it in words, by where the tensor is."""
+        words = {_of_model(name): described(tensor) for name, tensor in self.model.tensors.items()}
         if self.optimizer is not None:
-            found |= {path: described(tensor) for path, tensor in _state_tensors(self.optimizer)}
+            words |= {path: described(tensor) for path, tensor in _state_tensors(self.optimizer)}
             for number, group in enumerate(self.optimizer["param_groups"]):
-                found[f"optimizer.param_groups[{number}]"] = _group(group["params"])
-        return {**found, **self.shards}
+                words[f"optimizer.param_groups[{number}]"] = _group(group["params"])
+        return {**words, **self.shards}
 
 
 def of_shards(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the shape, dtype and placement of each sharded tensor in the values."""
-    found: dict[str, str] = {}
+    words: dict[str, str] = {}
     for name, value in values.items():
-        found |= shards_in(value, name)
-    return found
+        words |= shards_in(value, name)
+    return words
 
 
 def live_values(model: nn.Module, per_rank: Mapping[str, Any]) -> dict[str, str]:
@@ -131,17 +131,17 @@ def replicated_values(
     Not of what is sharded, and not of what `per_rank` keeps for each rank.
     """
     held = names_of(model, _modules(per_rank)) | state.buffers
-    found = {
+    tensors = {
         _of_model(name): tensor
         for name, tensor in state.tensors.items()
         if name not in held and is_plain(tensor)
     }
-    mine = bare_optimizer(optimizer)
+    bare = bare_optimizer(optimizer)
     if optimizer_state is not None and all(
-        bare_optimizer(value) is not mine for value in per_rank.values()
+        bare_optimizer(value) is not bare for value in per_rank.values()
     ):
-        found |= {p: tensor for p, tensor in _state_tensors(optimizer_state) if is_plain(tensor)}
-    return checksums(found)
+        tensors |= {p: tensor for p, tensor in _state_tensors(optimizer_state) if is_plain(tensor)}
+    return checksums(tensors)
 
 
 def buffer_values(
@@ -170,15 +170,15 @@ def fingerprints(
         taken: Their states.
         tensors: Whether of tensors too, and of models and optimizers, which are little else.
     """
-    found: dict[str, str] = {}
+    sums: dict[str, str] = {}
     for name, state in taken.items():
         if tensors or not may_be_sharded(other[name]):
             inside: dict[str, torch.Tensor] = {}
-            found[repr(name)] = _fingerprint(state, inside, name)
+            sums[repr(name)] = _fingerprint(state, inside, name)
             plain = {path: tensor for path, tensor in inside.items() if is_plain(tensor)}
             if tensors and plain:
-                found[f"{name!r} (its tensors)"] = _joined(checksums(plain))
-    return found
+                sums[f"{name!r} (its tensors)"] = _joined(checksums(plain))
+    return sums
 
 
 def _fingerprint(value: Any, inside: dict[str, torch.Tensor], name: str) -> str:
