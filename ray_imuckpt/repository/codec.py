@@ -70,11 +70,11 @@ class TrainingState:
 
 def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
     """Return a rank's own state as bytes, to be sent to rank 0."""
-    found: dict[str, torch.Tensor] = {}
-    data = tree.encode(dict(state), found, f"ranks.{rank}")
+    stored: dict[str, torch.Tensor] = {}
+    data = tree.encode(dict(state), stored, f"ranks.{rank}")
     text = tree.dumps(data).decode("ascii")
-    found = staging.in_place(found)
-    views = tensors.encode(found, metadata={_TREE: text}, strides=tensors.strides_of(found))
+    stored = staging.in_place(stored)
+    views = tensors.encode(stored, metadata={_TREE: text}, strides=tensors.strides_of(stored))
     return b"".join(view[:] for view in views)
 
 
@@ -155,14 +155,14 @@ def layout(plan: Plan) -> list[EncodedFile]:
 
 def _model_files(model: ModelState) -> Iterable[TensorFile]:
     for part, frozen in ((MODEL, False), (MODEL_FROZEN, True)):
-        mine = {n: t for n, t in model.tensors.items() if (n in model.frozen) == frozen}
-        aliases = {n: target for n, target in model.aliases.items() if target in mine}
+        stored = {n: t for n, t in model.tensors.items() if (n in model.frozen) == frozen}
+        aliases = {n: target for n, target in model.aliases.items() if target in stored}
         metadata = {} if frozen else {VERSIONS: tree.dumps(dict(model.versions)).decode("ascii")}
         if not frozen and model.extra:
-            data = tree.encode(dict(model.extra), mine, EXTRA)
+            data = tree.encode(dict(model.extra), stored, EXTRA)
             metadata[EXTRA] = tree.dumps(data).decode("ascii")
-        if mine or not frozen:
-            yield TensorFile(part, mine, aliases, metadata, tensors.strides_of(mine))
+        if stored or not frozen:
+            yield TensorFile(part, stored, aliases, metadata, tensors.strides_of(stored))
 
 
 def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:

@@ -24,7 +24,7 @@ _FIELDS = {"log", "other", "objects", "classes", "optimizer"}
 
 @dataclass(frozen=True)
 class DecodedState:
-    """What the ``state`` part holds.
+    """The contents of the ``state`` part.
 
     Attributes:
         log: The training log.
@@ -72,13 +72,13 @@ _Optimizer = TypedDict(
 
 
 def decode_model(
-    found: Mapping[str, T], metadata: Mapping[str, str]
+    tensors: Mapping[str, T], metadata: Mapping[str, str]
 ) -> tuple[dict[str, T], dict[str, Any]]:
     """Return the ``model`` part's tensors, or what stands for them, and its extra state."""
     if EXTRA not in metadata:
-        return dict(found), {}
-    extra = tree.decode_dict(tree.loads(metadata[EXTRA]), found)
-    return {n: t for n, t in found.items() if not n.startswith(EXTRA)}, extra
+        return dict(tensors), {}
+    extra = tree.decode_dict(tree.loads(metadata[EXTRA]), tensors)
+    return {n: t for n, t in tensors.items() if not n.startswith(EXTRA)}, extra
 
 
 def decode_versions(metadata: Mapping[str, str]) -> dict[str, int] | None:
@@ -91,14 +91,14 @@ def decode_versions(metadata: Mapping[str, str]) -> dict[str, int] | None:
 
 
 def decode_state(
-    texts: Iterable[bytes], found: Mapping[str, torch.Tensor], world_size: int, url: str
+    texts: Iterable[bytes], tensors: Mapping[str, torch.Tensor], world_size: int, url: str
 ) -> DecodedState:
     """Return what the ``state`` part holds.
 
     Args:
         texts: Its trees: what is the same for all ranks in one of them, each rank's own state in
             any one.
-        found: Its tensors. Each must have memory of its own: in the file a byte tensor may lie at
+        tensors: Its tensors. Each must have memory of its own: in the file a byte tensor may lie at
             any address, and torch crashes the process when it is given the state of a generator at
             an odd one.
         world_size: How many ranks the gang had.
@@ -111,12 +111,12 @@ def decode_state(
     ranks: dict[str, Any] = {}
     for text in texts:
         data = _check(tree.loads(text), dict[str, Any], url)
-        theirs = _check(data.pop("ranks", {}), dict[str, Any], url)
-        twice = [*(fields.keys() & data), *(f"ranks.{rank}" for rank in ranks.keys() & theirs)]
+        of_ranks = _check(data.pop("ranks", {}), dict[str, Any], url)
+        twice = [*(fields.keys() & data), *(f"ranks.{rank}" for rank in ranks.keys() & of_ranks)]
         if twice:
             raise _wrong(f"{min(twice)} is there twice", url)
         fields |= data
-        ranks |= theirs
+        ranks |= of_ranks
     if len(ranks) != world_size or any(str(rank) not in ranks for rank in range(world_size)):
         raise _wrong(f"of {world_size} ranks, {len(ranks)} have a state", url)
     missing = _FIELDS - fields.keys()
@@ -124,17 +124,19 @@ def decode_state(
         raise _wrong(f"{min(missing)} is missing", url)
     together = {name: fields[name] for name in ("log", "other")}
     together["ranks"] = [ranks[str(rank)] for rank in range(world_size)]
-    decoded = tree.decode(together, found)  # at once: no stored array is referred to twice
+    decoded = tree.decode(together, tensors)  # at once: no stored array is referred to twice
     _check(decoded["ranks"], list[_Rank], url)
     state: DecodedState = _check({**fields, **decoded}, DecodedState, url)
     return state
 
 
-def decode_optimizer(data: tree.JSON, found: Mapping[str, Any], url: str) -> dict[str, Any] | None:
-    """Return the optimizer's state; its tensors are those in `found`, or what stands for them."""
+def decode_optimizer(
+    data: tree.JSON, tensors: Mapping[str, Any], url: str
+) -> dict[str, Any] | None:
+    """Return the optimizer's state; its tensors are those in `tensors`, or what stands for them."""
     if data is None:
         return None
-    decoded = tree.decode_dict(data, found)
+    decoded = tree.decode_dict(data, tensors)
     _check(decoded, _Optimizer, url)
     return decoded
 

@@ -1,4 +1,4 @@
-"""What saves that did not end have left behind: found, told, and removed once it is a day old.
+"""Leftovers of saves that did not end: listed, and removed once they are a day old.
 
 A save that was killed leaves data files that no manifest names, temporary files, directories
 without a manifest, and on S3 uploads whose parts are paid for. A save in flight looks just so;
@@ -28,7 +28,7 @@ _OLD = 24 * 60 * 60.0  # seconds
 
 @dataclass(frozen=True)
 class Leftovers:
-    """What was found.
+    """Files and uploads that saves have left behind.
 
     Attributes:
         files: Of saves that did not end.
@@ -39,32 +39,32 @@ class Leftovers:
     uploads: tuple[Upload, ...] = ()
 
     def __str__(self) -> str:
-        """How many, and how large."""
-        told = f"{len(self.files)} leftover file(s) of saves that did not end, "
-        told += size(sum(entry.size for entry in self.files))
-        return told + (f", and {len(self.uploads)} unfinished upload(s)" if self.uploads else "")
+        """Return how many, and how large."""
+        text = f"{len(self.files)} leftover file(s) of saves that did not end, "
+        text += size(sum(entry.size for entry in self.files))
+        return text + (f", and {len(self.uploads)} unfinished upload(s)" if self.uploads else "")
 
 
 def sweep(storage: Storage, *, dry_run: bool) -> Leftovers:
-    """Remove what saves left behind more than a day ago, and tell what it was.
+    """Remove what saves left behind more than a day ago, and log what it was.
 
     Args:
-        storage: The directory of the checkpoints.
-        dry_run: Only tell; this machine's clock has to do then, since nothing is written.
+        storage: The run directory.
+        dry_run: Remove nothing; this machine's clock has to do then, since nothing is written.
 
     Returns:
         What was removed, or would be.
     """
     try:
-        found = _old(storage, dry_run=dry_run)
+        leftovers = _old(storage, dry_run=dry_run)
         if not dry_run:
-            _remove(storage, found)
+            _remove(storage, leftovers)
     except OSError as error:
         logger.warning("Leftovers in %s could not be looked for: %s", storage.url, error)
         return Leftovers()
-    if found.files or found.uploads:
-        logger.info("%s: %s%s.", storage.url, found, "" if dry_run else " removed")
-    return found
+    if leftovers.files or leftovers.uploads:
+        logger.info("%s: %s%s.", storage.url, leftovers, "" if dry_run else " removed")
+    return leftovers
 
 
 def _old(storage: Storage, *, dry_run: bool) -> Leftovers:
@@ -100,8 +100,8 @@ def _unnamed(storage: Storage, entries: Iterable[Entry]) -> Iterable[Entry]:
             committed.add(directory)
     for directory, files in data.items():
         if directory not in committed or len(saves[directory]) > 1:
-            kept = _named(storage, directory)
-            yield from (entry for entry in files if kept is not None and entry.name not in kept)
+            listed = _named(storage, directory)
+            yield from (entry for entry in files if listed is not None and entry.name not in listed)
 
 
 def _named(storage: Storage, directory: str) -> set[str] | None:
@@ -116,10 +116,10 @@ def _named(storage: Storage, directory: str) -> set[str] | None:
     return {f"{directory}/{entry.name}" for entry in manifest.files}
 
 
-def _remove(storage: Storage, found: Leftovers) -> None:
+def _remove(storage: Storage, leftovers: Leftovers) -> None:
     """Remove files, unless a manifest has come to name them since; give up uploads."""
     by_directory: dict[str, list[Entry]] = defaultdict(list)
-    for entry in found.files:
+    for entry in leftovers.files:
         by_directory[entry.name.rpartition("/")[0]].append(entry)
     for directory, files in by_directory.items():
         named = _named(storage, directory) if directory else set()
@@ -128,5 +128,5 @@ def _remove(storage: Storage, found: Leftovers) -> None:
                 storage.delete(entry.name)
         if directory:
             storage.delete_empty(directory)
-    for upload in found.uploads:
+    for upload in leftovers.uploads:
         storage.abort(upload)

@@ -1,4 +1,4 @@
-"""Which checkpoints of a directory are the present branch's. Values and rules, no I/O, no clock.
+"""The branches of a run directory, and the current one. Values and rules, no I/O, no clock.
 
 A run that resumes from epoch 10 of a directory that holds 1…20 leaves 11…20 behind: they stay, but
 must never be picked as "the last". ``lineage.json`` says so. Each run writes it just before its
@@ -37,7 +37,7 @@ _HINT = "Name what to continue from (continue_from=<epoch>): the next save write
 
 @dataclass(frozen=True)
 class Abandoned:
-    """Who made an abandoned checkpoint; ``None`` where its manifest could not be read."""
+    """The maker of an abandoned checkpoint; ``None`` where its manifest could not be read."""
 
     save_id: Text | None
     run_id: Text | None
@@ -45,7 +45,7 @@ class Abandoned:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a branch left another one: at an epoch, of a branch."""
+    """The point at which a branch left another one: an epoch, of a branch."""
 
     epoch: Count
     branch: Count
@@ -63,7 +63,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class Lineage:
-    """What is known of a directory's branches.
+    """A record of a directory's branches.
 
     Attributes:
         branch: The number of the present one; 0 where none was counted.

@@ -76,7 +76,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Origin:
-    """Which checkpoint another one was continued from."""
+    """The checkpoint that another one was continued from."""
 
     epoch: Count
     run_id: Text

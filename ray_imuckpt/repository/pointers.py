@@ -32,23 +32,23 @@ class _Pointer:
 
 
 def pointed_at(
-    place: Storage, options: dict[str, Any] | None = None, own: Storage | None = None
+    directory: Storage, options: dict[str, Any] | None = None, own: Storage | None = None
 ) -> Storage | None:
-    """Return the directory that a pointer in `place` names; ``None`` when there is no pointer.
+    """Return the directory that a pointer in `directory` names; ``None`` when there is no pointer.
 
     Args:
-        place: Where the pointer would be.
+        directory: Where the pointer would be.
         options: For the fsspec file system of the directory.
-        own: The reader's own directory, to whose file system a pointer may lead.
+        own: The reader's run directory, to whose file system a pointer may lead.
 
     Raises:
         CorruptCheckpointError: The pointer is damaged.
         ImuckptError: It leads to another file system.
     """
-    where = join(place.url, paths.POINTER)
+    where = join(directory.url, paths.POINTER)
     try:
-        pointer = msgspec.convert(strictjson.loads(place.get(paths.POINTER)), _Pointer)
-        return _followed(pointer, place, options, own)
+        pointer = msgspec.convert(strictjson.loads(directory.get(paths.POINTER)), _Pointer)
+        return _followed(pointer, directory, options, own)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, NotAFileError) as error:
@@ -60,18 +60,18 @@ def pointed_at(
 
 
 def _followed(
-    pointer: _Pointer, place: Storage, options: dict[str, Any] | None, own: Storage | None
+    pointer: _Pointer, directory: Storage, options: dict[str, Any] | None, own: Storage | None
 ) -> Storage:
     if b"\0" in os.fsencode(pointer.url):  # which raises where no name of a file can hold it
         raise ValueError("its url holds a zero byte")
     if pointer.sibling is not None and paths.parse_checkpoint_name(pointer.sibling) is not None:
         # First where the pointer is: the directories may have been moved together.
-        return place.parent().child(pointer.sibling)
-    allowed = {_origin(place.url), None if own is None else _origin(own.url), ""}
+        return directory.parent().child(pointer.sibling)
+    allowed = {_origin(directory.url), None if own is None else _origin(own.url), ""}
     if _origin(pointer.url) not in allowed - {None}:
         raise ImuckptError(
             f"The pointer to a checkpoint leads to another file system: {pointer.url:.300}.",
-            url=join(place.url, paths.POINTER),
+            url=join(directory.url, paths.POINTER),
             hint="If that is where the checkpoints are, say so: "
             "Checkpointer(<their directory>).read(...), or the URL itself instead of the pointer.",
         )
@@ -79,7 +79,7 @@ def _followed(
 
 
 def _origin(url: str) -> str | None:
-    """The file system of a URL: scheme and host or bucket, ``""`` for a local one."""
+    """Return the file system of a URL: scheme and host or bucket, ``""`` for a local one."""
     if "::" in url:  # of several, one inside the other
         return None
     found = _ORIGIN.match(url)

@@ -51,7 +51,7 @@ def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
         if type(version) is not int or version < 1:
             raise TypeError("format is not a positive integer")
         stated = record.pop("checksum", None)
-        found = _record_checksum(record) if version <= FORMAT else None
+        computed = _record_checksum(record) if version <= FORMAT else None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpointError(
             f"The record is empty, cut or not ours ({error}).",
@@ -64,7 +64,7 @@ def unseal(data: bytes, url: str, hint: str) -> dict[str, Any]:
             url=url,
             hint="Upgrade ray_imuckpt on this machine.",
         )
-    if stated != found:
+    if stated != computed:
         raise CorruptCheckpointError(
             "The record was altered: its checksum does not match.",
             url=url,

@@ -104,11 +104,11 @@ def names_of(model: nn.Module, modules: Iterable[nn.Module]) -> set[str]:
     held = {id(t) for m in modules for t in chain(m.parameters(), m.buffers())}
     module = bare(model)
     names = Names(module)
-    mine = chain(
+    tensors = chain(
         module.named_parameters(remove_duplicate=False),
         module.named_buffers(remove_duplicate=False),
     )
-    return {names(key) for key, tensor in mine if id(tensor) in held}
+    return {names(key) for key, tensor in tensors if id(tensor) in held}
 
 
 def parameter_names(model: nn.Module) -> dict[int, str]:

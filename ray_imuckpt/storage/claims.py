@@ -36,7 +36,7 @@ class Claim:
 
     @property
     def held(self) -> bool:
-        """Whether this process holds the directory."""
+        """Return whether this process holds the directory."""
         return self._close is not None and self._close.alive
 
     def forget(self) -> None:
@@ -61,12 +61,12 @@ def claim(directory: str, note: bytes) -> Claim:
     name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:32]
     path = os.path.join(tempfile.gettempdir(), f"imuckpt-run-{name}.lock")
     with _LOCK:
-        mine = _HELD.get(path)
-        if mine is None:
-            mine = _taken(path, note)
-            if mine.held:
-                _HELD[path] = mine
-        return mine
+        held = _HELD.get(path)
+        if held is None:
+            held = _taken(path, note)
+            if held.held:
+                _HELD[path] = held
+        return held
 
 
 def _open(path: str, flags: int) -> int:
@@ -103,7 +103,7 @@ def _is_at(file: BinaryIO, path: str) -> bool:
 
 
 def _forget() -> None:
-    """In a process that was just forked: the lock is the parent's, and is to end with it."""
+    """Let go, in a process that was just forked, of the locks, which are to end with the parent."""
     global _LOCK  # noqa: PLW0603 - a thread of the parent may hold it for ever
     _LOCK = threading.Lock()
     for held in list(_HELD.values()):

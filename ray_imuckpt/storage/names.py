@@ -1,4 +1,4 @@
-"""What a user's name for a place means: one place for each name, or an error. Touches os.
+"""The names that a user gives to storages: each means one directory, or is an error. Touches os.
 
 The rules, of which each ends in an absolute path, in a URL whose scheme fsspec knows, or in a
 ``ValueError`` that says how to write what was probably meant (ADR 20):
@@ -69,7 +69,7 @@ def absolute(name: str | os.PathLike[str]) -> str:
 
 
 def is_path(name: str) -> bool:
-    """Whether what `absolute` returned is a path of this machine."""
+    """Return whether what `absolute` returned is a path of this machine."""
     return name.startswith("/")
 
 

@@ -1,4 +1,4 @@
-"""What a local storage asks of the operating system. Touches os."""
+"""The calls of a local storage to the operating system. Touches os."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def begin_writeback(descriptor: int, offset: int, length: int) -> None:
 
 
 def runs(views: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """The views cut and grouped so that each group is at most `_RUN` bytes and `_VIEWS` views."""
+    """Yield the views in groups, cut so that each has at most `_RUN` bytes and `_VIEWS` views."""
     run: list[memoryview] = []
     room = _RUN
     for view in views:
@@ -104,7 +104,7 @@ def preadv_all(descriptor: int, views: list[memoryview], offset: int, path: str)
 
 
 def may_be_file(path: str) -> bool:
-    """Whether there is such a file, or there is no telling."""
+    """Return whether there is such a file, or no telling."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -135,7 +135,7 @@ def sync_directory(path: str) -> None:
 
 
 def entries(root: str) -> Iterator[Entry]:
-    """The files in a directory and in the directories in it; nothing behind a link."""
+    """Return the files in a directory and in the directories in it; nothing behind a link."""
     with contextlib.suppress(FileNotFoundError), os.scandir(root) as inside:
         for entry in inside:
             if entry.is_dir(follow_symlinks=False):

@@ -1,4 +1,4 @@
-"""Which tensors can be stored, and what safetensors calls their dtypes."""
+"""The tensors that can be stored, and the names of their dtypes in safetensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _STORABLE = {*NAMES, *VIEWS.values()}
 
 
 def is_storable(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is dense, has memory, and its dtype can be stored."""
+    """Return whether the tensor is dense, has memory, and its dtype can be stored."""
     return (
         tensor.layout is torch.strided
         and tensor.dtype in _STORABLE  # no quantized one

@@ -1,4 +1,4 @@
-"""Which tensors are the same memory under several names."""
+"""Ties: tensors that are the same memory under several names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_of_tied(tensors: Mapping[str, torch.Tensor], apart: Apart = _never) ->
 
 
 def are_tied(one: torch.Tensor, other: torch.Tensor, apart: Apart = _never) -> bool:
-    """Whether two tensors are the same elements of the same memory."""
+    """Return whether two tensors are the same elements of the same memory."""
     return one is other or _elements(one, apart) == _elements(other, apart)
 
 
@@ -44,7 +44,7 @@ def _elements(tensor: torch.Tensor, apart: Apart) -> Any:
 
 
 def _address(tensor: torch.Tensor, apart: Apart) -> int:
-    """Where a tensor's memory is; a negative number of its own for one that has none by itself."""
+    """Return where a tensor's memory is; for one that has none, a negative number of its own."""
     kind = type(tensor)  # not is_plain(): a call for each tensor
     plain = kind is torch.Tensor or kind is nn.Parameter
     if (plain or not (apart(tensor) or tensor.is_meta)) and tensor.layout is torch.strided:

@@ -140,7 +140,7 @@ def _pairs(data: JSON, stored: _Stored) -> dict[Any, Any]:
 
 
 def _distinct(keys: list[Any]) -> Collection[Any]:
-    """The keys, of which no two are equal, nor so many alike that a dict of them takes minutes."""
+    """Return the keys; refuse equal ones, and so many alike that a dict of them takes minutes."""
     if len(keys) > _FEW and 2 * len(set(map(hash, keys))) < len(keys):
         raise ValueError(f"{len(keys)} keys were chosen to collide")
     found = dict.fromkeys(keys)
@@ -150,7 +150,7 @@ def _distinct(keys: list[Any]) -> Collection[Any]:
 
 
 def _shape(data: JSON, size: int) -> list[int]:
-    """The shape of an array of so many elements."""
+    """Return the shape of an array of so many elements."""
     shape = _integers(data["shape"])
     count = 1
     for length in shape:
@@ -166,7 +166,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _valid(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array, if what are said to be letters are some: NumPy takes their numbers as they are."""
+    """Return the array, if its letters are some: NumPy takes any number for one."""
     if array.dtype.kind == "U" and (array.view(array.dtype.str[0] + "u4") > sys.maxunicode).any():
         raise ValueError("a text of no letters")
     return array

@@ -88,12 +88,12 @@ class _Encoder:
         raise self._refused(value, path)
 
     def tensor(self, value: torch.Tensor, path: str) -> JSON:
-        """A reference to a tensor."""
+        """Return a reference to a tensor."""
         check_storable(value, self._root + path)
         return {TAG: "tensor", "v": self._put(value, self._name(path))}
 
     def items(self, value: Any, path: str) -> list[JSON]:
-        """The encoded elements of a container."""
+        """Return the encoded elements of a container."""
         self._enter(value, path)
         encoded = [
             item if _is_json(item) else self.encode(item, f"{path}[{i}]")  # the path takes longest
@@ -103,7 +103,7 @@ class _Encoder:
         return encoded
 
     def pairs(self, value: Mapping[Any, Any], path: str) -> list[JSON]:
-        """The encoded [key, value] of a mapping, in its order."""
+        """Return the encoded [key, value] of a mapping, in its order."""
         self.check_distinct(value, path)
         self._enter(value, path)
         encoded = [
@@ -114,7 +114,7 @@ class _Encoder:
         return encoded
 
     def mapping(self, value: Mapping[Any, Any], path: str) -> JSON:
-        """A dict: a JSON object where its keys allow it."""
+        """Return a dict: as a JSON object where its keys allow it."""
         if TAG in value or not _STRINGS.issuperset(map(type, value)):
             return {TAG: "dict", "v": self.pairs(value, path)}
         self._enter(value, path)
@@ -156,7 +156,7 @@ class _Encoder:
                 )
 
     def moment(self, value: datetime, _path: str) -> JSON:
-        """A datetime: with its offset for every reader, and the zone's name where it has one."""
+        """Return a datetime: its offset for every reader, and the zone's name where it has one."""
         data = {TAG: "datetime", "v": [value.isoformat(), value.fold]}
         if isinstance(value.tzinfo, ZoneInfo) and value.tzinfo.key is not None:
             data["zone"] = value.tzinfo.key
@@ -198,14 +198,14 @@ class _Encoder:
         return {TAG: "scalar", "dtype": value.dtype.str, "v": text}
 
     def _name(self, path: str) -> str:
-        """What a tensor at `path` is called, if that is its own."""
+        """Return what a tensor at `path` is called, unless another one is."""
         if not path:
             return self._root
         inner = path[1:-1].strip(_QUOTES).replace("']['", ".")  # nearly always that is all
         return f"{self._root}.{_BETWEEN.sub('.', inner) if '][' in inner else inner}"
 
     def _put(self, value: torch.Tensor, name: str) -> str:
-        """Keep a tensor under `name`, or one like it; under which."""
+        """Keep a tensor under `name`, or a name like it; return which."""
         unique, number = name, 1
         while unique in self._tensors or unique == "__metadata__":
             number += 1
@@ -218,7 +218,7 @@ class _Encoder:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether it stands for itself in JSON."""
+    """Return whether it stands for itself in JSON."""
     kind = type(value)
     if kind is float:
         return math.isfinite(value)
@@ -233,7 +233,7 @@ def fits_in_text(items: Sequence[str | bytes], dtype: np.dtype[Any]) -> bool:
 
 
 def _coming_back(key: Any) -> Any:
-    """What a key or an element is after decoding, as far as == and hash go."""
+    """Return what a key or an element is after decoding, as far as == and hash go."""
     if isinstance(key, Enum):
         return _coming_back(key.value)
     if type(key) is tuple:

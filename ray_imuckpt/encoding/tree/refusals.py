@@ -1,4 +1,4 @@
-"""What is said of a value that cannot be stored."""
+"""The error for a value that cannot be stored."""
 
 from __future__ import annotations
 
