@@ -34,7 +34,7 @@ def read(
     Args:
         checkpoint: ``None`` for the last one in `storage`, an epoch in it, a path or URL of a
             checkpoint's directory, or a ``ray.train.Checkpoint`` (also a pointer to one).
-        storage: The directory of the checkpoints.
+        storage: The run directory.
         options: For the fsspec file system of a URL.
 
     Raises:
