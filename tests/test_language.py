@@ -111,7 +111,8 @@ def complaints(source: str) -> list[str]:
 # Files, and rooms with all their files, that are not clean yet.
 NOT_YET = (
     "checkpointer.py",
-    "cli/",
+    "cli/commands.py",
+    "cli/comparison.py",
     "directory.py",
     "encoding/chunks.py",
     "encoding/tensors/",

@@ -79,7 +79,7 @@ def save_again(checkpointer: Checkpointer, training: Training, log: list[Any], n
         return put(*arguments)
 
     for kind, entry in ((full, "lost"), (slow, "saved again")):
-        local.LocalStorage.put_if = kind
+        local.LocalStorage.put_if = kind  # type: ignore[assignment, method-assign]
         try:
             checkpointer.checkpoint(
                 6, model=training.model, optimizer=training.optimizer, log=[*log, entry],
@@ -87,7 +87,7 @@ def save_again(checkpointer: Checkpointer, training: Training, log: list[Any], n
             )  # fmt: skip
         except ray_imuckpt.SaveFailedError:
             (notes / f"{entry}-{training.rank}").touch()
-    local.LocalStorage.put_if = put
+    local.LocalStorage.put_if = put  # type: ignore[method-assign]
 
 
 def fit(
