@@ -3,6 +3,7 @@
     python -m benchmarks                      # 1.8 GB of AdamW state; a quarter hour, 20 GB of disk
     python -m benchmarks --megabytes 200
     python -m benchmarks stall restore        # some of the tables
+    python -m benchmarks stores --rate 10     # an object store: at most 300 MB
 
 Every figure is a median. "Stall" is how long the training loop stands still, "durable" how long
 until the bytes are committed and would survive a power cut, "restore" from a warm page cache into
@@ -16,15 +17,16 @@ import platform
 import shutil
 import tempfile
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 import ray_imuckpt
-from benchmarks import epochs, limits, many, memory, restores, saves
+from benchmarks import epochs, limits, many, memory, restores, saves, stores
 from benchmarks.measure import build, table
 
-TABLES = ("stall", "durable", "restore", "memory", "tensors", "checkpoints", "epochs")
+TABLES = ("stall", "durable", "restore", "memory", "tensors", "checkpoints", "epochs", "stores")
 
 
 def main() -> None:
@@ -34,6 +36,8 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1800)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to be measured")
+    parser.add_argument("--latency", type=float, default=30, help="of stores: ms a request")
+    parser.add_argument("--rate", type=float, default=50, help="of stores: MB/s a connection")
     options = parser.parse_args()
     chosen = options.tables or TABLES
     if unknown := set(chosen) - set(TABLES):
@@ -50,23 +54,30 @@ def main() -> None:
     try:
         if "memory" in chosen:
             memory.tables(root, megabytes)
-        if {"stall", "durable", "restore"} & set(chosen):
-            state = build(megabytes)
-            if "stall" in chosen:
-                table("stall of a save", saves.stall(root, *state, repeats), saves.COPY)
-            if "durable" in chosen:
-                table("until durable", saves.durable(root, *state, repeats), saves.WRITE)
-            if "restore" in chosen:
-                restores.tables(root, *state, repeats)
-            del state
+        _of_one_state(root, chosen, megabytes, repeats)
         if "tensors" in chosen:
             many.tensors(root, megabytes, repeats)
         if "checkpoints" in chosen:
             many.checkpoints(root, repeats)
         if "epochs" in chosen:
             epochs.tables(root, repeats)
+        if "stores" in chosen:
+            stores.tables(root, megabytes, repeats, options.latency, options.rate)
     finally:
         shutil.rmtree(root)
+
+
+def _of_one_state(root: Path, chosen: Collection[str], megabytes: float, repeats: int) -> None:
+    """Print the tables that share a state."""
+    if not {"stall", "durable", "restore"} & set(chosen):
+        return
+    state = build(megabytes)
+    if "stall" in chosen:
+        table("stall of a save", saves.stall(root, *state, repeats), saves.COPY)
+    if "durable" in chosen:
+        table("until durable", saves.durable(root, *state, repeats), saves.WRITE)
+    if "restore" in chosen:
+        restores.tables(root, *state, repeats)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def main(name: str, megabytes: float, root: Path) -> None:
     with peers.process_group(root):
         _save(name, root / "small", 1)()
         call = _save(name, root / "large", megabytes)
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = status("VmRSS")
+        forget_peak()
         call()
-        print(_status("VmHWM") - before)
+        print(status("VmHWM") - before)
 
 
 def _save(name: str, root: Path, megabytes: float) -> Callable[[], object]:
@@ -72,7 +72,13 @@ def _save(name: str, root: Path, megabytes: float) -> Callable[[], object]:
     return peers.savers(root, model, optimizer)[name]
 
 
-def _status(field: str) -> float:
+def forget_peak() -> None:
+    """Let the peak of the resident set, ``VmHWM``, begin anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status(field: str) -> float:
+    """Return a field of this process's status in MB."""
     text = Path("/proc/self/status").read_text()
     line = re.search(rf"{field}:\s+(\d+) kB", text)
     assert line is not None, f"no {field}"  # noqa: S101
