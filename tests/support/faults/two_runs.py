@@ -7,6 +7,7 @@ that was left; and nothing goes that nobody removed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from datetime import datetime, timedelta
@@ -47,6 +48,8 @@ class TwoRuns(RuleBasedStateMachine):
         self.damages = 0  # how often the record was lost or cut
         self.records = 0  # how often a run wrote the record
         self.offset = timedelta()
+        self.files: dict[int, set[tuple[str, int, int, int]]] = {}  # when they were read last
+        self.versions: dict[int, int | None] = {}  # what was read then
 
     def teardown(self) -> None:
         shutil.rmtree(self.directory.parent)
@@ -209,7 +212,17 @@ class TwoRuns(RuleBasedStateMachine):
         """Every checkpoint holds what was saved, and no other is listed."""
         reader = Checkpointer(self.directory)
         found = reader.list_existing_checkpoint_indices() if self.directory.exists() else []
-        assert {epoch: version_in(reader, epoch) for epoch in found} == self.model.there
+        for epoch in found:
+            if self.files.get(epoch) != (files := self.files_of(epoch)):
+                self.versions[epoch] = version_in(reader, epoch)
+                self.files[epoch] = files
+        assert {epoch: self.versions[epoch] for epoch in found} == self.model.there
+
+    def files_of(self, epoch: int) -> set[tuple[str, int, int, int]]:
+        """Return what changes when a file of a checkpoint does: only then is it read again."""
+        with os.scandir(self.directory / f"checkpoint={epoch}") as entries:
+            found = [(entry.name, entry.stat()) for entry in entries]
+        return {(name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found}
 
     @invariant()
     def the_last_is_of_the_present_branch(self) -> None:
