@@ -5,5 +5,6 @@
 - `faults`: stories of training, what can go wrong in them, and what must hold afterwards.
 - `disk`: a model of a file system that knows what a crash leaves.
 - `damage`, `fuzz`: what lies on disk and no save has made; texts altered where a parser looks.
+- `programs`, `forking`, `logs`: processes of their own, and what they log.
 - `documents`, `schema`, `plateaus`, `trees`, `wrappers`: readers, references and stand-ins.
 """

@@ -1,4 +1,4 @@
-"""What the ranks of a gloo gang do when something fails on one of them; run by stories.py."""
+"""What the ranks of a gang do when something fails on one of them."""
 
 from __future__ import annotations
 

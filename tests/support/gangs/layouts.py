@@ -1,4 +1,4 @@
-"""How tensors lie in memory on every rank of a gang; run by stories.py."""
+"""How tensors lie in memory on every rank of a gang."""
 
 from __future__ import annotations
 

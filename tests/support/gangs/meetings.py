@@ -1,4 +1,4 @@
-"""How often the ranks of a gang meet; run by test_gang.py in processes of its own."""
+"""How often the ranks of a gang meet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharded tensors of which one rank fails alone; run by stories.py."""
+"""Sharded tensors of which one rank fails alone."""
 
 from __future__ import annotations
 

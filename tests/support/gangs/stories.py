@@ -1,12 +1,10 @@
-"""What each rank of a gloo gang does; run by test_gang.py in processes of its own."""
+"""Stories in which a gang resumes, whole and sharded, and what it shares while it runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
-import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.runtime import preemption
-from support.gangs import errors, layouts, meetings, shards, values
 from support.gangs.common import Position, error_of, full, same_everywhere
 from support.logs import Messages
 
@@ -220,38 +217,3 @@ def collectives_move_bytes_of_any_size(directory: Path, rank: int) -> None:
     job = os.environ["TORCHELASTIC_RUN_ID"]
     assert str(session.identity.id).startswith(f"torchelastic-{job}-{os.getppid()}")
     same_everywhere(str(session.identity))
-
-
-def main() -> None:
-    """Run the functions named on the command line, each in a directory of its own."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = int(os.environ["RANK"])
-    for name in sys.argv[2:]:
-        directory = Path(sys.argv[1], name)
-        try:
-            rooms = (
-                sys.modules[__name__],
-                errors,
-                layouts,
-                meetings,
-                shards,
-                values,
-            )
-            story = next(vars(room)[name] for room in rooms if name in vars(room))
-            story(directory / "run", rank)
-        except BaseException:
-            text = traceback.format_exc()
-            directory.mkdir(exist_ok=True, parents=True)
-            (directory / f"failed-on-rank-{rank}").write_text(text)
-            raise
-        if dist.is_initialized():
-            dist.barrier()
-        directory.mkdir(exist_ok=True, parents=True)
-        (directory / f"passed-on-rank-{rank}").touch()
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

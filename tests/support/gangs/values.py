@@ -1,4 +1,4 @@
-"""Gang that hold other tensors, or other values, than each other; run by stories.py."""
+"""Gangs whose ranks hold other tensors, or other values, than each other."""
 
 from __future__ import annotations
 

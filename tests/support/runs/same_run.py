@@ -16,7 +16,6 @@ import random
 import signal
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from ray_imuckpt import Checkpointer, PlateauDetector, staging
 from ray_imuckpt.encoding.chunks import checksum
 from ray_imuckpt.schedules import Exponential
 from ray_imuckpt.storage import local, posix
+from support.forking import import_all, on_ranks
 from support.logs import Messages
 
 
@@ -169,49 +169,26 @@ def train(directory: Path, last: int, rank: int, ranks: int, step: Callable[[], 
     (directory / f"told-{ranks}-{rank}.json").write_text(json.dumps(told))
 
 
-def play(directory: Path, last: int, rank: int, ranks: int, store: str, kill: list[Any]) -> None:
-    """Be one rank of one attempt; does not return."""
-    status = 1
-    try:
-        if ranks > 1:
-            rendezvous = dist.FileStore(store, ranks)
-            dist.init_process_group("gloo", store=rendezvous, rank=rank, world_size=ranks)
-        where, struck, call = kill
-        train(directory, last, rank, ranks, die_at(where if rank == struck else "", call))
-        if ranks > 1:
-            dist.destroy_process_group()
-        status = 0
-    except BaseException:  # noqa: BLE001 - it is told by its status
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
 def main(directory: Path, last: int, ranks: int, kills: list[list[Any]]) -> None:
     """Begin, kill and begin again, until an attempt comes to its end."""
-    torch.set_num_threads(1)
-    torch.optim.SGD([torch.zeros(1)])  # imports half of torch: once here, not once a rank
-    for kill in [*kills, ["", 0, 0]]:
+    import_all()
+    for where, struck, call in [*kills, ["", 0, 0]]:
         with tempfile.TemporaryDirectory() as place:
-            store = f"{place}/store"
-            children: dict[int, int] = {}
-            for rank in range(ranks):
-                child = os.fork()
-                if child == 0:
-                    play(directory, last, rank, ranks, store, kill)
-                children[child] = rank
-            first, status = os.waitpid(-1, 0)
-            rank = children.pop(first)
-            if kill[0]:
-                assert (rank, os.WTERMSIG(status)) == (kill[1], signal.SIGKILL), (rank, status)
-                for child in children:  # as torchrun does
-                    os.kill(child, signal.SIGTERM)
-            else:
-                assert status == 0, status
-            for child in children:
-                _, status = os.waitpid(child, 0)
-                assert kill[0] or status == 0, status
+
+            def play(rank: int) -> None:
+                if ranks > 1:
+                    store = dist.FileStore(f"{place}/store", ranks)
+                    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+                step = die_at(where if rank == struck else "", call)  # noqa: B023
+                train(directory, last, rank, ranks, step)
+                if ranks > 1:
+                    dist.destroy_process_group()
+
+            ended = on_ranks(ranks, play)
+        if where:
+            assert next(iter(ended.items())) == (struck, -signal.SIGKILL), ended
+        else:
+            assert not any(ended.values()), ended
 
 
 if __name__ == "__main__":
