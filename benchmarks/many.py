@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks.measure import Row, alone, build, medians, table
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.storage.engines.fsspec_engine import FsspecEngine
 from ray_imuckpt.storage.remote import RemoteStorage
 
 FEW = "100 tensors"
@@ -90,6 +91,6 @@ def remote(count: int) -> None:
     for epoch in range(1, count + 1):
         store.pipe_file(f"{root}/checkpoint={epoch}/manifest.json", b"")
     store.asked.clear()
-    found = RemoteStorage(store, root).holding("manifest.json")
+    found = RemoteStorage(FsspecEngine(store), root).holding("manifest.json")
     print(f"\nOn an object store: {len(found):,} checkpoints found by {dict(store.asked)}")
     store.rm(root, recursive=True)

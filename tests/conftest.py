@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.storage.engines import retrying
 from support.faults.invariants import Tally
 
 pytest_plugins = ["servers.fixtures"]
@@ -40,6 +41,12 @@ def start_ray(where: int | str, **environment: str) -> None:
         logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": python_path(), **environment}},
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed for a passing reason is tried again at once."""
+    monkeypatch.setattr(retrying, "_FIRST_SPAN", 0.0)
 
 
 @pytest.fixture(scope="module")

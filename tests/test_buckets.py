@@ -13,12 +13,13 @@ import filesystems
 from conftest import small_model
 from filesystems import checkpointer_on
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
+from ray_imuckpt.storage.engines.fsspec_engine import FsspecEngine
 from ray_imuckpt.storage.remote import RemoteStorage
 
 
 def bucket(path: str = "bucket/runs/a") -> tuple[filesystems.Buckets, RemoteStorage]:
     filesystem = filesystems.Buckets()
-    return filesystem, RemoteStorage(filesystem, path)
+    return filesystem, RemoteStorage(FsspecEngine(filesystem), path)
 
 
 def test_a_bucket_that_is_missing_is_an_error_at_start_and_not_made() -> None:

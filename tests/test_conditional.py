@@ -9,6 +9,9 @@ import pytest
 
 from conditional_store import Contents
 from ray_imuckpt.storage import ConflictError, DoubtfulError, Storage, open_storage
+from ray_imuckpt.storage.engines.retrying import Patience
+
+ONCE = Patience(attempts=1)
 
 
 @pytest.fixture
@@ -18,7 +21,7 @@ def contents() -> Contents:
 
 @pytest.fixture
 def store(contents: Contents) -> Storage:
-    return open_storage("conditional://bucket/run", {"contents": contents})
+    return open_storage("conditional://bucket/run", {"contents": contents}, ONCE)
 
 
 def names(storage: Storage) -> list[str]:
@@ -59,7 +62,7 @@ def test_a_put_that_is_sent_again_does_not_replace_a_newer_one(
     if seen is not None:
         store.put("m", b"0")
         store.put_if("m", seen, b"0")
-    filesystem: Any = store._client.filesystem
+    filesystem: Any = store._engine.engine.filesystem
     real = filesystem.pipe_file
 
     def answered_late(path: str, value: bytes, **condition: Any) -> None:

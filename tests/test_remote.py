@@ -243,7 +243,7 @@ def test_a_data_file_that_breaks_off_leaves_nothing(monkeypatch: pytest.MonkeyPa
     """Also where its bytes were visible while they were written."""
     kind = filesystems.Renaming
     storage = storage_on(kind())
-    monkeypatch.setattr("ray_imuckpt.storage.remote._PUT_WHOLE", 10)
+    monkeypatch.setattr("ray_imuckpt.storage.engines.fsspec_engine.FsspecEngine.smallest_part", 10)
 
     def fail(index: int, views: list[memoryview]) -> None:
         if index == 2:

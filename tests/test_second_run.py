@@ -222,7 +222,7 @@ def test_a_manifest_that_is_sent_again_does_not_replace_a_newer_commit(late: boo
     first = Checkpointer(url, blocking=True, **options)
     first.start(nn.Linear(2, 2))
     storage: Any = open_storage(url, {"contents": contents})
-    filesystem: Any = type(storage._client.filesystem)
+    filesystem: Any = type(storage._engine.engine.filesystem)
     real = filesystem.pipe_file
 
     def twice(self: Any, path: str, value: bytes, mode: str = "", **condition: Any) -> None:

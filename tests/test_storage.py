@@ -18,7 +18,7 @@ def test_a_file_that_is_too_large_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`get` is for records: of what is larger no more is read than tells so."""
-    for module in ("local", "client"):
+    for module in ("local", "remote"):
         monkeypatch.setattr(f"ray_imuckpt.storage.{module}.MAX_RECORD", 100)
     for url in (str(tmp_path), f"memory:/{tmp_path}"):
         storage = open_storage(url)

@@ -18,7 +18,7 @@ from ray_imuckpt.encoding import chunks, tensors
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import USE_ANOTHER, FileEntry, Manifest
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage import Reading, Storage
 from ray_imuckpt.storage.names import join
 from ray_imuckpt.threads import parallel
 
@@ -109,26 +109,18 @@ class Reader:
         self._straight(straight)
 
     def _straight(self, files: Files) -> None:
-        """All files at once, so that the threads come together only at the very end."""
-        work = self._chunks_of(files)
-
-        def read(number: int) -> None:
-            file, index, row = work[number]
-            pieces = row.pieces(index)
-            file.read_chunk(index, pieces)
-            row.settle(index, pieces)
-
-        parallel.each(read, len(work))
+        """Read all files at once: what works on them comes together only at the very end."""
+        self._storage.read_all(self._chunks_of(files))
 
     @parallel.uncollected
-    def _chunks_of(self, files: Files) -> list[tuple[CheckedFile, int, chunks.Chunks]]:
-        """Return each chunk of the files: its file, its index, and the row that it is read into."""
-        work = []
+    def _chunks_of(self, files: Files) -> list[Reading]:
+        """Return each chunk of the files, and where it goes."""
+        work: list[Reading] = []
         for entry, targets in files:
             views = map(tensors.room_view, targets)
             row = chunks.Chunks(views, entry.chunk_size, owner=targets)
             file = self._file(entry, _PARTLY)
-            work += [(file, index, row) for index in range(len(row))]
+            work += [file.chunk(index, row, index) for index in range(len(row))]
         return work
 
     def _by_window(self, entry: FileEntry, targets: Sequence[torch.Tensor]) -> None:
@@ -168,7 +160,8 @@ class Reader:
                 file = self._file(entry, hint)
                 row = chunks.Chunks([buffer.numpy().data], entry.chunk_size)
                 first = begin // entry.chunk_size
-                parallel.each(lambda i: file.read_chunk(first + i, row.pieces(i)), len(row))
+                wanted = [file.chunk(first + i, row, i) for i in range(len(row))]
+                self._storage.read_all(wanted)
 
         self._gang.run_all(read)
         self._gang.broadcast_into(buffer)

@@ -15,7 +15,7 @@ from ray_imuckpt.errors import (
 )
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.manifest import USE_ANOTHER, FileEntry, Manifest
-from ray_imuckpt.storage import NotAFileError, Storage
+from ray_imuckpt.storage import NotAFileError, Reading, Storage
 from ray_imuckpt.storage.names import join
 from ray_imuckpt.threads import parallel
 
@@ -51,14 +51,14 @@ class CheckedFile:
         self._storage = storage
         self._directory = directory
         self._epoch = epoch
-        self._entry = entry
+        self.entry = entry
         self._hint = hint
-        self._path = f"{directory}/{entry.name}".lstrip("/")
+        self.path = f"{directory}/{entry.name}".lstrip("/")
 
     @property
     def url(self) -> str:
         """Return where the file is."""
-        return join(self._storage.url, self._path)
+        return join(self._storage.url, self.path)
 
     def check_size(self) -> None:
         """Check that the file is there, and as long as it should be.
@@ -75,20 +75,29 @@ class CheckedFile:
         if wrong:
             raise self._damaged(wrong)
 
-    def read_chunk(self, index: int, views: list[memoryview]) -> None:
-        """Fill `views`, host memory of the chunk's length in all, with a chunk; any thread.
+    def chunk(self, index: int, row: chunks.Chunks, number: int) -> Reading:
+        """Return what `Storage.read_all` is given to read a chunk, which is then checked.
+
+        Args:
+            index: Of the chunk in the file.
+            row: Where it goes: a chunk of host memory in a row of them.
+            number: Which of them.
 
         Raises:
-            CorruptCheckpointError: It is missing, cut or altered; `views` are not to be used.
-            CheckpointChangedError: Nothing names the file any more.
-            StorageError: It could not be read.
+            CorruptCheckpointError: By `Storage.read_all`: the chunk is missing, cut or altered;
+                what was read is not to be used.
+            CheckpointChangedError: By it: nothing names the file any more.
+            StorageError: By it: the chunk could not be read.
         """
-        try:
-            wrong = self._wrong_chunk(index, views)
-        except OSError as error:
-            wrong = f"it could not be read ({error})"
-        if not wrong:
-            return
+        return _ChunkReading(self, index, row, number)
+
+    def read_chunk(self, index: int, views: list[memoryview]) -> None:
+        """Fill `views`, host memory of a chunk's length in all, with it; errors as for `chunk`."""
+        row = chunks.Chunks(views, self.entry.chunk_size)
+        self._storage.read_all([self.chunk(index, row, 0)])
+
+    def settle(self, index: int, views: list[memoryview], wrong: str) -> None:
+        """Read a chunk again with which something is wrong; errors as for `chunk`."""
         try:
             still = self._wrong_chunk(index, views)
         except OSError as error:
@@ -99,8 +108,8 @@ class CheckedFile:
 
     def whole(self) -> bytes:
         """Return all bytes of a small file; errors as for `read_chunk`."""
-        buffer = bytearray(self._entry.size)
-        row = chunks.Chunks([memoryview(buffer)], self._entry.chunk_size)
+        buffer = bytearray(self.entry.size)
+        row = chunks.Chunks([memoryview(buffer)], self.entry.chunk_size)
         for index in range(len(row)):
             self.read_chunk(index, row.pieces(index))
         return bytes(buffer)
@@ -109,7 +118,7 @@ class CheckedFile:
         """Read and check every byte, in memory of one chunk a thread; errors as above."""
         own = threading.local()
         self.check_size()
-        spans = chunks.ranges(self._entry.size, self._entry.chunk_size)
+        spans = chunks.ranges(self.entry.size, self.entry.chunk_size)
 
         def read(index: int) -> None:
             begin, end = spans[index]
@@ -117,27 +126,32 @@ class CheckedFile:
                 own.buffer = memoryview(bytearray(end - begin))
             self.read_chunk(index, [own.buffer[: end - begin]])
 
-        parallel.each(read, len(spans))
+        parallel.each(read, len(spans), self._storage.connections)
 
     def _wrong_size(self) -> str:
         try:
-            size = self._storage.size(self._path)
+            size = self._storage.size(self.path)
         except FileNotFoundError:
             return "it is missing"
-        expected = self._entry.size
+        expected = self.entry.size
         return "" if size == expected else f"it has {size} bytes instead of {expected}"
 
     def _wrong_chunk(self, index: int, views: list[memoryview]) -> str:
         """Fill `views`; return what is wrong with the chunk."""
-        entry = self._entry
-        begin = index * entry.chunk_size
+        begin = index * self.entry.chunk_size
         digest = chunks.Digest()
         try:
-            self._storage.read_into(self._path, begin, views, digest.update)
+            self._storage.read_into(self.path, begin, views, digest.update)
         except (FileNotFoundError, NotAFileError, EOFError) as error:
             return f"it is missing or cut ({error})"
+        return self.difference(index, digest)
+
+    def difference(self, index: int, digest: chunks.Digest) -> str:
+        """Return in what a chunk differs from what was committed, ``""`` where it does not."""
+        entry = self.entry
         if digest.hexdigest() == entry.checksums[index]:
             return ""
+        begin = index * entry.chunk_size
         return f"bytes {begin} to {min(begin + entry.chunk_size, entry.size)} were altered"
 
     def _damaged(self, what: str) -> ImuckptError:
@@ -165,7 +179,40 @@ class CheckedFile:
             return False
         except (OSError, CorruptCheckpointError, UnsupportedFormatError):
             return True
-        return any(named.name == self._entry.name for named in manifest.files)
+        return any(named.name == self.entry.name for named in manifest.files)
+
+
+class _ChunkReading:
+    """A chunk that is being read; its memory is asked for when that is due."""
+
+    def __init__(self, file: CheckedFile, index: int, row: chunks.Chunks, number: int) -> None:
+        self._file, self._index = file, index
+        self._row, self._number = row, number
+        self._digest = chunks.Digest()
+        self._lock = threading.Lock()
+        self._views: list[memoryview] | None = None
+        self.seen = self._digest.update
+        self.name = file.path
+        self.offset = index * file.entry.chunk_size
+        self.size = min(row.chunk_size, row.size - number * row.chunk_size)
+
+    @property
+    def views(self) -> list[memoryview]:
+        """Implement `Reading.views`."""
+        with self._lock:
+            if self._views is None:
+                self._views = self._row.pieces(self._number)
+            return self._views
+
+    def ended(self, error: OSError | EOFError | None) -> None:
+        """Check the chunk, and read it again where it is not as it should be."""
+        wrong = self._file.difference(self._index, self._digest)
+        if error is not None:
+            wrong = f"it could not be read ({error})"
+        if wrong:
+            self._file.settle(self._index, self.views, wrong)
+        self._row.settle(self._number, self.views)
+        self._views = None  # they may be buffers
 
 
 def verify(storage: Storage, directory: str, manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,7 @@ from ray_imuckpt.repository.run import Run
 from ray_imuckpt.storage import (
     ConflictError,
     DoubtfulError,
+    NewFile,
     NotAFileError,
     NotDurableError,
     Storage,
@@ -54,7 +56,7 @@ def commit(
     """
     directory = paths.checkpoint_name(draft.epoch)
     try:
-        files = tuple(_write(storage, directory, draft, part, run) for part in parts)
+        files = _write_all(storage, directory, draft, parts, run)
         _check_complete(storage, directory, parts, files)
         manifest = dataclasses.replace(draft, files=files, branch=prepare())
         replaced = _put_manifest(storage, directory, manifest, run)
@@ -177,29 +179,47 @@ def _put(storage: Storage, path: str, manifest: Manifest, old: bytes | None) -> 
         ) from error
 
 
-def _write(
-    storage: Storage, directory: str, draft: Manifest, part: codec.EncodedFile, run: Run
-) -> FileEntry:
-    name = paths.data_file_name(part.part, draft.save_id, part.suffix)
-    path = f"{directory}/{name}"
-    reused = _reuse(storage, path, part, run) if part.part == codec.MODEL_FROZEN else None
-    if reused is None:
-        sums = [""] * len(part.chunks)
+def _write_all(
+    storage: Storage,
+    directory: str,
+    draft: Manifest,
+    parts: Sequence[codec.EncodedFile],
+    run: Run,
+) -> tuple[FileEntry, ...]:
+    """Write the file of each part, or have it copied, all at once; return what they hold."""
+    names = [paths.data_file_name(part.part, draft.save_id, part.suffix) for part in parts]
+    sums: list[Sequence[str]] = []
+    new = []
+    for part, name in zip(parts, names, strict=True):
+        path = f"{directory}/{name}"
+        frozen = part.part == codec.MODEL_FROZEN
+        reused = _reuse(storage, path, part, run) if frozen else None
+        if reused is not None:
+            sums.append(reused)
+            continue
+        written = [""] * len(part.chunks)
+        sums.append(written)
+        new.append(NewFile(path, part.chunks, functools.partial(_note, written)))
+    storage.write_all(new)
+    for part, name in zip(parts, names, strict=True):
+        if part.part == codec.MODEL_FROZEN:
+            run.sound.add(join(storage.url, f"{directory}/{name}"))
+    return tuple(map(_entry, parts, names, sums))
 
-        def observe(index: int, views: list[memoryview]) -> None:
-            sums[index] = chunks.checksum(views)
 
-        storage.write(path, part.chunks, observe)
-        reused = tuple(sums)
-    if part.part == codec.MODEL_FROZEN:
-        run.sound.add(join(storage.url, path))
+def _note(sums: list[str], index: int, views: list[memoryview]) -> None:
+    """Note the checksum of a chunk that is written."""
+    sums[index] = chunks.checksum(views)
+
+
+def _entry(part: codec.EncodedFile, name: str, sums: Sequence[str]) -> FileEntry:
     return FileEntry(
         part=part.part,
         rank=0,
         name=name,
         size=part.chunks.size,
         chunk_size=part.chunks.chunk_size,
-        checksums=reused,
+        checksums=tuple(sums),
         header_size=len(part.header),
         header_checksum=chunks.checksum([part.header]) if part.header else "",
     )

@@ -19,18 +19,15 @@ from ray_imuckpt.storage import (
     LinkedDirectoryError,
     NotAFileError,
     NotDurableError,
-    Observer,
     Upload,
     claims,
     exclusive,
     posix,
 )
-from ray_imuckpt.storage.content import Content
+from ray_imuckpt.storage.content import Content, NewFile, Observer, Reading
 from ray_imuckpt.storage.names import MAX_RECORD, temporary_name
 from ray_imuckpt.storage.refusals import disk_error
 from ray_imuckpt.threads import parallel
-
-_PROBE = 4096  # bytes, so that a full disk is noticed
 
 
 class LocalStorage:
@@ -42,6 +39,7 @@ class LocalStorage:
 
     def __init__(self, path: str) -> None:
         self.url = path
+        self.connections = parallel.THREADS
         self._top = path  # links are followed down to here, and no further
         self._named: set[str] = set()  # directories whose names are on the disk
 
@@ -51,7 +49,7 @@ class LocalStorage:
             path = self._prepared(temporary_name("probe"))
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                posix.pwrite_all(descriptor, [memoryview(bytes(_PROBE))], 0)
+                posix.pwrite_all(descriptor, [memoryview(bytes(4096))], 0)  # if the disk is full
             finally:
                 os.close(descriptor)
                 os.unlink(path)
@@ -90,19 +88,24 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
 
+    def write_all(self, files: Sequence[NewFile]) -> None:
+        """Implement `Storage.write_all`. One after the other: each takes the whole disk."""
+        for file in files:
+            self.write(file.name, file.content, file.observe)
+
     def put(self, name: str, data: bytes) -> None:
         """Implement `Storage.put`."""
-        self._place(name, data, os.replace)
+        self._put(name, data, os.replace)
 
     def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
         """Implement `Storage.put_if`. A link or a lock makes sure of it."""
         if seen is None:
-            self._place(name, data, exclusive.link_new)
+            self._put(name, data, exclusive.link_new)
         else:
-            self._place(name, data, lambda source, path: exclusive.replace_seen(source, path, seen))
+            self._put(name, data, lambda source, path: exclusive.replace_seen(source, path, seen))
         return True
 
-    def _place(self, name: str, data: bytes, place: Callable[[str, str], None]) -> None:
+    def _put(self, name: str, data: bytes, move: Callable[[str, str], None]) -> None:
         """Write a temporary file, have it put in place under its name, and make both durable."""
         path = self._prepared(name)
         directory, base = os.path.split(path)
@@ -115,7 +118,7 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
             posix.sync_directory(directory)  # the data files' names before the one that counts
-            place(temporary, path)
+            move(temporary, path)
         try:
             posix.sync_directory(directory)
         except OSError as error:
@@ -155,6 +158,20 @@ class LocalStorage:
                     seen(view)
         finally:
             os.close(descriptor)
+
+    def read_all(self, readings: Sequence[Reading]) -> None:
+        """Implement `Storage.read_all`, side by side on a few threads."""
+
+        def read(number: int) -> None:
+            reading = readings[number]
+            try:
+                self.read_into(reading.name, reading.offset, reading.views, reading.seen)
+            except (OSError, EOFError) as error:
+                reading.ended(error)
+            else:
+                reading.ended(None)
+
+        parallel.each(read, len(readings))
 
     def size(self, name: str) -> int:
         """Implement `Storage.size`."""

@@ -1,9 +1,16 @@
-"""From a URL or a file system to a directory on it. Touches fsspec and pyarrow."""
+"""From a URL or a file system to a directory on it. Touches fsspec and pyarrow.
+
+The engine is obstore's, where it is installed and knows the scheme and all options; else fsspec's
+file system, which takes the same URL and the same options.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import posixpath
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -11,7 +18,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ray_imuckpt.errors import StorageError
-from ray_imuckpt.storage.filesystems import unwrapped
+from ray_imuckpt.storage.engines import filesystems, translation
+from ray_imuckpt.storage.engines.budget import CONNECTIONS, Budget
+from ray_imuckpt.storage.engines.connection import UnknownOptionError
+from ray_imuckpt.storage.engines.filesystems import unwrapped
+from ray_imuckpt.storage.engines.fsspec_engine import FsspecEngine
+from ray_imuckpt.storage.engines.retrying import Patience
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.storage.names import shown
 from ray_imuckpt.storage.remote import RemoteStorage
@@ -19,26 +31,54 @@ from ray_imuckpt.storage.remote import RemoteStorage
 if TYPE_CHECKING:
     import pyarrow.fs
 
+    from ray_imuckpt.storage.engines.protocol import Engine
 
-def open_url(name: str, options: dict[str, Any]) -> LocalStorage | RemoteStorage:
-    """The directory at a URL.
+# What botocore does not do: as many connections as we use. What it need not do: we try again.
+_FOR_S3 = {"max_pool_connections": 2 * CONNECTIONS, "retries": {"max_attempts": 1}}
+
+logger = logging.getLogger("ray_imuckpt")
+
+
+def open_url(
+    name: str, options: dict[str, Any], patience: Patience | None = None
+) -> LocalStorage | RemoteStorage:
+    """Return the directory at a URL.
 
     Args:
         name: As `names.absolute` returns it.
-        options: Passed to the file system.
+        options: As the fsspec file system of the URL takes them.
+        patience: How often and how long an operation is tried.
 
     Raises:
-        StorageError: Its package is missing, or it cannot be connected to.
+        StorageError: Its package is missing, an option is wrong, or it cannot be connected to.
     """
     url = shown(name.rpartition("::")[2])
+    budget, patience = Budget(), patience or Patience()
+    scheme, _, path = url.partition("://")
+    engine = _obstore(scheme, path, options, budget, patience)
+    if engine is not None:
+        return RemoteStorage(engine, path, budget=budget, patience=patience)
+    filesystem, path = _filesystem(name, url, options)
+    # A host, say; fsspec's own way to ask.
+    says_more = type(filesystem)._get_kwargs_from_urls(url)  # noqa: SLF001
+    return _at(filesystem, path, url if says_more else None, budget, patience)
+
+
+def _filesystem(
+    name: str, url: str, options: Mapping[str, Any]
+) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a URL, and the path on it; errors as for `open_url`."""
+    if url.startswith(("s3://", "s3a://")):
+        options = {**options, "config_kwargs": {**_FOR_S3, **(options.get("config_kwargs") or {})}}
     try:
-        filesystem, path = url_to_fs(name, **options)
+        found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(name, **options)
     except ImportError as error:
-        package = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
+        raise _missing(error, url) from error
+    except TypeError as error:  # the file system's own signature says so
         raise StorageError(
-            f"The package {package or 'for this file system'} is missing: {error}.",
+            f"An option in storage_options is wrong: {error}.",
             url=url,
-            hint=f"Install it: pip install {package or '…'}.",
+            hint=f"They are those of fsspec's file system for {url.partition('://')[0]}://.",
         ) from error
     except Exception as error:  # of the store's own library, most often: it could not connect
         raise StorageError(
@@ -46,23 +86,68 @@ def open_url(name: str, options: dict[str, Any]) -> LocalStorage | RemoteStorage
             url=url,
             hint="Look at the credentials, the endpoint and storage_options.",
         ) from error
-    # A host, say; fsspec's own way to ask.
-    says_more = type(filesystem)._get_kwargs_from_urls(url)  # noqa: SLF001
-    return _at(filesystem, path, url if says_more else None)
+    return found
+
+
+def _missing(error: ImportError, url: str) -> StorageError:
+    package = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
+    cure = f"pip install {package or '…'}"
+    if translation.knows(url.partition("://")[0]):
+        cure = f"pip install 'ray-imuckpt[obstore]', which is the fastest, or {cure}"
+    return StorageError(
+        f"The package {package or 'for this file system'} is missing: {error}.",
+        url=url,
+        hint=f"Install it: {cure}.",
+    )
+
+
+def _obstore(
+    scheme: str, path: str, options: Mapping[str, Any], budget: Budget, patience: Patience
+) -> Engine | None:
+    """Return the engine of obstore, ``None`` where it cannot do the same as fsspec."""
+    if not translation.knows(scheme):
+        return None
+    if importlib.util.find_spec("obstore") is None:
+        logger.debug("%s://%s by way of fsspec: obstore is not installed", scheme, path)
+        return None
+    from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
+
+    try:
+        connection = translation.connection(scheme, path, options)
+    except UnknownOptionError as error:
+        logger.debug("%s://%s by way of fsspec, not obstore: %s", scheme, path, error)
+        return None
+    url = f"{scheme}://{path}"
+
+    def by_fsspec() -> FsspecEngine:
+        filesystem, _ = _filesystem(url, url, options)
+        return FsspecEngine(filesystem, budget, patience)
+
+    return ObstoreEngine(connection, budget, patience, by_fsspec)
 
 
 def _at(
-    filesystem: fsspec.AbstractFileSystem, path: str, url: str | None = None
+    filesystem: fsspec.AbstractFileSystem,
+    path: str,
+    url: str | None = None,
+    budget: Budget | None = None,
+    patience: Patience | None = None,
 ) -> LocalStorage | RemoteStorage:
-    """A directory of a file system, which may be the local disk in disguise."""
+    """Return a directory of a file system, which may be the local disk in disguise."""
     filesystem, path = unwrapped(filesystem, path)
     if isinstance(filesystem, LocalFileSystem):  # only through `os` is `put` atomic there
         return LocalStorage(os.path.abspath(path))
-    return RemoteStorage(filesystem, path, url)
+    budget, patience = budget or Budget(), patience or Patience()
+    engine: Engine = FsspecEngine(filesystem, budget, patience)
+    given = filesystems.made_with(filesystem)
+    if given is not None:  # by Ray, say, on a worker: the same engine as for the URL
+        scheme, options = given
+        engine = _obstore(scheme, path, options, budget, patience) or engine
+    return RemoteStorage(engine, path, url, budget=budget, patience=patience)
 
 
 def at_arrow(filesystem: pyarrow.fs.FileSystem, path: str) -> LocalStorage | RemoteStorage:
-    """A directory of a pyarrow file system; an fsspec one inside it is taken out again."""
+    """Return a directory of a pyarrow file system; an fsspec one inside it is taken out again."""
     import pyarrow.fs
     from fsspec.implementations.arrow import ArrowFSWrapper
 
@@ -74,4 +159,4 @@ def at_arrow(filesystem: pyarrow.fs.FileSystem, path: str) -> LocalStorage | Rem
         handler = filesystem.handler
         if isinstance(handler, pyarrow.fs.FSSpecHandler):
             return _at(handler.fs, path)
-    return RemoteStorage(ArrowFSWrapper(filesystem), path)
+    return _at(ArrowFSWrapper(filesystem), path)

@@ -1,4 +1,4 @@
-"""What is said of a place that cannot serve, with what to do about it. Touches nothing."""
+"""Errors for a place that cannot serve, with what to do about it. Touches nothing."""
 
 from __future__ import annotations
 
@@ -46,11 +46,10 @@ def store_error(what: str, url: str, error: OSError, *, objects: bool) -> Storag
     return StorageError(f"The directory {what}: {told}.", url=url, hint=cure)
 
 
-def unfit(filesystem: object, url: str, why: str) -> StorageError:
+def unfit(name: str, url: str, why: str) -> StorageError:
     """Return the error for a file system on which a commit would not be one step."""
     return StorageError(
-        f"{type(filesystem).__name__} cannot hold checkpoints: {why}. A crash could lose one that "
-        "was committed.",
+        f"{name} cannot hold checkpoints: {why}. A crash could lose one that was committed.",
         url=url,
         hint="Save to an object store, to a local or mounted disk, or over sftp. What is there "
         "already can be read.",

@@ -1,13 +1,13 @@
-"""A directory of anything that fsspec reaches: object stores, memory, pyarrow's file systems.
+"""A directory of anything that an engine reaches: object stores, memory, pyarrow's file systems.
 
 Object stores publish an object when its upload is completed, never before, and replace it as a
-whole: that is what makes `put` atomic there. fsspec's buffered files complete the upload when they
-are closed, *also after an error* (``AbstractBufferedFile.__exit__`` calls ``close``), which would
-publish a truncated object: on an error the upload is discarded instead.
+whole: that is what makes `put` atomic there.
 
 Where bytes are visible as they are written (sftp, smb, webdav, …), `put` writes a temporary file
 and renames it. Data files are written under their own names all the same: nobody reads them before
 the manifest names them.
+
+What fails for a passing reason is done again (`ray_imuckpt.storage.engines.persistent`).
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
-
-import fsspec
 
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.storage import (
     Claim,
     Entry,
     LinkedDirectoryError,
-    Observer,
+    NotAFileError,
     Upload,
     conditional,
     listings,
+    transfers,
 )
-from ray_imuckpt.storage.client import Client, abandon
-from ray_imuckpt.storage.content import Content
-from ray_imuckpt.storage.filesystems import Kind, replaces_atomically
-from ray_imuckpt.storage.names import join, temporary_name
+from ray_imuckpt.storage.content import Content, NewFile, Observer, Reading
+from ray_imuckpt.storage.engines.budget import Budget
+from ray_imuckpt.storage.engines.persistent import PersistentEngine
+from ray_imuckpt.storage.engines.protocol import Condition, Engine, Kind
+from ray_imuckpt.storage.engines.retrying import Patience
+from ray_imuckpt.storage.names import MAX_RECORD, join, temporary_name
 from ray_imuckpt.storage.refusals import unfit
 
 if TYPE_CHECKING:
@@ -41,74 +42,83 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray_imuckpt")
 
-_PUT_WHOLE = 64 * 1024 * 1024  # files up to this size are uploaded by one call
-
 
 class RemoteStorage:
-    """A `Storage` of an fsspec file system.
+    """A `Storage` behind an engine.
 
     Args:
-        filesystem: An fsspec file system, unwrapped.
+        engine: Moves the bytes.
         path: The directory's path on it, without the scheme.
         url: Its URL, where that says more than the path.
+        budget: The connections that all directories of the storage share.
+        patience: How often and how long an operation is tried.
     """
 
     def __init__(
-        self, filesystem: fsspec.AbstractFileSystem, path: str, url: str | None = None
+        self,
+        engine: Engine,
+        path: str,
+        url: str | None = None,
+        *,
+        budget: Budget | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        self._fs = filesystem
-        self._client = Client(filesystem)
+        self._engine = PersistentEngine(engine, patience or Patience())
+        self._budget = budget or Budget()
+        self._heeds = conditional.Heeds()
         self._root = path.rstrip("/")
         self._top = self._root  # links are followed down to here, and no further
         self._given_url = url
         self._no_links: set[str] = set()
-        self.url = url or filesystem.unstrip_protocol(self._root)
+        self.url = url or engine.url(self._root)
+        self.connections = engine.readers
 
     @property
-    def identity(self) -> tuple[fsspec.AbstractFileSystem, str]:
+    def identity(self) -> tuple[Hashable, str]:
         """Return what is equal for the same directory, however it was reached."""
-        return self._fs, self._root.strip("/")
+        return self._engine.identity, self._root.strip("/")
 
     def to_arrow(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Return the same directory for pyarrow."""
-        import pyarrow.fs
-        from fsspec.implementations.arrow import ArrowFSWrapper
-
-        if isinstance(self._fs, ArrowFSWrapper):
-            return self._fs.fs, self._root
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs)), self._root
+        return self._engine.to_arrow(self._root)
 
     def child(self, name: str) -> RemoteStorage:
         """Implement `Storage.child`."""
         url = self._given_url and join(self._given_url, name)
-        child = RemoteStorage(self._fs, self._path(name), url)
-        child._client, child._top, child._no_links = self._client, self._top, self._no_links
+        child = RemoteStorage(self._engine.engine, self._path(name), url)
+        self._share(child)
+        child._top, child._no_links = self._top, self._no_links
         return child
 
     def parent(self) -> RemoteStorage:
         """Implement `Storage.parent`."""
         url = self._given_url and posixpath.dirname(self._given_url)
-        parent = RemoteStorage(self._fs, posixpath.dirname(self._root), url)
-        parent._client = self._client
+        parent = RemoteStorage(self._engine.engine, posixpath.dirname(self._root), url)
+        self._share(parent)
         return parent
 
+    def _share(self, other: RemoteStorage) -> None:
+        """Let another directory have the connections of this one, and what it has found out."""
+        other._engine, other._budget, other._heeds = self._engine, self._budget, self._heeds
+
     def check_writable(self) -> None:
-        """Implement `Storage.check_writable`. Two requests to an object store."""
+        """Implement `Storage.check_writable`. Two requests to an object store, within seconds."""
         self._check_replaces()
         probe = temporary_name("probe")
+        engine = self._engine.hurried()
         try:
-            self.put(probe, b"1")
-            if self._client.kind is Kind.FILES:
+            self._publish(self._prepared(probe), b"1", engine=engine)
+            if engine.kind is Kind.FILES:
                 self._check_renames(probe)
         except StorageError:
-            self._client.remove(self._path(probe))
+            engine.remove(self._path(probe))
             raise
         except OSError as error:
             with contextlib.suppress(OSError):
-                self.delete(probe)
-            raise listings.unusable(self._client, self.url, "cannot be written", error) from error
+                engine.engine.remove(self._path(probe))
+            raise listings.unusable(engine, self.url, "cannot be written", error) from error
         try:
-            self.delete(probe)
+            engine.remove(self._path(probe))
         except OSError as error:
             logger.warning(
                 "%s cannot be removed (%s): old checkpoints will not be, either.",
@@ -121,72 +131,62 @@ class RemoteStorage:
         try:
             self.put(name, b"2")
         except OSError as error:
-            raise unfit(self._fs, self.url, f"a rename over a file fails: {error}") from error
+            why = f"a rename over a file fails: {error}"
+            raise unfit(self._engine.name, self.url, why) from error
 
     def _check_replaces(self) -> None:
         """Raise where `put` is known not to keep its promise."""
-        if self._client.kind is Kind.UNKNOWN or not replaces_atomically(self._fs):
-            raise unfit(self._fs, self.url, "it does not replace a file in one step")
+        if self._engine.kind is Kind.UNKNOWN or not self._engine.replaces:
+            raise unfit(self._engine.name, self.url, "it does not replace a file in one step")
 
     def write(self, name: str, content: Content, observe: Observer) -> None:
         """Implement `Storage.write`."""
-        path = self._prepared(name)
-        if content.size <= _PUT_WHOLE:
-            pieces = []
-            for index in range(len(content)):
-                views = content[index]
-                observe(index, views)
-                pieces += views
-            self._client.upload(path, b"".join(pieces))
-            return
-        with self._client.calling() as filesystem:
-            file = filesystem.open(path, "wb")
-        try:
-            for index in range(len(content)):
-                views = content[index]
-                observe(index, views)
-                with self._client.calling():
-                    for view in views:
-                        file.write(view)
-            with self._client.calling():
-                file.close()
-        except BaseException:
-            abandon(file)
-            with contextlib.suppress(Exception):  # what was published all the same
-                self._client.remove(path)
-            raise
+        self.write_all([NewFile(name, content, observe)])
+
+    def write_all(self, files: Sequence[NewFile]) -> None:
+        """Implement `Storage.write_all`. All files at once, over connections that they share."""
+        named = [(self._prepared(file.name), file) for file in files]
+        transfers.write_all(self._engine, self._budget, named)
 
     def put(self, name: str, data: bytes) -> None:
         """Implement `Storage.put`."""
         self._check_replaces()
         self._publish(self._prepared(name), data)
 
-    def _publish(self, path: str, data: bytes, **condition: Any) -> None:
-        if self._client.kind is Kind.OBJECTS:
-            self._client.upload(path, data, **condition)
+    def _publish(
+        self,
+        path: str,
+        data: bytes,
+        condition: Condition | None = None,
+        engine: PersistentEngine | None = None,
+    ) -> None:
+        engine = engine or self._engine
+        if engine.kind is Kind.OBJECTS:
+            engine.put(path, data, condition)
             return
         temporary = join(posixpath.dirname(path), temporary_name(posixpath.basename(path)))
         try:
-            self._client.upload(temporary, data)
-            self._client.rename(temporary, path)
-            if self._client.exists(temporary):
+            engine.put(temporary, data)
+            engine.rename(temporary, path)
+            if listings.exists(engine, temporary):
                 raise FileExistsError(f"The rename to {path} did nothing")
         except BaseException:
             with contextlib.suppress(Exception):
-                self._client.remove(temporary)
+                engine.remove(temporary)
             raise
 
     def put_if(self, name: str, data: bytes, seen: bytes | None) -> bool:
         """Implement `Storage.put_if`."""
         self._check_replaces()
-        return conditional.put_if(self._client, self._prepared(name), data, seen, self._publish)
+        path = self._prepared(name)
+        return conditional.put_if(self._engine, self._heeds, path, data, seen, self._publish)
 
     def delete_if(self, name: str, seen: bytes) -> bool:
         """Implement `Storage.delete_if`."""
         path = self._unlinked(name)
-        if conditional.standing(self._client, path) != seen:
+        if conditional.standing(self._engine, path) != seen:
             return False
-        self._client.remove(path)
+        self._engine.remove(path)
         return True
 
     def claim(self, note: bytes) -> Claim:  # noqa: ARG002 - see `Storage.claim`
@@ -195,72 +195,78 @@ class RemoteStorage:
 
     def get(self, name: str) -> bytes:
         """Implement `Storage.get`."""
-        return self._client.get(self._path(name))
+        path = self._path(name)
+        data = self._engine.get(path, MAX_RECORD + 1)
+        if len(data) > MAX_RECORD:
+            raise NotAFileError(f"has more than the {MAX_RECORD} bytes of a record: {path}")
+        return data
 
     def read_into(
         self, name: str, offset: int, views: Sequence[memoryview], seen: Callable[[memoryview], Any]
     ) -> None:
         """Implement `Storage.read_into`."""
-        length = sum(map(len, views))
-        if not length:
-            return
-        data = self._client.read(self._path(name), offset, length)
-        if len(data) != length:
-            raise EOFError(f"{self._path(name)} ends at byte {offset + len(data)}")
-        rest = memoryview(data)
+        if any(map(len, views)):
+            with self._budget.taken():
+                self._engine.read_into(self._path(name), offset, views)
         for view in views:
-            view[:] = rest[: len(view)]
-            rest = rest[len(view) :]
             seen(view)
+
+    def read_all(self, readings: Sequence[Reading]) -> None:
+        """Implement `Storage.read_all`: ranges of like size, over all connections."""
+        transfers.read_all(self._engine, self._budget, self._path, readings)
 
     def size(self, name: str) -> int:
         """Implement `Storage.size`."""
-        return self._client.size(self._path(name))
+        return self._engine.size(self._path(name))
 
     def copy(self, source: str, target: str) -> bool:
         """Implement `Storage.copy`. The store copies; no bytes pass through this process."""
-        return self._client.copy(self._path(source), self._prepared(target))
+        path = self._prepared(target)
+        try:
+            return self._engine.copy(self._path(source), path)
+        except OSError:
+            return False
 
     def holding(self, marker: str) -> list[str]:
         """Implement `Storage.holding`."""
-        return listings.holding(self._client, self._root, self.url, marker)
+        return listings.holding(self._engine, self._root, self.url, marker)
 
     def files(self, directory: str) -> list[str]:
         """Implement `Storage.files`."""
         try:
-            entries = self._client.entries(self._path(directory))
+            entries = self._engine.entries(self._path(directory))
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return [e["name"].rsplit("/", 1)[-1] for e in entries if e["type"] == "file"]
+        return [entry.path.rsplit("/", 1)[-1] for entry in entries if entry.is_file]
 
     def entries(self) -> list[Entry]:
         """Implement `Storage.entries`."""
-        return listings.entries(self._client, self._root)
+        return listings.entries(self._engine, self._root)
 
     def clock(self) -> float:
         """Implement `Storage.clock`."""
         probe = temporary_name("probe")
         self.put(probe, b"1")
         try:
-            return listings.written(self._client, self._path(probe))
+            return listings.written(self._engine, self._path(probe))
         finally:
             self.delete(probe)
 
     def uploads(self) -> list[Upload]:
         """Implement `Storage.uploads`."""
-        return listings.uploads(self._client, self._root)
+        return self._engine.uploads(self._root)
 
     def abort(self, upload: Upload) -> None:
         """Implement `Storage.abort`."""
-        listings.abort(self._client, self._path(upload.name), upload)
+        self._engine.abort(self._path(upload.name), upload)
 
     def is_link(self, directory: str) -> bool:
         """Implement `Storage.is_link`."""
-        return self._client.is_link(self._path(directory))
+        return self._engine.is_link(self._path(directory))
 
     def delete(self, name: str) -> None:
         """Implement `Storage.delete`."""
-        self._client.remove(self._unlinked(name))
+        self._engine.remove(self._unlinked(name))
 
     def delete_empty(self, directory: str) -> None:
         """Implement `Storage.delete_empty`. Object stores know no empty directories."""
@@ -271,7 +277,7 @@ class RemoteStorage:
     def _prepared(self, name: str) -> str:
         """Return the path of `name`, its directory made where there are directories."""
         path = self._unlinked(name)
-        self._client.make_directories(posixpath.dirname(path))
+        self._engine.make_directories(posixpath.dirname(path))
         return path
 
     def _unlinked(self, name: str) -> str:
@@ -279,7 +285,7 @@ class RemoteStorage:
         path = self._path(name)
         directory = posixpath.dirname(path)
         if len(directory) > len(self._top) and directory not in self._no_links:
-            if self._client.is_link(directory):
+            if self._engine.is_link(directory):
                 raise LinkedDirectoryError(directory)
             self._no_links.add(directory)  # one listing for all files of a save
         return path

@@ -149,6 +149,18 @@ class TestSimulatedS3(StorageContract):
         return by_url("s3://bucket/runs/a", options, side, objects=True, missing="s3://typo/runs/a")
 
 
+class TestSimulatedS3ByFsspec(StorageContract):
+    """The same by s3fs, since one option has no counterpart in obstore."""
+
+    @pytest.fixture
+    def subject(self, simulated_store: SimulatedStore) -> Subject:
+        """A prefix that holds nothing."""
+        simulated_store.configure(Settings(page=7))
+        side = SimulatedSide(simulated_store, "runs/a")
+        options = simulated_store.options | {"config_kwargs": {"user_agent_extra": "tests"}}
+        return by_url("s3://bucket/runs/a", options, side, objects=True, missing="s3://typo/runs/a")
+
+
 class TestMotoS3(StorageContract):
     """S3 by moto's server."""
 
@@ -181,12 +193,25 @@ class TestS3ByPyarrow(StorageContract):
 class TestAzure(StorageContract):
     """Azure's blobs by Azurite."""
 
+    @pytest.fixture
+    def subject(self, azurite_server: azurite.Azurite, tmp_path: Path) -> Subject:
+        """A prefix that holds nothing."""
+        root, options = f"{tmp_path.name}/run", azurite_server.options
+        url = f"az://{azurite.CONTAINER}/{root}"
+        side = AzureSide(azurite_server, root)
+        return by_url(url, options, side, objects=True, missing="az://typo/runs/a")
+
+
+class TestAzureByFsspec(StorageContract):
+    """The same by adlfs, since one option has no counterpart in obstore."""
+
     missing_is_listed = True  # adlfs says so; `check_writable` finds it out
 
     @pytest.fixture
     def subject(self, azurite_server: azurite.Azurite, tmp_path: Path) -> Subject:
         """A prefix that holds nothing."""
-        root, options = f"{tmp_path.name}/run", azurite_server.options
+        root = f"{tmp_path.name}/run"
+        options = azurite_server.options | {"location_mode": "primary"}
         url = f"az://{azurite.CONTAINER}/{root}"
         side = AzureSide(azurite_server, root)
         return by_url(url, options, side, objects=True, missing="az://typo/runs/a")

@@ -1,4 +1,4 @@
-"""What the file systems that fsspec reaches are like, as far as our promises depend on it.
+"""The habits of the file systems that fsspec reaches, as far as our promises depend on it.
 
 Whether a class has an operation of its own is told by the methods that fsspec asks its authors to
 override; for asynchronous ones these begin with an underscore.
@@ -8,7 +8,6 @@ The rules, and what each costs: docs/adr/0021-file-systems-that-publish-while-wr
 from __future__ import annotations
 
 import contextlib
-import enum
 import inspect
 import posixpath
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 
+from ray_imuckpt.storage.engines.protocol import Kind
+
 _OBJECT_STORES = frozenset({"abfs", "abfss", "adl", "az", "gcs", "gs", "lakefs", "memory"}) | {
     *("oci", "ocilake", "oss", "s3", "s3a", "tos", "tosfs")
 }
@@ -29,14 +30,6 @@ _REPLACED_BY_DELETING = frozenset({"arrow_hdfs", "hdfs"})
 
 
 _AZURE = frozenset({"abfs", "abfss", "adl", "az"})
-
-
-class Kind(enum.Enum):
-    """When a reader sees a file that is being written."""
-
-    OBJECTS = "an object store: a file appears, and is replaced, as a whole"
-    FILES = "like a disk: bytes appear as they are written, and a rename replaces a file"
-    UNKNOWN = "not known here, with neither a rename nor a copy of its own"
 
 
 def kind(filesystem: fsspec.AbstractFileSystem) -> Kind:
@@ -62,12 +55,12 @@ def rename(filesystem: fsspec.AbstractFileSystem, source: str, target: str) -> N
 
 
 def replaces_atomically(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether a rename over a file leaves no moment without one, as far as is known."""
+    """Return whether a rename over a file leaves no moment without one, as far as is known."""
     return not _protocols(filesystem) & _REPLACED_BY_DELETING
 
 
 def copies_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether ``cp_file`` happens inside the store: the base classes have none."""
+    """Return whether ``cp_file`` happens inside the store: the base classes have none."""
     if isinstance(filesystem, AsyncFileSystem):
         return type(filesystem)._cp_file is not AsyncFileSystem._cp_file  # noqa: SLF001 - see above
     return type(filesystem).cp_file is not fsspec.AbstractFileSystem.cp_file
@@ -78,7 +71,7 @@ def create_keywords(filesystem: fsspec.AbstractFileSystem) -> dict[str, Any] | N
 
     fsspec's base class has the mode too, but looks first and writes then.
     """
-    if _protocols(filesystem) & _AZURE:
+    if speaks_azure(filesystem):
         return {"overwrite": False}
     own = type(filesystem).pipe_file
     inherited = fsspec.AbstractFileSystem.pipe_file
@@ -89,13 +82,18 @@ def create_keywords(filesystem: fsspec.AbstractFileSystem) -> dict[str, Any] | N
     return {"mode": "create"} if has_mode and own is not inherited else None
 
 
+def speaks_azure(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Return whether it is adlfs."""
+    return bool(_protocols(filesystem) & _AZURE)
+
+
 def speaks_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether it is s3fs, which passes S3's own options on; pyarrow's client does not."""
+    """Return whether it is s3fs, which passes S3's own options on; pyarrow's client does not."""
     return "s3" in _protocols(filesystem) and not isinstance(filesystem, ArrowFSWrapper)
 
 
 def lists_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether ``find`` is one listing of the store's own, not a walk that passes over errors."""
+    """Return whether ``find`` is a listing of the store's own, no walk that passes over errors."""
     if isinstance(filesystem, AsyncFileSystem):
         return type(filesystem)._find is not AsyncFileSystem._find  # noqa: SLF001 - see above
     return type(filesystem).find is not fsspec.AbstractFileSystem.find
@@ -113,6 +111,19 @@ def modified(entry: Mapping[str, Any]) -> float | None:
         if isinstance(value, (int, float)):
             return float(value)
     return None
+
+
+def made_with(filesystem: fsspec.AbstractFileSystem) -> tuple[str, Mapping[str, Any]] | None:
+    """Return scheme and options of a well-known class of file system, ``None`` for others.
+
+    Told by the module of the very class: one that is derived from it may do as it likes.
+    """
+    scheme = {"s3fs": "s3", "gcsfs": "gs", "adlfs": "az"}.get(
+        type(filesystem).__module__.partition(".")[0]
+    )
+    if scheme is None or filesystem.storage_args:
+        return None
+    return scheme, dict(filesystem.storage_options)
 
 
 def unwrapped(
@@ -137,7 +148,7 @@ def unwrapped(
 
 
 def _synchronous(filesystem: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem | None:
-    """What fsspec's asynchronous wrapper holds."""
+    """Return what fsspec's asynchronous wrapper holds."""
     try:
         from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
     except ImportError:  # it came with fsspec 2024.10
@@ -146,7 +157,7 @@ def _synchronous(filesystem: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSy
 
 
 def _renames_later(filesystem: fsspec.AbstractFileSystem) -> bool:
-    """Whether the rename is a coroutine, which fsspec leaves without a function (sshfs does so)."""
+    """Return whether the rename is a coroutine alone, as in sshfs, without a function."""
     return isinstance(filesystem, AsyncFileSystem) and any(
         "_mv" in vars(base) for base in type(filesystem).__mro__
     )

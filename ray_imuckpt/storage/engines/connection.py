@@ -1,0 +1,79 @@
+"""A connection of obstore's as a value. Touches obstore."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+S3 = frozenset({"s3", "s3a"})
+GOOGLE = frozenset({"gs", "gcs"})
+AZURE = frozenset({"az", "abfs", "abfss", "adl"})
+
+
+class UnknownOptionError(ValueError):
+    """An option that has no counterpart; its value is not in the text."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A store to connect to, and all options; its repr holds no secret.
+
+    Attributes:
+        scheme: Of the URL.
+        identity: Scheme and endpoint: equal for the same store.
+        options: Of obstore's class, without the bucket.
+        client: Its options for HTTP.
+        credentials: Looks up credentials; ``None`` where they were given, or obstore does it.
+    """
+
+    scheme: str
+    identity: Hashable
+    options: Mapping[str, Any] = field(repr=False)
+    client: Mapping[str, Any]
+    credentials: Callable[[], Callable[[], Any]] | None = field(default=None, repr=False)
+
+    def store(self, bucket: str, *, client: Mapping[str, Any], retry: Mapping[str, Any]) -> Any:
+        """Return obstore's object for a bucket; nothing is asked yet.
+
+        Args:
+            bucket: Its name.
+            client: More options for HTTP, which the user's own go before.
+            retry: obstore's options for retries.
+        """
+        from obstore import store
+
+        kinds = {**dict.fromkeys(S3, store.S3Store), **dict.fromkeys(GOOGLE, store.GCSStore)}
+        kind: Any = kinds.get(self.scheme, store.AzureStore)
+        more = {} if self.credentials is None else {"credential_provider": self.credentials()}
+        return kind(
+            bucket,
+            config=dict(self.options),
+            client_options={**client, **self.client},
+            retry_config=dict(retry),
+            **more,
+        )
+
+
+def timeouts(config: dict[str, Any]) -> dict[str, Any]:
+    """Take botocore's timeouts out of its options, and return them as obstore's."""
+    found = {}
+    for name, theirs in (("connect_timeout", "connect_timeout"), ("read_timeout", "timeout")):
+        if name in config:
+            found[theirs] = timedelta(seconds=float(config.pop(name)))
+    return found
+
+
+def mapping(options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Take an option that is a mapping out of others, and return a copy of it."""
+    value = options.pop(name, None) or {}
+    if not isinstance(value, Mapping):
+        raise UnknownOptionError(f"{name} is not a mapping")
+    return dict(value)
+
+
+def nothing_left(options: Mapping[str, Any], name: str) -> None:
+    """Raise `UnknownOptionError` where an option was not taken."""
+    if options:
+        raise UnknownOptionError(f"option(s) in {name} without a counterpart: {sorted(options)}")

@@ -1,0 +1,198 @@
+"""Files of more than one part by way of fsspec: sent side by side where the store lets one.
+
+Object stores publish an object when its upload is completed, never before. fsspec's buffered files
+complete the upload when they are closed, *also after an error*
+(``AbstractBufferedFile.__exit__`` calls ``close``), which would publish a truncated object: on an
+error the upload is given up instead.
+
+s3fs sends the parts of one object in groups, each of which waits for its slowest, and adlfs one
+after the other: here each is sent as soon as a connection is free. Google's store takes the parts
+of an object in their order alone (the engine of obstore speaks its other protocol).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import fsspec
+from fsspec.asyn import sync
+
+from ray_imuckpt.storage.engines import filesystems
+from ray_imuckpt.storage.engines.budget import Budget
+from ray_imuckpt.storage.engines.protocol import MIB, Kind, Source
+from ray_imuckpt.storage.engines.retrying import Judge, Patience, patiently
+from ray_imuckpt.storage.entries import Upload
+from ray_imuckpt.threads.parallel import each
+
+_PUT_WHOLE = 64 * MIB  # an object up to this size is sent by one call where parts have an order
+
+
+class Caller(Judge, Protocol):
+    """The engine that an upload belongs to, as far as it needs it."""
+
+    filesystem: fsspec.AbstractFileSystem
+    kind: Kind
+    budget: Budget
+    patience: Patience
+    writers: int
+
+    def calling(self) -> AbstractContextManager[fsspec.AbstractFileSystem]:
+        """Hold the file system for this thread."""
+
+    def put(self, path: str, data: bytes) -> None:
+        """Create or replace a file by one request."""
+
+
+def upload(engine: Caller, path: str, source: Source) -> None:
+    """Create or replace a file; see `Engine.upload`."""
+    if filesystems.speaks_s3(engine.filesystem):
+        _to_s3(engine, path, source)
+    elif filesystems.speaks_azure(engine.filesystem):
+        _to_azure(engine, path, source)
+    elif engine.kind is Kind.OBJECTS and source.size <= _PUT_WHOLE:
+        data = b"".join(view for views in source.parts() for view in views)
+        with engine.budget.taken(len(data)):
+            engine.put(path, data)
+    else:
+        with engine.budget.taken():
+            _as_stream(engine, path, source)
+
+
+def _to_s3(engine: Caller, path: str, source: Source) -> None:
+    bucket, key, _ = engine.filesystem.split_path(path)
+    where = {"Bucket": bucket, "Key": key}
+    upload_id = _s3(engine, "create_multipart_upload", **where)["UploadId"]
+    try:
+
+        def send(number: int, body: bytes) -> str:
+            answer = _s3(
+                engine, "upload_part", **where, UploadId=upload_id, PartNumber=number, Body=body
+            )
+            return str(answer["ETag"])
+
+        tags = _side_by_side(engine, path, source, send)
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+        _s3(
+            engine,
+            "complete_multipart_upload",
+            **where,
+            UploadId=upload_id,
+            MultipartUpload={"Parts": parts},
+        )
+    except BaseException:
+        with contextlib.suppress(Exception):  # what is not given up here is swept a day later
+            _s3(engine, "abort_multipart_upload", **where, UploadId=upload_id)
+        raise
+
+
+def _s3(engine: Caller, method: str, **parameters: Any) -> Any:
+    with engine.calling() as filesystem:
+        return filesystem.call_s3(method, **parameters)
+
+
+def _to_azure(engine: Caller, path: str, source: Source) -> None:
+    """Stage blocks, then commit their list: what is not committed goes after a week."""
+    filesystem = engine.filesystem
+    container, blob, _ = filesystem.split_path(path)
+
+    def call(method: str, *arguments: Any) -> None:
+        async def send() -> None:
+            async with filesystem.service_client.get_blob_client(container, blob) as client:
+                await getattr(client, method)(*arguments)
+
+        with engine.calling():
+            sync(filesystem.loop, send)
+
+    def stage(number: int, body: bytes) -> str:
+        name = base64.b64encode(f"{number:016}".encode()).decode()
+        call("stage_block", name, body)
+        return name
+
+    from azure.storage.blob import BlobBlock
+
+    names = _side_by_side(engine, path, source, stage)
+    call("commit_block_list", [BlobBlock(name) for name in names])
+
+
+def _side_by_side(
+    engine: Caller, path: str, source: Source, send: Callable[[int, bytes], str]
+) -> list[str]:
+    """Send all parts, each copied to one piece of memory, and return what `send` returned."""
+    parts = iter(source.parts())
+    count = -(-source.size // source.part_size)
+    answers = [""] * count
+    turn = threading.Lock()
+
+    def one(_: int) -> None:
+        with engine.budget.taken(source.part_size):
+            with turn:  # parts come in their order, whoever takes them
+                number, views = next(numbered)
+                body = b"".join(views)
+            what = f"Sending part {number} of {path}"
+            answers[number - 1] = patiently(
+                engine.patience, engine, what, lambda: send(number, body)
+            )
+
+    numbered = enumerate(parts, 1)
+    each(one, count, engine.writers)
+    return answers
+
+
+def _as_stream(engine: Caller, path: str, source: Source) -> None:
+    with engine.calling() as filesystem:
+        file = filesystem.open(path, "wb")
+    try:
+        for views in source.parts():
+            with engine.calling():
+                for view in views:
+                    file.write(view)
+        with engine.calling():
+            file.close()
+    except BaseException:
+        _abandon(file)
+        raise
+
+
+def _abandon(file: Any) -> None:
+    """Give up an upload; where that cannot be told, complete it, to be removed by the caller."""
+    with contextlib.suppress(Exception):
+        if hasattr(file, "discard"):
+            file.discard()
+            file.closed = True  # or the garbage collector's close() would still complete it
+        else:
+            file.close()
+
+
+def unfinished(engine: Caller, root: str) -> list[Upload]:
+    """Return what S3 lists; Google's and Azure's stores drop such uploads after a week."""
+    if not filesystems.speaks_s3(engine.filesystem):
+        return []
+    bucket, _, prefix = root.strip("/").partition("/")
+    found: list[Upload] = []
+    page: dict[str, Any] = {}
+    while True:
+        asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", **page}
+        answer = _s3(engine, "list_multipart_uploads", **asked)
+        for one in answer.get("Uploads", []):
+            name = one["Key"].removeprefix(asked["Prefix"])
+            found.append(Upload(name, one["UploadId"], one["Initiated"].timestamp()))
+        if not answer.get("IsTruncated"):
+            return found
+        page = {
+            "KeyMarker": answer["NextKeyMarker"],
+            "UploadIdMarker": answer["NextUploadIdMarker"],
+        }
+
+
+def abort(engine: Caller, path: str, upload: Upload) -> None:
+    """Give up an upload to S3; nothing happens when it has ended."""
+    if not filesystems.speaks_s3(engine.filesystem):
+        return
+    bucket, _, key = path.strip("/").partition("/")
+    with contextlib.suppress(FileNotFoundError):
+        _s3(engine, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload.id)

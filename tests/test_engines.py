@@ -1,0 +1,140 @@
+"""Either engine moves the same bytes under the same options, and what passes is tried again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import pytest
+
+from ray_imuckpt.encoding.chunks import Chunks
+from ray_imuckpt.storage import Storage, open_storage
+from ray_imuckpt.storage.content import NewFile
+from ray_imuckpt.storage.engines.retrying import Patience
+from tools.simulated_store import Action, Fault, SimulatedStore
+
+MIB = 1024 * 1024
+PASSING = [
+    Action.ERROR,
+    Action.SLOW_DOWN,
+    Action.RESET_REQUEST,
+    Action.LOST,
+]
+
+
+@pytest.fixture(params=["obstore", "s3fs"])
+def storage(request: pytest.FixtureRequest, simulated_store: SimulatedStore) -> Storage:
+    """A directory of the simulated store behind each engine."""
+    options: dict[str, Any] = simulated_store.options
+    if request.param == "s3fs":  # an option that obstore has no counterpart for
+        options = {**options, "config_kwargs": {"user_agent_extra": "tests"}}
+    made = open_storage("s3://bucket/run", options, Patience(attempts=4, seconds=30))
+    assert engine_of(made).name == {"obstore": "obstore", "s3fs": "S3FileSystem"}[request.param]
+    return made
+
+
+def engine_of(storage: Any) -> Any:
+    return storage._engine.engine
+
+
+def new_file(name: str, data: bytes) -> NewFile:
+    return NewFile(name, Chunks([data[:100], data[100:]]), lambda _index, _views: None)
+
+
+def test_files_of_any_size_arrive_as_they_are(
+    storage: Storage, simulated_store: SimulatedStore
+) -> None:
+    """All at once; those of several parts as well; nothing is left of the uploads."""
+    sizes = [0, 1, 5 * MIB, 5 * MIB + 1, 13 * MIB, 40 * MIB]
+    data = {f"a/{size}": os.urandom(1000) * (size // 1000 + 1) for size in sizes}
+    data = {name: value[: int(name[2:])] for name, value in data.items()}
+    storage.write_all([new_file(name, value) for name, value in data.items()])
+    for name, value in data.items():
+        assert simulated_store.get(f"run/{name}") == value
+        assert storage.size(name) == len(value)
+        buffer = bytearray(len(value))
+        views = [memoryview(buffer)[:7], memoryview(buffer)[7:]]
+        storage.read_into(name, 0, views, lambda _: None)
+        assert buffer == value
+    assert simulated_store.uploads() == []
+    assert simulated_store.report().peak_requests <= 16
+
+
+class Wanted:
+    """A reading that notes how it ended."""
+
+    def __init__(self, name: str, offset: int, size: int) -> None:
+        self.name, self.offset, self.size = name, offset, size
+        self.buffer = bytearray(size)
+        self.views = [memoryview(self.buffer)]
+        self.ends: list[Any] = []
+        self.bytes_seen = 0
+
+    def seen(self, view: memoryview) -> None:
+        self.bytes_seen += len(view)
+
+    def ended(self, error: Any) -> None:
+        self.ends.append(error)
+
+
+def test_many_readings_are_few_requests(storage: Storage, simulated_store: SimulatedStore) -> None:
+    """Neighbours are read together, each reading ends once, and one that fails harms no other."""
+    data = os.urandom(3 * MIB)
+    simulated_store.put("run/f", data)
+    simulated_store.reset()
+    size = 10_000
+    wanted = [Wanted("f", at, size) for at in range(0, 200 * size, size)]
+    missing, cut, empty = Wanted("g", 0, 10), Wanted("f", len(data) - 5, 10), Wanted("f", 3, 0)
+    storage.read_all([*wanted, missing, cut, empty])
+    for one in wanted:
+        assert one.buffer == data[one.offset : one.offset + size]
+        assert (one.ends, one.bytes_seen) == ([None], size)
+    assert isinstance(missing.ends[0], FileNotFoundError)
+    assert isinstance(cut.ends[0], EOFError)
+    assert empty.ends == [None]
+    assert simulated_store.report().requests["get"] <= 4
+
+
+@pytest.mark.parametrize("action", PASSING, ids=lambda action: action.name)
+@pytest.mark.parametrize(
+    "kind", ["put", "create upload", "upload part", "complete upload", "get", "list", "head"]
+)
+def test_what_passes_is_tried_again(
+    storage: Storage, simulated_store: SimulatedStore, kind: str, action: Action
+) -> None:
+    """Whatever request fails, twice, all is there in the end, and nothing is left over."""
+    data = os.urandom(1000) * 12_000
+    simulated_store.fail(Fault(action, kind, times=2))
+    storage.write_all([new_file("a/large", data), new_file("a/small", data[:1000])])
+    assert storage.size("a/large") == len(data)
+    assert sorted(storage.files("a")) == ["large", "small"]
+    assert storage.get("a/small") == data[:1000]
+    wanted = Wanted("a/large", 5, len(data) - 5)
+    storage.read_all([wanted])
+    assert wanted.ends == [None]
+    assert wanted.buffer == data[5:]
+    # An upload whose name was lost cannot be given up; `prune` sweeps it.
+    assert (simulated_store.uploads() == []) is ((kind, action) != ("create upload", Action.LOST))
+
+
+def test_what_stays_is_told_at_once(storage: Storage, simulated_store: SimulatedStore) -> None:
+    """A refusal is not tried again; what was begun is given up."""
+    simulated_store.fail(Fault(Action.DENIED, "upload part", times=None))
+    with pytest.raises(PermissionError):
+        storage.write_all([new_file("a/large", bytes(30 * MIB)), new_file("a/small", b"1")])
+    assert simulated_store.objects() == {}
+    assert simulated_store.uploads() == []
+
+
+def test_no_secret_is_told(
+    storage: Storage, simulated_store: SimulatedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither by an error nor in the log nor by a repr."""
+    secret = simulated_store.options["secret"]
+    simulated_store.fail(Fault(Action.ERROR, "get", times=None))
+    with caplog.at_level(logging.DEBUG, "ray_imuckpt"), pytest.raises(OSError) as caught:
+        storage.get("a")
+    told = f"{caught.value!r} {caught.value.__cause__!r} {caplog.text} {vars(engine_of(storage))}"
+    assert secret not in told
+    assert "failed, and is tried again" in caplog.text
