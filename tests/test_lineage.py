@@ -85,7 +85,7 @@ def test_the_parent_and_the_ancestors_are_recorded(tmp_path: Path) -> None:
 
 
 def test_prune_leaves_abandoned_branches_alone(tmp_path: Path) -> None:
-    """And what the present branch was resumed from."""
+    """And what the current branch was resumed from."""
     train(tmp_path, 6)
     train(tmp_path, 4, continue_from=3)
     assert Checkpointer(tmp_path).prune(keep_last=1) == [1, 2], "3 was resumed from"

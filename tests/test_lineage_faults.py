@@ -77,7 +77,7 @@ def test_a_first_save_that_fails_leaves_nothing_abandoned(
 def test_a_first_save_that_may_be_committed_keeps_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nobody can tell, the branch that may have begun is the present one."""
+    """Where nobody can tell, the branch that may have begun is the current one."""
     train(tmp_path, 6)
     checkpointer = Checkpointer(tmp_path, continue_from=2, blocking=True)
     model = small_model()

@@ -1,9 +1,9 @@
-"""Which checkpoints a directory holds, and which of them are the present branch's.
+"""The checkpoints of a run directory, and which of them are the current branch's.
 
 A checkpoint is committed exactly when its directory holds a manifest. Names that are not
 ``checkpoint=<epoch>``, and directories without a manifest, are never taken for one.
 
-Which of them are the present branch's follows from the record of branches and from the manifests:
+Which of them are the current branch's follows from the record of branches and from the manifests:
 `ray_imuckpt.repository.lineage` has the rules.
 """
 
@@ -39,11 +39,11 @@ class Catalog:
         self._storage = storage
 
     def url(self, epoch: int) -> str:
-        """Where the checkpoint of `epoch` is, or would be."""
+        """Return the URL of the checkpoint of `epoch`, which need not exist."""
         return join(self._storage.url, paths.checkpoint_name(epoch))
 
     def committed(self) -> list[int]:
-        """The epochs of all committed checkpoints, ascending. One listing, no file is read.
+        """Return the epochs of all committed checkpoints, ascending. One listing, no file is read.
 
         None of them while there is no directory yet, if what it would lie in is there.
 
@@ -60,10 +60,10 @@ class Catalog:
         return sorted(epoch for epoch in epochs if epoch is not None)
 
     def live(self, below: int | None = None) -> Iterator[int]:
-        """The committed epochs that are not abandoned, the latest first.
+        """Yield the committed epochs that are not abandoned, the latest first.
 
         Reads few manifests: of the epochs that the record lists, and one that shows whether the
-        record is of the present branch. What vanishes meanwhile is passed over.
+        record is of the current branch. What vanishes meanwhile is passed over.
 
         Args:
             below: Only epochs before this one.
@@ -94,15 +94,15 @@ class Catalog:
             yield epoch
 
     def last(self) -> int | None:
-        """The latest live epoch."""
+        """Return the latest live epoch."""
         return next(self.live(), None)
 
     def last_prior_to(self, epoch: int) -> int | None:
-        """The latest live epoch before `epoch`."""
+        """Return the latest live epoch before `epoch`."""
         return next(self.live(below=epoch), None)
 
     def manifest(self, epoch: int) -> Manifest:
-        """The commit record of `epoch`.
+        """Return the commit record of `epoch`.
 
         Raises:
             CheckpointNotFoundError: It is not committed.
@@ -120,7 +120,7 @@ class Catalog:
             return Manifest.from_bytes(again, url, epoch)  # one bad read is not damage
 
     def stored(self, epoch: int) -> bytes:
-        """The bytes of the commit record of `epoch`.
+        """Return the bytes of the commit record of `epoch`.
 
         Raises:
             CheckpointNotFoundError: It is not committed.
@@ -144,7 +144,7 @@ class Catalog:
             ) from error
 
     def seen(self, epoch: int) -> Manifest | None:
-        """The commit record of `epoch`, ``None`` where it cannot be understood.
+        """Return the commit record of `epoch`, ``None`` where it cannot be understood.
 
         Raises:
             CheckpointNotFoundError: It is not committed.
@@ -155,7 +155,7 @@ class Catalog:
             return None
 
     def maker(self, epoch: int) -> Abandoned:
-        """Who made the checkpoint of `epoch`, as far as that can be read."""
+        """Return who made the checkpoint of `epoch`, as far as that can be read."""
         try:
             manifest = self.manifest(epoch)
         except (CorruptCheckpointError, CheckpointNotFoundError):
@@ -166,14 +166,14 @@ class Catalog:
         return Abandoned(manifest.save_id, manifest.run_id)
 
     def lineage(self) -> Lineage:
-        """What is recorded of the directory's branches.
+        """Return what is recorded of the directory's branches.
 
         A record that was cut or altered is made again from the manifests, with a warning. That is
         not written: the next run's first save does so.
 
         Raises:
             CorruptCheckpointError: It was, and a checkpoint of a newer format is there, of which
-                this release cannot tell whether it is the present branch's.
+                this release cannot tell whether it is the current branch's.
             UnsupportedFormatError: A newer release wrote the record.
         """
         try:
@@ -182,7 +182,7 @@ class Catalog:
             return self._rebuilt(error)
 
     def record(self) -> bytes | None:
-        """The bytes of the record of branches, ``None`` where there is none."""
+        """Return the bytes of the record of branches, ``None`` where there is none."""
         try:
             return self._storage.get(paths.LINEAGE)
         except (FileNotFoundError, NotADirectoryError):
@@ -191,11 +191,11 @@ class Catalog:
             return b""  # damaged, not missing
 
     def recorded(self, data: bytes | None) -> Lineage:
-        """What a record says; see `Lineage.from_bytes`."""
+        """Return what a record says; see `Lineage.from_bytes`."""
         return Lineage.from_bytes(data, self._record_url)
 
     def is_abandoned(self, epoch: int, lineage: Lineage) -> bool:
-        """Whether the record lists what is at `epoch`."""
+        """Return whether the record lists what is at `epoch`."""
         left = lineage.abandoned.get(epoch)
         return left is not None and self.maker(epoch).save_id in (left.save_id, None)
 
@@ -237,7 +237,7 @@ class Catalog:
         return epoch in lineage.abandoned and self.is_abandoned(epoch, lineage)
 
     def _rebuilt(self, damage: CorruptCheckpointError) -> Lineage:
-        """What the manifests tell, with a warning.
+        """Return what the manifests tell, with a warning.
 
         A checkpoint whose own manifest is damaged counts as live, as it does without a record: who
         picks it finds the damage, says so and passes it over.
@@ -252,7 +252,7 @@ class Catalog:
                 raise damage from error
         lineage, tip = of_newest(found)
         logger.warning(
-            "%s By the manifests the present branch is that of epoch %s, and %s are abandoned. The "
+            "%s By the manifests the current branch is that of epoch %s, and %s are abandoned. The "
             "next save writes the record anew.",
             damage,
             tip and tip.epoch,

@@ -9,8 +9,8 @@ every manifest of the run carry it. From that follows, without asking when anyth
 
 - A manifest whose branch is larger than the record's: the record is missing, or an older one was
   put back (`Lineage.is_behind`). It is made again from the manifests (`of_newest`): the largest
-  branch is the present one.
-- A manifest whose branch is smaller, and not of what the present branch continued from
+  branch is the current one.
+- A manifest whose branch is smaller, and not of what the current branch continued from
   (`Lineage.since`): it was left behind, also where the record does not list it, because it was
   committed while the branch began.
 - The record has another run's branch: that run has begun since (`saving.branch`).
@@ -66,7 +66,7 @@ class Lineage:
     """A record of a directory's branches.
 
     Attributes:
-        branch: The number of the present one; 0 where none was counted.
+        branch: The number of the current one; 0 where none was counted.
         run_id: The run that began it.
         since: What it continued from; ``None`` from scratch.
         abandoned: What was left behind when it began.
@@ -82,7 +82,7 @@ class Lineage:
         return manifest.branch > self.branch
 
     def holds(self, manifest: Manifest) -> bool:
-        """Return whether a checkpoint is the present branch's, or what that continued from."""
+        """Return whether a checkpoint is the current branch's, or what that continued from."""
         left = self.abandoned.get(manifest.epoch)
         if left is not None and left.save_id == manifest.save_id:
             return False
@@ -139,7 +139,7 @@ def lost(url: str, manifest: Manifest) -> CorruptCheckpointError:
 
 
 def of_newest(manifests: Collection[Manifest]) -> tuple[Lineage, Manifest | None]:
-    """Return what the manifests alone tell, and the one whose branch is the present one.
+    """Return what the manifests alone tell, and the one whose branch is the current one.
 
     That is the one with the largest branch; where branches were not counted, the one with the
     longest history, then the latest epoch. What is not of its history is abandoned.

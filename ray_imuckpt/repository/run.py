@@ -27,7 +27,7 @@ class View(NamedTuple):
 
 
 class RunIdentity(NamedTuple):
-    """Which run this is, as far as the surroundings know.
+    """The identity of a run, as far as the surroundings know.
 
     Attributes:
         id: A name that a restarted gang shares with its first start; ``None`` without one.

@@ -28,29 +28,29 @@ def room(header: Header, live: Mapping[TensorKey, torch.Tensor]) -> dict[str, to
         live: The tensors that take the bytes of stored ones. For the others there will be new host
             tensors.
     """
-    found: dict[str, torch.Tensor] = {}
+    made: dict[str, torch.Tensor] = {}
     for name, info in header.tensors.items():
         tensor = live.get(info.key)
         if tensor is None:
-            tensor = found.get(info.key[1])  # tied names come behind the one that is stored
+            tensor = made.get(info.key[1])  # tied names come behind the one that is stored
         if tensor is None:
             tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
-        found[name] = tensor
-    return found
+        made[name] = tensor
+    return made
 
 
 def lay_out(
-    header: Header, found: dict[str, torch.Tensor], but: Container[str] = ()
+    header: Header, filled: dict[str, torch.Tensor], but: Container[str] = ()
 ) -> dict[str, torch.Tensor]:
     """Give tensors that were read the strides they had; tied names go on sharing one tensor.
 
     Args:
         header: As for `room`.
-        found: What `room` gave, filled; changed.
+        filled: What `room` gave, filled; changed.
         but: Names of tensors that stay as they are.
 
     Returns:
-        `found`.
+        `filled`.
     """
     made: dict[TensorKey, torch.Tensor] = {}
     for name in header.strided:
@@ -58,18 +58,18 @@ def lay_out(
         if info.strides is None or name in but:
             continue
         if info.key not in made:
-            made[info.key] = laid_out(found[name], info.strides)
-        found[name] = made[info.key]
-    return found
+            made[info.key] = laid_out(filled[name], info.strides)
+        filled[name] = made[info.key]
+    return filled
 
 
 @uncollected
-def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def row(header: Header, filled: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """Return memory for all bytes of a file in their order: a scratch for the header, then tensors.
 
     Args:
         header: The file's.
-        found: A contiguous tensor of the dtype and the whole shape for each name, on any device;
+        filled: A contiguous tensor of the dtype and the whole shape for each name, on any device;
             tied names have the same. Of one that the file holds a piece of, the row has a view.
 
     Returns:
@@ -81,7 +81,7 @@ def row(header: Header, found: Mapping[str, torch.Tensor]) -> list[torch.Tensor]
     for name, (_, shape, begin, end, _, _) in header.tensors.items():
         if begin == at < end:
             piece = header.pieces.get(name)
-            row.append(found[name] if piece is None else piece_of(found[name], piece, shape))
+            row.append(filled[name] if piece is None else piece_of(filled[name], piece, shape))
             at = end
     return row
 

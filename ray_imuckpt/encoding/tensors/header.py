@@ -36,7 +36,7 @@ TensorKey = tuple[str, str]
 
 
 class TensorInfo(NamedTuple):
-    """Where a stored tensor lies: its dtype, its shape, and its bytes [begin, end) of the file.
+    """A stored tensor: its dtype, its shape, and its bytes [begin, end) of the file.
 
     `strides` are those that it had in memory, ``None`` for a contiguous one. Tied names have one
     `key`: that of the name which the bytes are stored under.
@@ -52,7 +52,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Piece:
-    """Which piece of a tensor a file holds, where it does not hold all of it.
+    """A piece of a tensor, of which a file does not hold all.
 
     Attributes:
         offset: The index in the whole tensor at which the piece begins.

@@ -17,7 +17,7 @@ def _never(_: torch.Tensor) -> bool:
 
 
 def first_of_tied(tensors: Mapping[str, torch.Tensor], apart: Apart = _never) -> dict[str, str]:
-    """Key of each tensor to the first key of the same elements of the same memory."""
+    """Return the key of each tensor, to the first key of the same elements of the same memory."""
     first: dict[str, str] = {}
     by_address: dict[int, str] = {}
     by_elements: dict[Any, str] = {}

@@ -34,7 +34,7 @@ _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 @uncollected
 def encode(value: Any, tensors: Tensors, path: str) -> JSON:
-    """`value` as JSON types.
+    """Return `value` as JSON types.
 
     Args:
         value: Any tree of the types of the table.

@@ -38,7 +38,7 @@ class Run:
 
 @dataclass
 class Branches:
-    """What has been saved, what of it is there, and what the present branch is.
+    """What has been saved, what of it is there, and what the current branch is.
 
     Attributes:
         saved: Version: its epoch and its parent.

@@ -1,6 +1,6 @@
 """A state machine of two runs in one directory, beside a plain model of what is there. Touches os.
 
-Each save knows the save that it came from, and the last commit is the tip of the present branch.
+Each save knows the save that it came from, and the last commit is the tip of the current branch.
 "The last" is the newest checkpoint of the tip's history that is still there, never one of a branch
 that was left; and nothing goes that nobody removed.
 """
@@ -155,7 +155,7 @@ class TwoRuns(RuleBasedStateMachine):
         gone = set(checkpointer_on(str(self.directory), act).prune(keep_last=keep)) - first
         new = self.model.live(self.model.tip)
         assert gone <= {epoch for live in (*old, new) for epoch in sorted(live)[:-1]}
-        assert not gone & set(sorted(new)[-keep:]), "the present branch's newest are kept"
+        assert not gone & set(sorted(new)[-keep:]), "the current branch's newest are kept"
         if run is not None and run.committed and run.at == self.model.tip:
             assert run.parent not in gone, "what the present run has come from is kept"
         for epoch in gone:
@@ -226,7 +226,7 @@ class TwoRuns(RuleBasedStateMachine):
 
     @invariant()
     def the_last_is_of_the_present_branch(self) -> None:
-        """The last, and the last before it, are of the present branch."""
+        """The last, and the last before it, are of the current branch."""
         if not self.model.there:
             return
         reader = Checkpointer(self.directory)
