@@ -16,6 +16,11 @@ from conftest import same_bytes
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
 from ray_imuckpt.encoding.tensors import bytes_of, put
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.gang.transport import Alone
+from ray_imuckpt.loading import reader
+from ray_imuckpt.loading.stored import open_checkpoint
+from ray_imuckpt.storage.local import LocalStorage
 from support.pieces import Cut, Sharded, Share, along, grid, whole
 
 
@@ -121,6 +126,30 @@ def test_what_was_cut_is_restored_in_place(tmp_path: Path, name: str) -> None:
     assert weight.data_ptr() == where
     assert same_bytes(dict(model.state_dict()), dict(expected.state_dict()))
     assert same_bytes(optimizer.state_dict(), stepped.state_dict())
+
+
+class Pair(Alone):
+    """Rank 0 of a gang of two whose other rank agrees with everything."""
+
+    world_size = 2
+
+    def all_gather(self, payload: bytes) -> list[bytes]:
+        return [payload, b""]
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.parametrize("window", [1, 4096, 64 * 2**20])
+def test_a_gang_gets_pieces_window_by_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, window: int
+) -> None:
+    """Windows begin and end anywhere in a piece, also within an element."""
+    monkeypatch.setattr(reader, "_WINDOW", window)
+    saved(tmp_path)
+    expected = Checkpointer(tmp_path).read(1).model
+    Sharded(tmp_path / "checkpoint=1", *CUTS[name]).write()
+    manifest = Checkpointer(tmp_path).read(1).manifest
+    opened = open_checkpoint(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, Gang(Pair()))
+    assert same_bytes(opened.model, expected)
 
 
 def test_the_model_alone_is_loaded(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from ray_imuckpt.encoding import chunks, tensors
 from ray_imuckpt.encoding.tensors import TensorInfo
-from ray_imuckpt.loading.parts import Source
+from ray_imuckpt.loading.parts import Location
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.files import CheckedFile
@@ -37,8 +37,8 @@ class Weights:
 
     def __init__(self, storage: Storage, loaded: LoadedCheckpoint) -> None:
         self.tensors: Mapping[str, TensorInfo] = loaded.saved_model.tensors
-        self._sources = loaded.model_sources
-        entries = {s.entry.name: s.entry for found in self._sources.values() for s in found}
+        self._locations = loaded.model_locations
+        entries = {s.entry.name: s.entry for found in self._locations.values() for s in found}
         self._files = {n: _Ranges(storage, loaded.epoch, entry) for n, entry in entries.items()}
         self._order = {name: number for number, name in enumerate(entries)}
         self._whole: tuple[str, memoryview] = "", memoryview(b"")
@@ -51,12 +51,12 @@ class Weights:
             CheckpointChangedError: The checkpoint was saved anew, or deleted.
             StorageError: They could not be read.
         """
-        source, *others = self._sources[name]
-        if source.piece is None:
-            base = source.info.begin
-            return self._files[source.entry.name].read(base + begin, base + end)
+        location, *others = self._locations[name]
+        if location.piece is None:
+            base = location.info.begin
+            return self._files[location.entry.name].read(base + begin, base + end)
         if self._whole[0] != name:
-            self._whole = name, self._put_together(name, [source, *others])
+            self._whole = name, self._put_together(name, [location, *others])
         return bytearray(self._whole[1][begin:end])
 
     def seal(self, name: str, begin: int, end: int) -> tuple[object, ...]:
@@ -65,23 +65,23 @@ class Weights:
         Of equal seals the bytes are equal, as they were committed. The reverse does not hold: a
         seal covers whole chunks, or all pieces of a tensor.
         """
-        source, *others = self._sources[name]
-        if source.piece is None:
-            base = source.info.begin
-            return self._files[source.entry.name].seal(base + begin, base + end)
+        location, *others = self._locations[name]
+        if location.piece is None:
+            base = location.info.begin
+            return self._files[location.entry.name].seal(base + begin, base + end)
         return tuple(
             (piece, info.shape, self._files[entry.name].seal(info.begin, info.end))
-            for entry, info, piece in (source, *others)
+            for entry, info, piece in (location, *others)
         )
 
     def in_order(self) -> list[str]:
         """Return the names in an order in which the files are read from front to back."""
-        firsts = {name: self._sources[name][0] for name in self.tensors}
+        firsts = {name: self._locations[name][0] for name in self.tensors}
         return sorted(
             firsts, key=lambda n: (self._order[firsts[n].entry.name], firsts[n].info.begin)
         )
 
-    def _put_together(self, name: str, pieces: Sequence[Source]) -> memoryview:
+    def _put_together(self, name: str, pieces: Sequence[Location]) -> memoryview:
         info = self.tensors[name]
         whole = torch.empty(info.shape, dtype=info.dtype)
         for entry, held, piece in pieces:

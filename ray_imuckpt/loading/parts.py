@@ -29,7 +29,7 @@ class StoredPart(NamedTuple):
     header: tensors.Header
 
 
-class Source(NamedTuple):
+class Location(NamedTuple):
     """The file that holds a tensor, or a piece of one.
 
     Attributes:
@@ -43,14 +43,14 @@ class Source(NamedTuple):
     piece: tensors.Piece | None
 
 
-def sources(parts: Sequence[StoredPart]) -> dict[str, list[Source]]:
+def locations(parts: Sequence[StoredPart]) -> dict[str, list[Location]]:
     """Return where each tensor of the parts lies, tied ones under each name."""
-    found: dict[str, list[Source]] = {}
+    found: dict[str, list[Location]] = {}
     for part in parts:
         for entry, header in part.files:
             for name, info in header.tensors.items():
-                source = Source(entry, info, header.pieces.get(info.key[1]))
-                found.setdefault(name, []).append(source)
+                location = Location(entry, info, header.pieces.get(info.key[1]))
+                found.setdefault(name, []).append(location)
     return found
 
 

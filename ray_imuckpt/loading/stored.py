@@ -156,9 +156,9 @@ class LoadedCheckpoint:
         return Filled(model, self._decoded_optimizer(*rest))
 
     @property
-    def model_sources(self) -> dict[str, list[parts.Source]]:
+    def model_locations(self) -> dict[str, list[parts.Location]]:
         """Where each of the model's tensors lies, tied ones under each name."""
-        return parts.sources(self._model_parts)
+        return parts.locations(self._model_parts)
 
     @property
     def frozen(self) -> frozenset[str]:

@@ -16,6 +16,8 @@ TEXTS = [
     "other.x", "checkpoint=1", "model", "state", "model-0123456789abcdef.safetensors", "memory://a/b",
     "file:///tmp", "s3://b/x", "a::b", '{"0.weight": "3.weight"}', '{"z": "0.weight"}', "[1]", "{}",
     '{"0.weight": [1, 8]}', '{"0.weight": "float8_e8m0fnu"}',
+    '{"a": {"offset": [0, 0], "shape": [4, 3]}}', '{"a": {"offset": [2, 0], "shape": [4]}}',
+    '{"a": {"offset": [0, 0], "shape": [2, 3]}}', '{"b": {"offset": [0], "shape": [4, 3]}}',
 ]  # fmt: skip
 TAGS = [
     "dict", "ordered_dict", "counter", "tuple", "set", "frozenset", "deque", "int", "float",
@@ -24,8 +26,9 @@ TAGS = [
 ]  # fmt: skip
 KEYS = [
     "$", "v", "dtype", "shape", "order", "maxlen", "zone", "data_offsets", "__metadata__",
-    "imuckpt.aliases", "imuckpt.dtypes", "imuckpt.strides", "imuckpt.extra", "imuckpt.versions",
-    "format", "epoch", "run_id", "save_id", "files", "url", "sibling", "abandoned", "2", "",
+    "imuckpt.aliases", "imuckpt.dtypes", "imuckpt.strides", "imuckpt.pieces", "offset",
+    "imuckpt.extra", "imuckpt.versions", "format", "epoch", "run_id", "save_id", "files", "url",
+    "sibling", "abandoned", "2", "",
 ]  # fmt: skip
 NUMBERS = [
     *(0, 1, -1, 2, 3, 7, 8, 64, 255, 2**31 - 1, 2**31, 2**32, 2**53, 2**53 + 1),

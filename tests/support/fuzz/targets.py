@@ -1,4 +1,4 @@
-"""The five parsers, each as a function of a text: it accepts it, or raises an error of ours.
+"""The six parsers, each as a function of a text: it accepts it, or raises an error of ours.
 
 What is accepted must also keep what its reader relies on: an assertion that fails is a find.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ray_imuckpt import ImuckptError
+from ray_imuckpt import CorruptCheckpointError, ImuckptError
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.repository import decoding
 from ray_imuckpt.repository.lineage import Abandoned, Lineage, Point, in_history
@@ -82,18 +82,43 @@ def pointer(data: bytes) -> None:
 
 def header(data: bytes) -> None:
     """A header, of a file of the size that it asks for: the row has the size of the file."""
+    _files([data])
+
+
+def part(data: bytes) -> None:
+    """A list of headers of one part: their rows have the size of their files."""
+    try:
+        headers = [json.dumps(fields).encode() for fields in json.loads(data)]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptCheckpointError("no list of headers") from error
+    _files(headers[:5])
+
+
+def _files(headers: Sequence[bytes]) -> None:
+    parsed, sizes = [], []
+    for number, data in enumerate(headers):
+        file = len(data).to_bytes(8, "little") + data + bytes(_size_of_data(data))
+        header = tensors.parse_header(file, len(file), "")
+        assert all(header.length <= i.begin <= i.end <= len(file) for i in header.tensors.values())
+        parsed.append((str(number), header))
+        sizes.append(len(file))
+    joined = tensors.join(parsed, "")
+    room = tensors.room(joined, {})
+    rows = [tensors.row(header, room) for _, header in parsed]
+    assert [sum(tensor.nbytes for tensor in row) for row in rows] == sizes
+    stored = {info.key: room[name] for name, info in joined.tensors.items()}
+    data_sizes = [size - header.length for size, (_, header) in zip(sizes, parsed, strict=True)]
+    assert sum(tensor.nbytes for tensor in stored.values()) == sum(data_sizes)
+    tensors.lay_out(joined, room)
+    decoding.decode_versions(joined.metadata)
+    decoding.decode_model(room, joined.metadata)
+
+
+def _size_of_data(header: bytes) -> int:
     size = 0
     with contextlib.suppress(Exception):  # what is no header has no data
-        size = max(entry.get("data_offsets", [0, 0])[1] for entry in json.loads(data).values())
-    body = min(size, MOST) if type(size) is int and size > 0 else 0
-    file = len(data).to_bytes(8, "little") + data + bytes(body)
-    parsed = tensors.parse_header(file, len(file), "")
-    assert all(parsed.length <= i.begin <= i.end <= len(file) for i in parsed.tensors.values())
-    found = tensors.room(parsed, {})
-    assert sum(tensor.nbytes for tensor in tensors.row(parsed, found)) == len(file)
-    tensors.lay_out(parsed, found)
-    decoding.decode_versions(parsed.metadata)
-    decoding.decode_model(found, parsed.metadata)
+        size = max(entry.get("data_offsets", [0, 0])[1] for entry in json.loads(header).values())
+    return min(size, MOST) if type(size) is int and size > 0 else 0
 
 
 def state(data: bytes) -> None:
@@ -106,7 +131,7 @@ def state(data: bytes) -> None:
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    target.__name__: target for target in (manifest, lineage, pointer, header, state)
+    target.__name__: target for target in (manifest, lineage, pointer, header, part, state)
 }
 
 
@@ -120,6 +145,19 @@ def accepts(target: str, data: bytes) -> bool:
         return True
     assert len(told) < 20_000
     return False
+
+
+def _pieces() -> list[bytes]:
+    """Return files of one part: a tensor in two pieces, tied and strided, and a whole one."""
+    whole = torch.arange(12.0).reshape(4, 3)
+    first, second = (tensors.Piece((row, 0), (4, 3)) for row in (0, 2))
+    strides = {"a": (1, 4)}
+    files = [
+        tensors.encode({"a": whole[:2]}, {"t": "a"}, None, strides, {"a": first}),
+        tensors.encode({"a": whole[2:]}, {"t": "a"}, None, strides, {"a": second}),
+        tensors.encode({"b": whole.to(torch.complex128)}, None, {"imuckpt.versions": "{}"}),
+    ]
+    return [b"".join(bytes(view[:]) for view in views) for views in files]
 
 
 def seeds(directory: Path) -> dict[str, list[bytes]]:
@@ -137,6 +175,7 @@ def seeds(directory: Path) -> dict[str, list[bytes]]:
         "set": {1, 2.5}, "deep": [({"a": (1, b"x")},)], "text": np.array(["a", "bc"]), 1: None,
         "scalar": np.float32(1), "big": 10**400, "dtype": torch.float32, "size": torch.Size([2]),
     }  # fmt: skip
+    pieces = [json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]) for data in _pieces()]
     extra = json.loads(next(here.glob("state-*.json")).read_bytes())
     extra["log"] = tree.encode(values, {}, "log")
     return {
@@ -144,5 +183,6 @@ def seeds(directory: Path) -> dict[str, list[bytes]]:
         "lineage": [record.to_bytes(), Lineage().to_bytes()],
         "pointer": [b'{"url":"/tmp/a","sibling":"checkpoint=1"}', b'{"url":"file:///tmp/a"}'],
         "header": [data[8 : 8 + int.from_bytes(data[:8], "little")] for data in headers],
+        "part": [json.dumps(pieces).encode(), json.dumps(pieces[:2]).encode(), b"[]"],
         "state": [next(here.glob("state-*.json")).read_bytes(), json.dumps(extra).encode()],
     }
