@@ -26,14 +26,11 @@ class MadeUp(Alone):
 
     def all_gather(self, payload: bytes) -> list[bytes]:
         self.exchanges += 1
-        kinds = [kind for kind in agreement._KINDS if self.exchanges == 1]
-        if kinds:
-            told = [b"." + " ".join(agreement._digest(getattr(o, k)) for k in kinds).encode()
-                    for o in self._others]  # fmt: skip
-            return [payload, *told]
+        if self.exchanges == 1:
+            return [payload, *(b"." + other.digests() for other in self._others)]
         mine = json.loads(payload)
-        kind = next(k for k in agreement._KINDS if getattr(self._mine, k) == mine)
-        return [payload, *(agreement._encoded(getattr(o, kind)) for o in self._others)]
+        kind = next(kind for kind, held in self._mine.kinds().items() if held == mine)
+        return [payload, *(agreement._encoded(other.kinds()[kind]) for other in self._others)]
 
 
 def hold(mine: Traits, *others: Traits) -> int:

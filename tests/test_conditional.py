@@ -62,7 +62,8 @@ def test_a_put_that_is_sent_again_does_not_replace_a_newer_one(
     if seen is not None:
         store.put("m", b"0")
         store.put_if("m", seen, b"0")
-    filesystem: Any = store._engine.engine.filesystem
+    there: Any = store
+    filesystem: Any = there._engine.engine.filesystem
     real = filesystem.pipe_file
 
     def answered_late(path: str, value: bytes, **condition: Any) -> None:

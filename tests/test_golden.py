@@ -6,7 +6,6 @@ import datetime as dt
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-sys.path.append(str(Path(__file__).parent / "golden"))
-from make_v1 import RANKS, build
-
 from conftest import same_bytes
+from golden.make_v1 import RANKS, build
 from ray_imuckpt import Checkpointer
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
@@ -44,7 +41,7 @@ def test_every_part_of_it_reads_as_it_did(epoch: int) -> None:
     assert loaded.model["phase"].equal(phase)
     assert loaded.model["low"].equal(torch.tensor([0.5, -1.0], dtype=torch.bfloat16))
     assert loaded.model["head.weight"] is loaded.model["embed.weight"]
-    assert loaded.model["conv.weight"].stride() == build().conv.weight.stride()
+    assert loaded.model["conv.weight"].stride() == build().get_parameter("conv.weight").stride()
     assert not loaded.model["conv.weight"].is_contiguous()
     assert loaded.frozen == {"frozen.weight", "frozen.bias"}
     assert round(loaded.model["embed.weight"].double().sum().item(), 4) == SUMS[epoch]

@@ -28,7 +28,9 @@ def build(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Parameters of all ranks, tied, frozen, in another order in memory; buffers of odd dtypes."""
     torch.manual_seed(seed)
     model = nn.Module()
-    model.conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    model.conv = nn.Conv2d(4, 6, 3)
+    weight = model.get_parameter("conv.weight")
+    weight.data = weight.data.to(memory_format=torch.channels_last)
     model.embed = nn.Embedding(7, 5)
     model.head = nn.Linear(5, 7, bias=False)
     model.head.weight = model.embed.weight
@@ -62,8 +64,10 @@ def pinwheel(name: str, shape: tuple[int, ...]) -> list[Share]:
     """Cut one matrix in five pieces that no straight line parts."""
     if name != "large.weight":
         return whole(name, shape)
-    boxes = [((0, 0), (5, 100)), ((5, 0), (4, 200)), ((0, 100), (3, 200)), ((3, 200), (6, 100)),
-             ((3, 100), (2, 100))]  # fmt: skip
+    boxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
+        ((0, 0), (5, 100)), ((5, 0), (4, 200)), ((0, 100), (3, 200)), ((3, 200), (6, 100)),
+        ((3, 100), (2, 100)),
+    ]  # fmt: skip
     return [(rank % 3, *box) for rank, box in enumerate(boxes) if rank < 3] + [
         (rank, *box) for rank, box in enumerate(boxes) if rank >= 3
     ]
@@ -118,11 +122,11 @@ def test_what_was_cut_is_restored_in_place(tmp_path: Path, name: str) -> None:
     expected, stepped = saved(tmp_path)
     Sharded(tmp_path / "checkpoint=1", *CUTS[name]).write()
     model, optimizer = build(seed=1)
-    weight = model.large.weight
+    weight = model.get_parameter("large.weight")
     where = weight.data_ptr()
     started = Checkpointer(tmp_path).start(model, optimizer, continue_from=1)
     assert started.start_epoch == 2
-    assert model.large.weight is weight
+    assert model.get_parameter("large.weight") is weight
     assert weight.data_ptr() == where
     assert same_bytes(dict(model.state_dict()), dict(expected.state_dict()))
     assert same_bytes(optimizer.state_dict(), stepped.state_dict())

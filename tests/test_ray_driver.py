@@ -39,7 +39,8 @@ def open_in_ray(directory: Path, content: str) -> list[str]:
     storage = StorageContext(str(directory.parent), directory.name)
     (directory / "checkpoint_manager_snapshot.json").write_text(content)
     manager = CheckpointManager(CheckpointConfig(), storage)
-    return [Path(result.checkpoint.path).name for result in manager._checkpoint_results]
+    kept: list[Any] = manager._checkpoint_results
+    return [Path(result.checkpoint.path).name for result in kept]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def tuner(tmp_path: Path, trainable: Any, space: dict[str, Any], **options: Any)
 @pytest.mark.usefixtures("cluster")
 def test_trials_have_directories_of_their_own_and_one_that_dies_resumes(tmp_path: Path) -> None:
     """Each trial resumes from its newest sound checkpoint, and reports pointers only."""
-    results = tuner(
+    results: Any = tuner(
         tmp_path,
         trial,
         {"lr": ray.tune.grid_search([0.1, 0.2, 0.3])},
@@ -153,7 +153,9 @@ def test_pbt_goes_on_from_the_donors_checkpoint_with_the_mutated_hyperparameters
         "lr": ray.tune.grid_search([0.001, 0.002]),
         "score": ray.tune.sample_from(lambda config: config["lr"]),
     }
-    results = tuner(tmp_path, member, space, scheduler=scheduler, metric="score", mode="max").fit()
+    results: Any = tuner(
+        tmp_path, member, space, scheduler=scheduler, metric="score", mode="max"
+    ).fit()
     assert not results.errors
 
     def own(result: Any) -> str:  # `metrics` of an exploited trial are the donor's at first
@@ -173,6 +175,7 @@ def test_pbt_goes_on_from_the_donors_checkpoint_with_the_mutated_hyperparameters
         given = torch.load(tmp_path / f"{trainer}-{first_epoch}.pt", weights_only=False)
         donor = next(r for r in results if own(r) == log_of(result)[-2][0])
         theirs = Checkpointer(donor.path).read(given["epoch"])
+        assert theirs.optimizer is not None
         momenta = [theirs.optimizer["state"][n]["momentum_buffer"] for n in ("weight", "bias")]
         assert same_bytes(given["weights"], [theirs.model["weight"], theirs.model["bias"]])
         assert same_bytes(given["momenta"], momenta)
@@ -212,7 +215,7 @@ def trial_with_a_gang(config: dict[str, Any]) -> None:
 @pytest.mark.usefixtures("cluster")
 def test_a_trial_that_runs_a_gang_resumes_it_and_tune_gets_its_metrics(tmp_path: Path) -> None:
     """A gang within a trial reports to Tune, and is resumed when the trial is tried again."""
-    results = tuner(
+    results: Any = tuner(
         tmp_path,
         trial_with_a_gang,
         {"elsewhere": ray.tune.grid_search([None, str(tmp_path / "elsewhere" / "run")])},

@@ -23,8 +23,9 @@ from ray_imuckpt.storage.local import LocalStorage
 @pytest.fixture(autouse=True)
 def _empty() -> None:
     """Each test finds empty disks, with a directory for runs."""
-    for kind in vars(filesystems).values():
-        if isinstance(kind, type) and "FILES" in vars(kind):
+    kinds: list[Any] = [kind for kind in vars(filesystems).values() if isinstance(kind, type)]
+    for kind in kinds:
+        if "FILES" in vars(kind):
             kind.FILES.clear()
             kind.DIRECTORIES.clear()
             kind.DIRECTORIES.update({"", "/data"})

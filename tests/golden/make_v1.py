@@ -25,7 +25,7 @@ def build() -> nn.Module:
     model.embed = nn.Embedding(5, 3)
     model.head = nn.Linear(3, 5, bias=False)
     model.head.weight = model.embed.weight
-    model.conv = nn.Conv2d(2, 3, 2, bias=False).to(memory_format=torch.channels_last)
+    model.conv = nn.Conv2d(2, 3, 2, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch has it
     model.frozen = nn.Linear(2, 2).requires_grad_(requires_grad=False)
     model.register_buffer("phase", torch.tensor([[1 + 2j, 3], [0, -1j]], dtype=torch.complex128))
     model.register_buffer("low", torch.tensor([0.5, -1.0], dtype=torch.bfloat16))
@@ -40,7 +40,8 @@ def main(directory: str) -> None:
     checkpointer = Checkpointer(directory, blocking=True)
     checkpointer.start(model, optimizer, plateau=plateau)
     for epoch in (1, 2, 3):
-        loss = model.head(model.embed(torch.arange(5))).sum() + model.conv.weight.sum()
+        head, embed = model.get_submodule("head"), model.get_submodule("embed")
+        loss = head(embed(torch.arange(5))).sum() + model.get_parameter("conv.weight").sum()
         loss.backward()
         optimizer.step()
         plateau.step(1.0)

@@ -33,7 +33,7 @@ def pytest_terminal_summary(
 ) -> None:
     """Name the servers that are not installed here, so that nobody takes them for tried."""
     if config.stash[MISSING]:
-        names = ", ".join(config.stash[MISSING])
+        names = ", ".join([*config.stash[MISSING]])
         terminalreporter.write_line(f"not tried, since not installed here: {names}", yellow=True)
 
 
