@@ -21,7 +21,7 @@ from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.errors import located, public
 from ray_imuckpt.loading import selection
-from ray_imuckpt.loading.decision import Handed
+from ray_imuckpt.loading.decision import Offer
 from ray_imuckpt.loading.start import Start, started
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
@@ -174,9 +174,9 @@ class Checkpointer(CheckpointDirectory):
 
         self._saver.settle(gang)
         finish_all()  # of another Checkpointer of this process
-        choice, storage, handed = agreed(gang, "start", request)
+        choice, storage, offered = agreed(gang, "start", request)
         targets = Targets(model, optimizer, other, per_rank or {}, device)
-        loaded = self._continue(session, storage, choice, handed, targets, strict=strict)
+        loaded = self._continue(session, storage, choice, offered, targets, strict=strict)
         return started(targets, loaded)
 
     def _continue(
@@ -184,16 +184,16 @@ class Checkpointer(CheckpointDirectory):
         session: Session,
         storage: Storage,
         choice: str | int,
-        handed: Storage | None,
+        offered: Storage | None,
         targets: Targets,
         *,
         strict: bool,
     ) -> LoadedCheckpoint | None:
         gang, began = session.gang, time.perf_counter()
-        place = None if handed is None else Handed(handed, self._storage_options)
+        offer = None if offered is None else Offer(offered, self._storage_options)
         with located(storage.url, rank=gang.rank):
             run, loaded = selection.begin(
-                gang, storage, choice, session.identity, targets, strict=strict, handed=place
+                gang, storage, choice, session.identity, targets, strict=strict, offer=offer
             )
             if loaded is not None:
                 session.adopt(storage, loaded.manifest)

@@ -13,7 +13,7 @@ from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import selection
-from ray_imuckpt.loading.decision import Handed
+from ray_imuckpt.loading.decision import Offer
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.storage import open_storage
 
@@ -32,9 +32,9 @@ def pointer_to(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
 def go_on(trial: Path, pointer: Path, model: nn.Module) -> int:
     """The epoch that a trial goes on from."""
     targets = Targets(model, adamw(model))
-    place = Handed(open_storage(str(pointer)))
+    offer = Offer(open_storage(str(pointer)))
     found = selection.restore(
-        Gang(), open_storage(str(trial)), "none", None, targets, strict=True, handed=place
+        Gang(), open_storage(str(trial)), "none", None, targets, strict=True, offer=offer
     )
     assert found is not None
     assert not found.foreign

@@ -1,4 +1,4 @@
-"""What a run continues from: decided on rank 0, sent to the others as JSON. No collective."""
+"""The decision what a run continues from: made on rank 0, sent as JSON. No collective."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ray_imuckpt import units
 from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.lineage import in_history
 from ray_imuckpt.repository.manifest import Manifest
@@ -22,8 +23,13 @@ from ray_imuckpt.storage import Storage, same_directory
 logger = logging.getLogger("ray_imuckpt")
 
 
-class Handed(NamedTuple):
-    """A checkpoint's directory, or that of a pointer to one, and what opens it."""
+class Offer(NamedTuple):
+    """A checkpoint that the surroundings offer to continue from.
+
+    Attributes:
+        directory: The checkpoint's, or that of a pointer to it.
+        options: For the fsspec file system that a pointer leads to.
+    """
 
     directory: Storage
     options: dict[str, Any] | None = None
@@ -31,22 +37,22 @@ class Handed(NamedTuple):
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gang continues from.
+    """A decision what the gang continues from.
 
     Attributes:
         manifest: Of the checkpoint; ``None`` to begin from scratch.
-        handed: Whether it is what the surroundings handed over, in a directory of its own.
+        offered: Whether it is the one that the surroundings offer, in a directory of its own.
         exact: Whether it was asked for by its number, so that no other one will do.
     """
 
     manifest: Manifest | None = None
-    handed: bool = False
+    offered: bool = False
     exact: bool = False
 
     def to_bytes(self) -> bytes:
         """Return the decision as JSON."""
         manifest = None if self.manifest is None else self.manifest.to_bytes().decode("ascii")
-        decision = {"manifest": manifest, "handed": self.handed, "exact": self.exact}
+        decision = {"manifest": manifest, "offered": self.offered, "exact": self.exact}
         return json.dumps(decision).encode("ascii")
 
     @classmethod
@@ -56,23 +62,20 @@ class Decision:
         manifest = decision["manifest"]
         return cls(
             None if manifest is None else Manifest.from_bytes(manifest.encode("ascii"), url),
-            decision["handed"],
+            decision["offered"],
             decision["exact"],
         )
 
 
 class Decider:
-    """Decides on rank 0, again and again until what it chose is sound.
+    """A chooser of checkpoints on rank 0, which is asked again until its choice is sound.
 
     Args:
         storage: The directory of the checkpoints, which must be writable.
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, if it may be a restart.
-        handed: What the surroundings give to continue from.
+        offer: What the surroundings offer.
         first: Called before anything is decided.
-
-    Attributes:
-        handed_directory: Where the checkpoint lies, once `Decision.handed` is true; on rank 0.
     """
 
     def __init__(
@@ -80,32 +83,48 @@ class Decider:
         storage: Storage,
         choice: str | int,
         run_id: str | None,
-        handed: Handed | None,
+        offer: Offer | None,
         first: Callable[[], None],
     ) -> None:
-        self.handed_directory = storage
+        self._offered_directory = storage
         self._storage = storage
         self._catalog = Catalog(storage)
         self._choice = choice
         self._run_id = run_id
-        self._handed = handed
+        self._offer = offer
         self._first: Callable[[], None] | None = first
         self._below: int | None = None
         self._damaged: CorruptCheckpointError | None = None
 
     def decide(self) -> Decision:
-        """Return what to continue from, or to try next after `pass_over`."""
+        """Return what to continue from, or to try next after `pass_over`.
+
+        Raises:
+            CorruptCheckpointError: Every checkpoint there is is damaged, or what is offered is.
+            CheckpointNotFoundError: What is offered is gone, and there is nothing here instead.
+            StorageError: The directory cannot be written or listed.
+        """
         if self._first is not None:
             first, self._first = self._first, None
             self._storage.check_writable()  # before the first epoch, not after it
             first()
-            handed = self._of_another_run()
-            if handed is not None:
-                self.handed_directory = handed.place
-                return Decision(handed.manifest, handed=True)
-            if self._handed is not None or self._is_restart():
+            offered = self._of_another_run()
+            if offered is not None:
+                self._offered_directory = offered.storage
+                return Decision(offered.manifest, offered=True)
+            if self._offer is not None or self._is_restart():
                 self._choice = LAST  # a restarted gang goes on where it was, whatever was asked for
         return self._pick()
+
+    def directory(self, decision: Decision) -> Storage:
+        """Return the directory of the checkpoint that was decided on; only rank 0's is to be read.
+
+        Args:
+            decision: One that is not from scratch.
+        """
+        if decision.offered or decision.manifest is None:
+            return self._offered_directory
+        return self._storage.child(paths.checkpoint_name(decision.manifest.epoch))
 
     def pass_over(self, epoch: int, damage: CorruptCheckpointError) -> None:
         """Do not choose this epoch, nor a later one: it turned out to be damaged."""
@@ -140,48 +159,49 @@ class Decider:
                 hint='Restore the directory from a copy, or begin anew with continue_from="none" '
                 "and newly built objects.",
             ) from self._damaged
-        self._say_from_scratch()
+        self._warn_of_scratch()
         return Decision()
 
-    def _say_from_scratch(self) -> None:
+    def _warn_of_scratch(self) -> None:
         if isinstance(self._choice, int):
             logger.warning(
                 "There is no checkpoint before epoch %d; beginning from scratch.", self._choice
             )
-        elif left := self._catalog.committed():
+        elif abandoned := self._catalog.committed():
             logger.warning(
                 "All checkpoints in %s are of branches that were left behind (%s); beginning from "
                 "scratch. To go on from one of them, give its epoch as continue_from.",
                 self._storage.url,
-                units.listed([str(epoch) for epoch in left]),
+                units.listed([str(epoch) for epoch in abandoned]),
             )
 
     def _of_another_run(self) -> LoadedCheckpoint | None:
-        """Return what was handed over, unless this directory's own newest goes before it."""
-        if self._handed is None:
+        """Return what is offered, unless this directory's own newest goes before it."""
+        if self._offer is None:
             return None
         try:
-            found = open_directory(*self._handed, own=self._storage)
+            offered = open_directory(*self._offer, home=self._storage)
         except (CheckpointNotFoundError, CorruptCheckpointError):
             # The surroundings' record lags behind: what it names may have been pruned since.
-            if self._lay_here(self._handed) and self._catalog.last() is not None:
+            if self._lay_here(self._offer) and self._catalog.last() is not None:
                 return None
             raise
-        return None if self._led_to_ours(found.manifest) else found
+        return None if self._led_to_newest(offered.manifest) else offered
 
-    def _lay_here(self, handed: Handed) -> bool:
+    def _lay_here(self, offer: Offer) -> bool:
+        """Return whether what is offered lies, or lay, in this directory."""
         target = None
         with contextlib.suppress(CorruptCheckpointError):  # a cut pointer lies beside its own
-            target = pointed_at(*handed, own=self._storage)
-        return same_directory((target or handed.directory).parent(), self._storage)
+            target = pointed_at(*offer, own=self._storage)
+        return same_directory((target or offer.directory).parent(), self._storage)
 
-    def _led_to_ours(self, handed: Manifest) -> bool:
-        """Return whether it is this directory's own, or what its newest checkpoint came from."""
+    def _led_to_newest(self, offered: Manifest) -> bool:
+        """Return whether it is of this directory, or its newest checkpoint came from it."""
         with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
-            if self._catalog.manifest(handed.epoch).save_id == handed.save_id:
+            if self._catalog.manifest(offered.epoch).save_id == offered.save_id:
                 return True
         newest = self._newest()
-        return newest is not None and in_history(handed.epoch, handed.run_id, newest)
+        return newest is not None and in_history(offered.epoch, offered.run_id, newest)
 
     def _is_restart(self) -> bool:
         """Return whether the directory's newest checkpoint is of this very run."""

@@ -1,4 +1,4 @@
-"""What of a checkpoint belongs to which live object: the list that a restore goes through."""
+"""The list that a restore goes through: each live object, with what was saved of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.random_state import is_generator, seed_generator
 from ray_imuckpt.state.restorable import Restorable
+from ray_imuckpt.state.restorable_random import RestorableRandom, SeededGenerator
 from ray_imuckpt.state.restorables import (
     RestorableModel,
     RestorableObject,
     RestorableOptimizer,
-    RestorableRandom,
     SavedObject,
-    SeededGenerator,
 )
 from ray_imuckpt.state.wrappers import bare_optimizer
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run continues from: rank 0 decides for all."""
+"""The beginning of a run: select what it continues from, open it, restore it; on all ranks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import notices
-from ray_imuckpt.loading.decision import Decider, Decision, Handed
+from ray_imuckpt.loading.decision import Decider, Decision, Offer
 from ray_imuckpt.loading.restore import Restore
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_checkpoint
 from ray_imuckpt.loading.targets import Targets
-from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.run import Run, RunIdentity
 from ray_imuckpt.saving import branch
 from ray_imuckpt.storage import Storage
@@ -24,7 +23,12 @@ _CHANGES = 10  # of what is there, while a run looks for what to continue from
 
 
 class Resumed(NamedTuple):
-    """What a run continues from, and whether that lies in another directory than its own."""
+    """The checkpoint that a run continues from.
+
+    Attributes:
+        checkpoint: The checkpoint, restored.
+        foreign: Whether it lies in another directory than the run's.
+    """
 
     checkpoint: LoadedCheckpoint
     foreign: bool
@@ -38,7 +42,7 @@ def begin(
     targets: Targets,
     *,
     strict: bool,
-    handed: Handed | None = None,
+    offer: Offer | None = None,
 ) -> tuple[Run, LoadedCheckpoint | None]:
     """Begin a run, from a checkpoint or from scratch; a collective, see `restore`.
 
@@ -49,7 +53,7 @@ def begin(
         identity: Which run this is, as far as the surroundings know.
         targets: The live objects.
         strict: As for `restore`.
-        handed: As for `restore`.
+        offer: As for `restore`.
 
     Returns:
         The run, and what it continues from, if it does.
@@ -61,7 +65,7 @@ def begin(
         branch.claim(storage, run)
 
     known = identity.id if identity.may_be_restart else None
-    found = restore(gang, storage, choice, known, targets, strict=strict, handed=handed, first=look)
+    found = restore(gang, storage, choice, known, targets, strict=strict, offer=offer, first=look)
     if found is None or not strict:  # what was restored in full is what rank 0 has read
         agreed(gang, "start", lambda: (None, _in_place(gang, targets)))
     if found is None:
@@ -86,10 +90,10 @@ def restore(
     targets: Targets,
     *,
     strict: bool,
-    handed: Handed | None = None,
+    offer: Offer | None = None,
     first: Callable[[], None] = lambda: None,
 ) -> Resumed | None:
-    """Put the checkpoint to continue from into live objects, on every rank; a collective.
+    """Restore the checkpoint to continue from into live objects, on every rank; a collective.
 
     A damaged one is passed over for the newest sound one before it, with a warning, unless it was
     asked for by its number.
@@ -102,7 +106,7 @@ def restore(
             own newest checkpoint goes before `choice`.
         targets: The live objects.
         strict: Whether names that are missing or unexpected are an error.
-        handed: What the surroundings give to continue from; used on rank 0 only. This directory's
+        offer: What the surroundings offer; used on rank 0 only. This directory's
             own newest goes before it if it came from it, or if it lay in this directory and is gone
             or damaged; one of another run is taken, but the optimizer keeps its own options.
         first: Called on rank 0 before anything is decided.
@@ -113,11 +117,11 @@ def restore(
     Raises:
         StateMismatchError: Something does not fit; then nothing was changed, on any rank.
         CorruptCheckpointError: The epoch asked for, or every checkpoint there is, is damaged.
-        CheckpointNotFoundError: What `handed` names is gone, and there is nothing here instead.
+        CheckpointNotFoundError: What `offer` names is gone, and there is nothing here instead.
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
         StorageError: The directory cannot be written or listed.
     """
-    decider = Decider(storage, choice, run_id, handed, first)
+    decider = Decider(storage, choice, run_id, offer, first)
     return _restore_sound(gang, storage, decider, targets, strict=strict)
 
 
@@ -134,10 +138,7 @@ def _restore_sound(
         manifest = decision.manifest
         if manifest is None:
             return None
-        if decision.handed:
-            loaded = open_checkpoint(decider.handed_directory, "", manifest, gang)
-        else:
-            loaded = open_checkpoint(storage, paths.checkpoint_name(manifest.epoch), manifest, gang)
+        loaded = open_checkpoint(decider.directory(decision), manifest, gang)
         try:
             with located(loaded.url, epoch=loaded.epoch, rank=gang.rank):
                 Restore(
@@ -146,16 +147,16 @@ def _restore_sound(
                     gang,
                     overwritten,
                     strict=strict,
-                    keep_options=decision.handed,
+                    keep_options=decision.offered,
                 ).run()
         except CheckpointNotFoundError:  # saved anew or deleted since it was picked: look again
             changes += 1
-            if decision.handed or changes > _CHANGES:
+            if decision.offered or changes > _CHANGES:
                 raise
         except CorruptCheckpointError as error:
-            if decision.handed or decision.exact:
+            if decision.offered or decision.exact:
                 raise
             notices.once(gang, "Passing over a damaged checkpoint: %s", error)
             decider.pass_over(manifest.epoch, error)
         else:
-            return Resumed(loaded, foreign=decision.handed)
+            return Resumed(loaded, foreign=decision.offered)

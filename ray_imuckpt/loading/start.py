@@ -1,4 +1,4 @@
-"""What a run begins with."""
+"""The beginning of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray_imuckpt.loading.targets import Targets
 
 
 class Start(NamedTuple):
-    """What `Checkpointer.start` returns.
+    """The objects and values that `Checkpointer.start` returns.
 
     Attributes:
         model: The model given, its state restored.
@@ -34,5 +34,5 @@ def started(targets: Targets, loaded: LoadedCheckpoint | None) -> Start:
     model, optimizer, other = targets.model, targets.optimizer, targets.other
     if loaded is None:
         return Start(model, optimizer, [], 1, dict(other))
-    kept = {**other, **loaded.other, **targets.objects}
-    return Start(model, optimizer, loaded.log, loaded.epoch + 1, kept)
+    everything = {**other, **loaded.other, **targets.objects}
+    return Start(model, optimizer, loaded.log, loaded.epoch + 1, everything)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ray_imuckpt.encoding import chunks, tensors
+from ray_imuckpt.encoding import chunks
+from ray_imuckpt.encoding.tensors import flat
 from ray_imuckpt.threads import parallel
 
 _PIECE = 32 * 1024 * 1024  # bytes that are gone through at a time on a device
@@ -14,16 +15,16 @@ _WORD = 8
 _ODD = -7046029254386353131  # 2^64 over the golden ratio, as a signed number: it spreads all bits
 
 
-def checksums(found: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Return what tells the values of plain tensors apart, whatever their strides.
+def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Return a checksum of the values of each plain tensor, whatever its strides.
 
     Those of tensors on different kinds of devices are not to be compared: they begin with the kind.
     """
-    names = list(found)
+    names = list(tensors)
     sums = [""] * len(names)
 
     def add(index: int) -> None:
-        tensor = found[names[index]]
+        tensor = tensors[names[index]]
         sums[index] = _on_host(tensor) if tensor.is_cpu else _on_device(tensor)
 
     parallel.each(add, len(names))
@@ -31,13 +32,13 @@ def checksums(found: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _on_host(tensor: torch.Tensor) -> str:
-    row = tensors.flat(tensor.detach().contiguous())
+    row = flat(tensor.detach().contiguous())
     return f"cpu:{chunks.checksum([row.numpy().data])}"
 
 
 def _on_device(tensor: torch.Tensor) -> str:
     """Return the sum of all words times odd numbers that differ by place, modulo 2^64."""
-    data = tensors.flat(tensor.detach().contiguous())
+    data = flat(tensor.detach().contiguous())
     total = torch.zeros((), dtype=torch.int64, device=data.device)
     weights = torch.arange(min(_PIECE, data.numel()) // _WORD + 1, device=data.device)
     weights = weights.mul_(2).add_(1).mul_(_ODD)

@@ -1,4 +1,4 @@
-"""Whether the state of an optimizer is laid out as torch's, and fits the live one."""
+"""The layout of an optimizer's state: is it torch's, and does it fit the live optimizer?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_early(optimizer: Any) -> None:
     inner = bare_optimizer(optimizer)
     try:
         plain = inner.state_dict()
-    except Exception:  # noqa: BLE001 - it may have no state to give before its first step
+    except Exception:  # noqa: BLE001 - user code; it may have no state to give before a step
         return
     check_layout(inner, plain)
 
@@ -123,5 +123,5 @@ def check_shapes(
 
 
 def _sizes(groups: Iterable[Mapping[str, Any]]) -> list[int]:
-    """How many parameters each group has."""
+    """Return how many parameters each group has."""
     return [len(group["params"]) for group in groups]

@@ -35,7 +35,7 @@ Undo = Callable[[], None]
 
 
 class Kind(Protocol):
-    """What is done with the objects of one kind; it holds nothing of them."""
+    """A kind of object; it holds nothing of the objects themselves."""
 
     def take(self, value: Any) -> Any:
         """Return the object's state; tensors share memory with it, what is sharded stays so."""
@@ -143,7 +143,7 @@ class _Optimizer:
     """An optimizer beside the optimizer, with the numbers of parameters that torch gives them."""
 
     def take(self, value: Any) -> Any:
-        """See `Kind.take`; a `ZeroRedundancyOptimizer` must have been consolidated to this rank."""
+        """Return its state; a `ZeroRedundancyOptimizer` was consolidated to this rank before."""
         return without_history(bare_optimizer(value).state_dict())
 
     def check(self, value: Any, state: Any, name: str, *, strict: bool) -> LeftOut:
@@ -159,7 +159,7 @@ class _Optimizer:
             value.load_state_dict(state)
 
     def undo(self, value: Any) -> Undo | None:
-        """See `Kind.undo`; no tensor is copied: torch replaces state instead of writing into it."""
+        """Return what restores it; no tensor is copied: torch replaces tensors of state."""
         if is_zero_redundancy(value):  # what is spread over the ranks would need memory once more
             return None
         if not is_torchs(value):
@@ -194,7 +194,7 @@ class _Loader:
         value.load_state_dict(state)
 
     def undo(self, value: Any) -> Undo | None:
-        """See `Kind.undo`; attributes are all that its ``load_state_dict`` changes."""
+        """Return what restores it: attributes are all that its ``load_state_dict`` changes."""
         attributes = dict(vars(value))
 
         def undo() -> None:

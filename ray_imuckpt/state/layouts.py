@@ -1,4 +1,4 @@
-"""How the state of an optimizer is to lie in memory beside the parameters that it belongs to.
+"""The layout in memory of an optimizer's state, beside the parameters that it belongs to.
 
 Fused kernels go through a parameter, its gradient and its state as they lie in memory, whatever
 their strides: state of another layout would be paired with the wrong elements.
@@ -15,20 +15,20 @@ from torch import nn
 from ray_imuckpt.encoding.tensors import Strides, TensorInfo, in_same_order, is_plain
 from ray_imuckpt.state.names import parameters_by_name
 
-Places = Mapping[str, TensorInfo | torch.Tensor]
+SavedTensors = Mapping[str, TensorInfo | torch.Tensor]
 
 
 class SavedLayouts:
-    """How parameters lay in memory when they were saved; looked up where it matters, rarely.
+    """The layouts in memory that parameters had when they were saved; looked up rarely.
 
     Args:
         models: Each live model, and the tensors that were saved of it, or where they lie.
 
     Attributes:
-        changed: The names of parameters with state that were found to lie otherwise now.
+        changed: The names of parameters with state whose layout is another one now.
     """
 
-    def __init__(self, models: Iterable[tuple[nn.Module, Places]] = ()) -> None:
+    def __init__(self, models: Iterable[tuple[nn.Module, SavedTensors]] = ()) -> None:
         self._models = list(models)
         self.changed: set[str] = set()
 
@@ -45,10 +45,10 @@ class SavedLayouts:
     @cached_property
     def _by_id(self) -> dict[int, tuple[str, TensorInfo | torch.Tensor]]:
         return {
-            id(parameter): (name, places[name])
-            for model, places in self._models
+            id(parameter): (name, saved[name])
+            for model, saved in self._models
             for name, parameter in parameters_by_name(model)
-            if name in places
+            if name in saved
         }
 
 

@@ -1,4 +1,4 @@
-"""What is known of the shapes that lazy parameters will have."""
+"""The shapes that lazy parameters will have, as far as they are known."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from ray_imuckpt.threads.parallel import uncollected
 
 
 class LeftOut(NamedTuple):
-    """What was not restored where the saved names differ from those here.
+    """The names that were not restored, where the saved ones differ from those here.
 
     Attributes:
         missing: What is here and was not saved: it stays as it was built.
@@ -42,7 +42,7 @@ class LeftOut(NamedTuple):
 
 
 class SavedModel(NamedTuple):
-    """What was saved of a model, in the names of the bare module.
+    """A model's state as it was saved, in the names of the bare module.
 
     Attributes:
         tensors: Tied names included; or where the tensors lie in a file, before they are read.
@@ -62,7 +62,7 @@ class SavedModel(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """How saved names fit a model: as `LeftOut`, and name to (shape saved, shape here)."""
+    """A comparison of saved names with a model's; `wrong`: name to (shape saved, shape here)."""
 
     missing: list[str]
     unexpected: list[str]

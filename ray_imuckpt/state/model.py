@@ -77,8 +77,8 @@ def take_model(model: nn.Module) -> ModelState:
     versions = {  # of a wrapper and what is in it the inner one comes last, and counts
         names.of_module(path): notes.get("version") for path, notes in metadata_of(state).items()
     }
-    told = {name: version for name, version in versions.items() if version not in (None, 1)}
-    return ModelState(tensors, aliases, frozenset(frozen), frozenset(buffers), extra, told)
+    not_first = {name: version for name, version in versions.items() if version not in (None, 1)}
+    return ModelState(tensors, aliases, frozenset(frozen), frozenset(buffers), extra, not_first)
 
 
 def tensors_in(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -92,10 +92,10 @@ def apart(tensor: torch.Tensor) -> bool:
 
 
 def is_extra(name: str) -> bool:
-    """Whether it is what ``get_extra_state`` gave, which may be a tensor of any shape."""
+    """Return whether it names what ``get_extra_state`` gave: perhaps a tensor of any shape."""
     return name.endswith("_extra_state") and name.rpartition(".")[2] == "_extra_state"
 
 
 def metadata_of(state: Mapping[str, Any]) -> Mapping[str, dict[str, Any]]:
-    """Path of each module to what torch notes of it beside its state."""
+    """Return the path of each module to what torch notes of it beside its state."""
     return getattr(state, "_metadata", {})

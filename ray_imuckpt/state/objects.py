@@ -1,4 +1,4 @@
-"""What is passed by keyword and in `per_rank`: which of it has a state, and that state."""
+"""Objects that are passed by keyword and in ``per_rank``: which have a state, and that state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What training uses and nothing would save: parameters of no model, objects without a state."""
+"""Things that training uses and nothing saves: parameters of no model, objects without state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ray_imuckpt.state.random_state import is_generator
 
 
 def unsaved_parameters(model: nn.Module, passed: Mapping[str, Any]) -> list[str]:
-    """Return the place and shape of each parameter that an optimizer has and nothing saves.
+    """Return path and shape of each parameter that an optimizer has and nothing saves.
 
     Args:
         model: The model.
@@ -36,14 +36,14 @@ def unsaved_parameters(model: nn.Module, passed: Mapping[str, Any]) -> list[str]
     # An object that is not a module, and a plain value, may hold them as well.
     held = {_address(tensor) for value in passed.values() for tensor in _stored(value)} - {None}
     return [
-        f"{place} of shape {_shape(parameter)}"
-        for place, parameter in strange.items()
+        f"{path} of shape {_shape(parameter)}"
+        for path, parameter in strange.items()
         if _address(parameter) not in held
     ]
 
 
 def _address(tensor: torch.Tensor) -> int | None:
-    """Where it lies, if it is a plain tensor that has memory."""
+    """Return the address of a plain tensor that has memory, ``None`` for any other."""
     if not is_plain(tensor) or tensor.layout is not torch.strided or not tensor.numel():
         return None
     return tensor.data_ptr()
@@ -54,7 +54,7 @@ def _shape(tensor: torch.Tensor) -> str:
 
 
 def _stored(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in the state of an object, or in a value, but for models and optimizers."""
+    """Yield the tensors in the state of an object, or in a value; not of models and optimizers."""
     if may_be_sharded(value) or is_generator(value):
         return
     pending = [value.state_dict() if is_stateful(value) else value]

@@ -24,7 +24,7 @@ from ray_imuckpt.errors import CorruptCheckpointError, StateMismatchError
 
 
 def take_random() -> dict[str, Any]:
-    """The generators' states, to be stored as a tree."""
+    """Return the generators' states, to be stored as a tree; CUDA's are copied to the host."""
     state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),  # noqa: NPY002 - a tuple in older checkpoints
@@ -42,7 +42,7 @@ def check_random(state: dict[str, Any], rank: int) -> None:
         StateMismatchError: It is not.
         CorruptCheckpointError: What was saved names none.
     """
-    mine = np.random.get_state(legacy=False)["bit_generator"]  # noqa: NPY002
+    live = np.random.get_state(legacy=False)["bit_generator"]  # noqa: NPY002
     saved = state["numpy"]
     try:
         algorithm = saved["bit_generator"] if isinstance(saved, dict) else saved[0]
@@ -50,21 +50,21 @@ def check_random(state: dict[str, Any], rank: int) -> None:
         raise CorruptCheckpointError(
             "The state of NumPy's generator does not name its algorithm.", rank=rank
         ) from error
-    if algorithm != mine:
+    if algorithm != live:
         raise StateMismatchError(
-            f"NumPy draws from {mine} here, and drew from {algorithm} when it was saved.",
+            f"NumPy draws from {live} here, and drew from {algorithm} when it was saved.",
             rank=rank,
             hint=f"Call np.random.set_bit_generator(np.random.{algorithm}()) before start().",
         )
 
 
 def missing_cuda(state: dict[str, Any]) -> int:
-    """How many CUDA devices had a state and are not there."""
+    """Return how many CUDA devices had a state and are not here."""
     return max(0, len(state.get("cuda", ())) - torch.cuda.device_count())
 
 
 def apply_random(state: dict[str, Any]) -> None:
-    """Put the generators back, as far as their devices are there.
+    """Apply the generators' states, as far as their devices are here.
 
     Raises:
         RuntimeError, ValueError, TypeError: From the generator that refused its state.
@@ -100,8 +100,8 @@ def seed_generator(value: Any, rank_zero: dict[str, Any], rank: int, name: str) 
 
 
 def _seed(rank_zero: dict[str, Any], rank: int, name: str) -> int:
-    told = rank_zero["torch"].numpy().tobytes() + rank.to_bytes(8, "little") + name.encode()
-    return int(checksum([told]), 16)
+    text = rank_zero["torch"].numpy().tobytes() + rank.to_bytes(8, "little") + name.encode()
+    return int(checksum([text]), 16)
 
 
 def _words(seed: int) -> list[int]:
@@ -113,12 +113,12 @@ _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.
 
 
 def is_generator(value: Any) -> bool:
-    """Whether it is a generator of random numbers that a user passes."""
+    """Return whether it is a generator of random numbers that a user passes."""
     return isinstance(value, _GENERATORS)
 
 
 def take_generator(value: Any) -> dict[str, Any]:
-    """The state of a generator, with the name of its algorithm."""
+    """Return the state of a generator, with the name of its algorithm."""
     if isinstance(value, np.random.Generator):
         state: Any = value.bit_generator.state
     elif isinstance(value, random.Random):
@@ -139,7 +139,7 @@ def check_generator(value: Any, state: Any, name: str) -> None:
 
 
 def apply_generator(value: Any, state: dict[str, Any]) -> None:
-    """Put a generator back, in place."""
+    """Apply the state of a generator, in place."""
     if isinstance(value, np.random.Generator):
         value.bit_generator.state = state["state"]
     elif isinstance(value, random.Random):

@@ -33,10 +33,10 @@ class Filled(NamedTuple):
 
 
 class Phase(IntEnum):
-    """When an object is applied, one phase after the other."""
+    """The phases in which objects are applied, one after the other."""
 
     TRIED = 0
-    """Only its own loading tells whether a state fits, and it can be undone: it goes first."""
+    """It can only be tried whether a state fits, and that can be undone: it goes first."""
     SHARDED = 1
     """A further model or optimizer: its loading may meet the other ranks, few can be undone."""
     FILLED = 2

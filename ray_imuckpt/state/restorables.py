@@ -1,8 +1,7 @@
-"""The live objects that a checkpoint is restored into, each as a `Restorable`."""
+"""Model, optimizer and other live objects, each as a `Restorable`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +13,6 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.live import LeftOut, LiveModel, SavedModel
 from ray_imuckpt.state.objects import check_class, may_be_sharded
 from ray_imuckpt.state.optimizer import LiveOptimizer, OptimizerState
-from ray_imuckpt.state.random_state import (
-    apply_random,
-    check_random,
-    seed_new_rank,
-    take_random,
-)
 from ray_imuckpt.state.restorable import Filled, Memory, Phase
 
 
@@ -52,11 +45,11 @@ class RestorableModel:
 
     @property
     def covers(self) -> frozenset[str]:
-        """See `Restorable.covers`."""
+        """Return the names of its tensors and extra state; see `Restorable.covers`."""
         return frozenset(f"model.{name}" for name in self._saved.names)
 
     def check(self) -> LeftOut:
-        """See `Restorable.check`."""
+        """Check what was saved; see `Restorable.check`."""
         return self._live.check(self._saved, strict=self._strict)
 
     def memory(self) -> Memory:
@@ -66,7 +59,7 @@ class RestorableModel:
         return self._live.memory(self._saved.tensors)
 
     def apply(self, filled: Filled) -> None:
-        """See `Restorable.apply`."""
+        """Apply what was saved; see `Restorable.apply`."""
         self._live.apply(filled.model)
 
     def undo(self) -> bool:
@@ -104,7 +97,7 @@ class RestorableOptimizer:
         self._keep_options = keep_options
 
     def check(self) -> LeftOut:
-        """See `Restorable.check`."""
+        """Check what was saved; see `Restorable.check`."""
         if self._saved is None:
             raise StateMismatchError(
                 "The checkpoint holds no optimizer state.",
@@ -114,11 +107,11 @@ class RestorableOptimizer:
         return LeftOut()
 
     def memory(self) -> Memory:
-        """See `Restorable.memory`."""
+        """Return its state's tensors; see `Restorable.memory`."""
         return self._live.memory(self._saved) if self._saved is not None else {}
 
     def apply(self, filled: Filled) -> None:
-        """See `Restorable.apply`."""
+        """Apply what was saved; see `Restorable.apply`."""
         if filled.optimizer is not None:
             self._live.apply(filled.optimizer, self._layouts, keep_options=self._keep_options)
 
@@ -128,7 +121,7 @@ class RestorableOptimizer:
 
 
 class SavedObject(NamedTuple):
-    """What was saved of an object: its state, and the name of its class where that is known."""
+    """The state of an object as it was saved, and the name of its class where that is known."""
 
     state: Any
     class_name: str | None
@@ -169,7 +162,7 @@ class RestorableObject:
         self._undo: Undo | None = None
 
     def check(self) -> LeftOut:
-        """See `Restorable.check`."""
+        """Check what was saved; see `Restorable.check`."""
         if self._strict:
             check_class(self._value, self._saved.class_name, self.name)
         return self._kind.check(self._value, self._saved.state, self.name, strict=self._strict)
@@ -179,7 +172,7 @@ class RestorableObject:
         return {}
 
     def apply(self, filled: Filled) -> None:
-        """See `Restorable.apply`; what the object raises becomes an error that names it."""
+        """Apply what was saved; what the object raises becomes an error that names it."""
         del filled
         self._undo = self._kind.undo(self._value)
         try:
@@ -194,104 +187,7 @@ class RestorableObject:
             ) from error
 
     def undo(self) -> bool:
-        """See `Restorable.undo`."""
-        if self._undo is None:
-            return False
-        self._undo()
-        return True
-
-
-class RestorableRandom:
-    """The random generators of this process.
-
-    A rank that the checkpoint does not know seeds them; see `ray_imuckpt.state.random_state`.
-
-    Args:
-        states: What `take_random` gave, on each rank that saved.
-        rank: This rank.
-        needs_cuda: Whether the state of a CUDA device needs one here.
-    """
-
-    name = "random generators"
-    phase = Phase.RANDOM
-    covers: frozenset[str] = frozenset()  # every checkpoint holds them
-
-    def __init__(self, states: Sequence[dict[str, Any]], rank: int, *, needs_cuda: bool) -> None:
-        self._states = states
-        self._rank = rank
-        self._needs_cuda = needs_cuda
-        self._before: dict[str, Any] = {}
-
-    def check(self) -> LeftOut:
-        """See `Restorable.check`."""
-        if self._rank >= len(self._states):
-            return LeftOut()
-        state = self._states[self._rank]
-        check_random(state, self._rank)
-        cuda = state.get("cuda")
-        if self._needs_cuda and cuda and not torch.cuda.is_available():
-            raise StateMismatchError(
-                f"The checkpoint holds the random state of {len(cuda)} CUDA device(s), and this "
-                "rank has none.",
-                rank=self._rank,
-                hint="Run it where there is a GPU. To go on without, with other random numbers, "
-                "pass strict=False.",
-            )
-        return LeftOut()
-
-    def memory(self) -> Memory:
-        """Return nothing: the state has been read already."""
-        return {}
-
-    def apply(self, filled: Filled) -> None:
-        """See `Restorable.apply`."""
-        del filled
-        self._before = take_random()
-        if self._rank < len(self._states):
-            apply_random(self._states[self._rank])
-        else:
-            seed_new_rank(self._states[0], self._rank)
-
-    def undo(self) -> bool:
-        """See `Restorable.undo`."""
-        apply_random(self._before)
-        return True
-
-
-class SeededGenerator:
-    """A generator in ``per_rank`` of a rank that the checkpoint does not know.
-
-    Args:
-        name: What errors call it.
-        generator: The generator.
-        seed: Seeds it; see `ray_imuckpt.state.random_state`.
-    """
-
-    phase = Phase.TRIED
-    covers: frozenset[str] = frozenset()
-
-    def __init__(self, name: str, generator: Any, seed: Callable[[], None]) -> None:
-        self.name = name
-        self._generator = generator
-        self._seed = seed
-        self._undo: Undo | None = None
-
-    def check(self) -> LeftOut:
-        """Return nothing: any generator can be seeded."""
-        return LeftOut()
-
-    def memory(self) -> Memory:
-        """Return nothing: there are no bytes to read."""
-        return {}
-
-    def apply(self, filled: Filled) -> None:
-        """See `Restorable.apply`."""
-        del filled
-        self._undo = kind_of(self._generator).undo(self._generator)
-        self._seed()
-
-    def undo(self) -> bool:
-        """See `Restorable.undo`."""
+        """Undo that; see `Restorable.undo`."""
         if self._undo is None:
             return False
         self._undo()

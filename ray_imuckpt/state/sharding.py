@@ -12,7 +12,7 @@ from ray_imuckpt.state.wrappers import bare_optimizer, loaded
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether this rank holds only a part of the tensor (FSDP2, tensor parallelism)."""
+    """Return whether this rank holds only a part of the tensor (FSDP2, tensor parallelism)."""
     if is_plain(tensor):  # most are, and the look for the class costs more
         return False
     return isinstance(tensor, _sharded_class())
@@ -107,7 +107,7 @@ def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
 
 
 def is_zero_redundancy(optimizer: Any) -> bool:
-    """Whether the state of the optimizer, itself or inside a wrapper, is spread over the ranks."""
+    """Return whether an optimizer, in a wrapper perhaps, spreads its state over the ranks."""
     kind = loaded("torch.distributed.optim.zero_redundancy_optimizer", "ZeroRedundancyOptimizer")
     return isinstance(bare_optimizer(optimizer), kind)
 

@@ -1,4 +1,4 @@
-"""What is inside the wrappers that torch and other packages put around models and optimizers.
+"""The wrappers that torch and other packages put around models and optimizers, and their insides.
 
 A checkpoint speaks of what is inside, so that one written under a wrapper continues under another,
 and under none. Each wrapper is known by its class, which is looked for among the modules that are
