@@ -69,7 +69,7 @@ class CheckpointDirectory:
         found._place = run
         if reported is not None and (run is None or not found.list_existing_checkpoint_indices()):
             # The checkpoints are elsewhere. (What PBT has last given a trial is another's.)
-            found._place = open_directory(reported).place.parent()
+            found._place = open_directory(reported).storage.parent()
         if found._place is None:
             raise CheckpointNotFoundError("The result has neither a directory nor a checkpoint.")
         return found

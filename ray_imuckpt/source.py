@@ -68,7 +68,7 @@ def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
             if epoch is None:  # it was deleted right now
                 continue
             raise
-        return stored.open_checkpoint(storage, paths.checkpoint_name(chosen), manifest)
+        return stored.open_checkpoint(storage.child(paths.checkpoint_name(chosen)), manifest)
     raise CheckpointNotFoundError(
         "There is no committed checkpoint.", url=storage.url, hint="Look at `dir`, or train first."
     )

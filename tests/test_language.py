@@ -116,13 +116,11 @@ NOT_YET = (
     "directory.py",
     "encoding/chunks.py",
     "encoding/tensors/",
-    "loading/",
     "options.py",
     "reporting/",
     "repository/",
     "saving/",
     "staging/",
-    "state/",
     "storage/",
 )
 CLEAN = sorted(name for name in FILES if not name.startswith(NOT_YET))

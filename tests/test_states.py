@@ -1,4 +1,4 @@
-"""Every kind of state comes back as it was: dtypes, shapes, ties, wrappers, optimizers."""
+"""Every kind of state of a model comes back as it was: dtypes, shapes, ties, wrappers."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ class Buffers(nn.Module):
 
 
 def test_every_dtype_and_layout_comes_back_byte_for_byte(tmp_path: Path) -> None:
+    """`read` and `load` give the bytes of every dtype, shape and stride that was saved."""
     model = Buffers(fill=True)
     saved = {name: tensor.resolve_conj().clone() for name, tensor in model.state_dict().items()}
     checkpointer = Checkpointer(tmp_path)
@@ -67,6 +68,7 @@ def test_every_dtype_and_layout_comes_back_byte_for_byte(tmp_path: Path) -> None
 
 
 def test_plain_safetensors_opens_every_tensor_file(tmp_path: Path) -> None:
+    """No tensor needs this package to be read."""
     model, optimizer = small_model(), None
     optimizer = adamw(model)
     model(torch.randn(4, 4)).sum().backward()
@@ -86,6 +88,8 @@ def test_plain_safetensors_opens_every_tensor_file(tmp_path: Path) -> None:
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    """Each name has them; where the live model does not tie them, both get the bytes."""
+
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -114,6 +118,8 @@ def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
 
 
 def test_extra_state_of_modules_is_part_of_the_model(tmp_path: Path) -> None:
+    """What `get_extra_state` gave comes back, and is no tensor of the model."""
+
     class Counting(nn.Linear):
         calls: Any = None
 
@@ -134,6 +140,7 @@ def test_extra_state_of_modules_is_part_of_the_model(tmp_path: Path) -> None:
 
 
 def test_compiled_models_have_the_names_of_bare_ones(tmp_path: Path) -> None:
+    """`torch.compile`, of the whole or of a part, leaves no trace in a checkpoint."""
     model = small_model()
     compiled = torch.compile(model, backend="eager")
     model[0] = torch.compile(model[0], backend="eager")
@@ -149,82 +156,8 @@ def test_compiled_models_have_the_names_of_bare_ones(tmp_path: Path) -> None:
     assert same_bytes(dict(again._orig_mod.state_dict()), dict(loaded.model))
 
 
-def test_low_precision_parameters_keep_the_precision_of_their_optimizer_state(
-    tmp_path: Path,
-) -> None:
-    """Torch's own load_state_dict would round float32 moments to the parameter's bfloat16."""
-    model = nn.Linear(4, 4).to(torch.bfloat16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    model(torch.randn(2, 4, dtype=torch.bfloat16)).sum().backward()
-    optimizer.step()
-    for state in optimizer.state.values():
-        state["exp_avg"] = torch.randn(state["exp_avg"].shape)
-    expected = optimizer.state_dict()
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
-    fresh = nn.Linear(4, 4).to(torch.bfloat16)
-    restored = torch.optim.AdamW(fresh.parameters(), lr=5.0)
-    for _ in range(2):  # into memory of its own, and in place
-        checkpointer.start(fresh, restored)
-        assert same_bytes(restored.state_dict(), expected)
-
-
-def test_an_optimizer_that_has_not_stepped_is_stored_as_it_is(tmp_path: Path) -> None:
-    model = small_model()
-    optimizer = adamw(model)
-    Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer)
-    assert optimizer.state_dict()["state"] == {}, "saving must not step it"
-    restored = adamw(small_model())
-    Checkpointer(tmp_path).start(small_model(seed=2), None)
-    fresh = small_model(seed=2)
-    restored = adamw(fresh)
-    Checkpointer(tmp_path).start(fresh, restored)
-    assert restored.state_dict()["state"] == {}
-
-
-def test_optimizer_state_follows_names_when_parameters_are_reordered(tmp_path: Path) -> None:
-    model = small_model()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    model(torch.randn(8, 4)).sum().backward()
-    optimizer.step()
-    checkpointer = Checkpointer(tmp_path)
-    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
-    fresh = small_model(seed=3)
-    backwards = torch.optim.Adam([p for p in reversed(list(fresh.parameters())) if p.requires_grad])
-    checkpointer.start(fresh, backwards)
-    for name, parameter in fresh.named_parameters():
-        if parameter.requires_grad:
-            live = dict(model.named_parameters())[name]
-            assert same_bytes(dict(backwards.state[parameter]), dict(optimizer.state[live]))
-
-
-def test_further_models_and_optimizers_by_keyword(tmp_path: Path) -> None:
-    model, critic = small_model(0), small_model(1)
-    optimizer, critic_optimizer = adamw(model), adamw(critic)
-    critic(torch.randn(8, 4)).sum().backward()
-    critic_optimizer.step()
-    expected = {n: t.clone() for n, t in critic.state_dict().items()}
-    Checkpointer(tmp_path).checkpoint(
-        1,
-        model=model,
-        optimizer=optimizer,
-        critic=critic,
-        critic_optimizer=critic_optimizer,
-        scaler=torch.amp.GradScaler("cpu"),
-    )
-    fresh = small_model(5)
-    fresh_optimizer = adamw(fresh)
-    Checkpointer(tmp_path).start(
-        small_model(4),
-        critic=fresh,
-        critic_optimizer=fresh_optimizer,
-        scaler=torch.amp.GradScaler("cpu"),
-    )
-    assert same_bytes(dict(fresh.state_dict()), expected)
-    assert same_bytes(fresh_optimizer.state_dict(), critic_optimizer.state_dict())
-
-
 def test_models_by_keyword_have_the_names_of_bare_ones(tmp_path: Path) -> None:
+    """Wrappers of a second model leave no trace either."""
     critic = small_model(1)
     expected = {n: t.clone() for n, t in critic.state_dict().items()}
     Checkpointer(tmp_path).checkpoint(
@@ -237,25 +170,9 @@ def test_models_by_keyword_have_the_names_of_bare_ones(tmp_path: Path) -> None:
     assert same_bytes(fresh[0]._orig_mod.weight, expected["0.weight"])
 
 
-def test_optimizers_by_keyword_keep_their_precision(tmp_path: Path) -> None:
-    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
-        critic = nn.Linear(2, 2).to(torch.bfloat16)
-        optimizer = torch.optim.AdamW(critic.parameters())
-        critic(torch.ones(1, 2, dtype=torch.bfloat16)).sum().backward()
-        optimizer.step()
-        return critic, optimizer
-
-    critic, optimizer = build()
-    for state in optimizer.state.values():
-        state["exp_avg"] = torch.randn(state["exp_avg"].shape)
-    expected = optimizer.state_dict()
-    Checkpointer(tmp_path).checkpoint(1, model=small_model(), critic=critic, second=optimizer)
-    _, fresh = build()
-    Checkpointer(tmp_path).start(small_model(), second=fresh)
-    assert same_bytes(fresh.state_dict(), expected)
-
-
 def test_extra_state_may_be_a_tensor_of_any_size_or_nothing(tmp_path: Path) -> None:
+    """It is not held against the shape of what the live module has."""
+
     class Growing(nn.Module):
         def __init__(self, seen: Any) -> None:
             super().__init__()
@@ -276,6 +193,8 @@ def test_extra_state_may_be_a_tensor_of_any_size_or_nothing(tmp_path: Path) -> N
 
 
 def test_modules_find_their_version_when_they_are_loaded(tmp_path: Path) -> None:
+    """What a module reads in its metadata is the version that saved."""
+
     class Versioned(nn.Linear):
         _version = 3
         found: Any = None
@@ -301,6 +220,8 @@ def test_modules_find_their_version_when_they_are_loaded(tmp_path: Path) -> None
 
 
 def test_memory_seen_in_two_ways_is_not_tied(tmp_path: Path) -> None:
+    """Conjugates and negatives of the same memory are other elements."""
+
     class Model(nn.Module):
         def __init__(self, *, shared: bool) -> None:
             super().__init__()
@@ -319,6 +240,7 @@ def test_memory_seen_in_two_ways_is_not_tied(tmp_path: Path) -> None:
 
 
 def test_wrapper_subclasses_without_an_address_are_not_taken_for_tied() -> None:
+    """An address of 0 is no address."""
     one, other = Wrapper(torch.ones(2)), Wrapper(torch.zeros(2))
     assert one.data_ptr() == other.data_ptr() == 0
     tied = first_of_tied({"a": one, "b": other, "c": one})
@@ -335,6 +257,8 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_rank")
 def test_ddp_wrapped_and_compiled_ddp_have_the_names_of_bare_models(tmp_path: Path) -> None:
+    """DDP leaves no trace, around the model or around a part; a user's `module` stays."""
+
     class Pair(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -21,8 +21,6 @@ LONGER = {
     "test_overlap.py": 305,
     "test_ray_train.py": 367,
     "test_ray_tune.py": 306,
-    "test_restore.py": 502,
-    "test_states.py": 357,
     "test_surface.py": 323,
 }
 # Where tests without a line of docstring are left, and how many.
@@ -32,8 +30,6 @@ UNDOCUMENTED = {
     "test_overlap.py": 11,
     "test_ray_train.py": 9,
     "test_ray_tune.py": 5,
-    "test_restore.py": 18,
-    "test_states.py": 15,
     "test_surface.py": 22,
 }
 

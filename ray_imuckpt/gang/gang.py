@@ -141,20 +141,24 @@ class Gang:
     def run_on_zero(self, step: Callable[[], bytes]) -> bytes:
         """Run `step` on rank 0 only; every rank gets its result, or its error.
 
-        A small result travels with the outcome; a large one, which an exchange would carry once for
-        each rank, is broadcast.
+        A small result travels with the outcome; of a large one, which an exchange would carry once
+        for each rank, only the size does, and it is broadcast.
         """
 
-        def run() -> tuple[bytes | None, bytes]:
+        def run() -> tuple[bytes, bytes]:
             if self.rank != 0:
-                return None, b""
+                return b"", b""
             result = step()
-            return result, _HERE + result if len(result) <= _SMALL else b""
+            return result, _HERE + result if len(result) <= _SMALL else str(len(result)).encode()
 
         result, messages = self.exchange(run)
         if messages[0][:1] == _HERE:
             return messages[0][1:]
-        return self.broadcast(result)
+        if self.world_size == 1:
+            return result
+        buffer = bytearray(result or int(messages[0]))
+        self.broadcast_into(torch.frombuffer(buffer, dtype=torch.uint8))
+        return bytes(buffer)
 
     def _located(self, error: BaseException) -> dict[str, object]:
         wire = to_wire(error)

@@ -1,4 +1,4 @@
-"""A committed checkpoint, its parts read when they are asked for, or put where they belong.
+"""A committed checkpoint, its parts read when they are asked for, or into the memory of others.
 
 `LoadedCheckpoint` serves both ways: looked into part by part, in fresh memory; or restored, when
 first everything but the tensors of model and optimizer is read (`LoadedCheckpoint.prepare`), and
@@ -37,31 +37,34 @@ class LoadedCheckpoint:
 
     Attributes:
         manifest: Its commit record.
-        place: Its own directory, if it was opened as such; else what holds it.
-        url: Where it is.
-        left_out: What was not restored of it, or by it, when it was put into live objects.
+        storage: Its directory.
+        left_out: What was not restored of it, or by it, when it was restored into live objects.
     """
 
-    def __init__(self, manifest: Manifest, place: Storage, url: str, reader: Reader) -> None:
+    def __init__(self, storage: Storage, manifest: Manifest, reader: Reader) -> None:
+        self.storage = storage
         self.manifest = manifest
-        self.place = place
-        self.url = url
         self.left_out = LeftOut()
         self._reader = reader
 
     @property
+    def url(self) -> str:
+        """Return where it is."""
+        return self.storage.url
+
+    @property
     def epoch(self) -> int:
-        """The epoch at whose end it was made."""
+        """Return the epoch at whose end it was made."""
         return self.manifest.epoch
 
     @property
     def step(self) -> int | None:
-        """How many steps the training had made; ``None`` where that was not given."""
+        """Return how many steps the training had made; ``None`` where that was not given."""
         return self.manifest.step
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The metrics given with it."""
+        """Return the metrics given with it."""
         return tree.decode_dict(self.manifest.metrics, {})
 
     @cached_property
@@ -70,42 +73,45 @@ class LoadedCheckpoint:
 
     @property
     def model(self) -> dict[str, torch.Tensor]:
-        """The model's tensors (CPU) by name in the bare module, tied ones under each name."""
+        """Return the model's tensors (CPU) by name in the bare module, tied ones twice."""
         return self._model.tensors
 
     @property
     def model_extra(self) -> dict[str, Any]:
-        """What modules gave as extra state (``get_extra_state``), by name."""
+        """Return what modules gave as extra state (``get_extra_state``), by name."""
         return self._model.extra
 
     @cached_property
     def optimizer(self) -> dict[str, Any] | None:
-        """``class``, ``param_groups``, ``state`` keyed by parameter name; ``None`` if not saved."""
+        """Return the optimizer's state (CPU); ``None`` if it was not saved.
+
+        It holds ``class``, ``param_groups``, and ``state`` by the name of the parameter.
+        """
         return self._decoded_optimizer(*self._fill_as_saved((self._optimizer_part,)))
 
     @property
     def log(self) -> Any:
-        """The training log."""
+        """Return the training log."""
         return self._state.log
 
     @property
     def other(self) -> dict[str, Any]:
-        """Everything passed by keyword; objects as their ``state_dict``."""
+        """Return everything passed by keyword; objects as their ``state_dict``."""
         return self._state.other
 
     @property
     def objects(self) -> frozenset[str]:
-        """The names in `other` that hold states of objects."""
+        """Return the names in `other` that hold states of objects."""
         return self._state.objects
 
     @property
     def classes(self) -> dict[str, str]:
-        """The names of the classes of `objects`, as far as they were saved."""
+        """Return the names of the classes of `objects`, as far as they were saved."""
         return self._state.classes
 
     @property
     def ranks(self) -> list[dict[str, Any]]:
-        """Each rank's own state: ``random``, ``per_rank`` and the ``classes`` of the latter."""
+        """Return each rank's state: ``random``, ``per_rank`` and the ``classes`` of the latter."""
         return self._state.ranks
 
     # ------------------------------------------------------------------ to be restored
@@ -123,12 +129,12 @@ class LoadedCheckpoint:
 
     @cached_property
     def saved_model(self) -> SavedModel:
-        """The model's state, a `TensorInfo` for each tensor: only headers are read."""
+        """Return the model's state, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_model(*(part.header.tensors for part in self._model_parts))
 
     @cached_property
     def saved_optimizer(self) -> OptimizerState | None:
-        """As `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
+        """Return `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_optimizer(self._optimizer_part.header.tensors)
 
     def fill(self, memory: Memory, *, optimizer: bool) -> Filled:
@@ -157,17 +163,17 @@ class LoadedCheckpoint:
 
     @property
     def model_locations(self) -> dict[str, list[parts.Location]]:
-        """Where each of the model's tensors lies, tied ones under each name."""
+        """Return where each of the model's tensors lies, tied ones under each name."""
         return parts.locations(self._model_parts)
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The names of the parameters that required no gradient."""
+        """Return the names of the parameters that required no gradient."""
         return frozenset(self._model_parts[1].header.tensors)
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it holds the state of the optimizer."""
+        """Return whether it holds the state of the optimizer."""
         return self._state.optimizer is not None
 
     def per_rank(self, rank: int) -> dict[str, Any]:
@@ -224,60 +230,58 @@ class LoadedCheckpoint:
         return decoding.decode_state(texts, found, self.manifest.world_size, self.url)
 
     def __repr__(self) -> str:
-        """The epoch and where it is."""
+        """Return the epoch and where it is."""
         return f"LoadedCheckpoint(epoch={self.epoch}, url={self.url!r})"
 
 
 def open_checkpoint(
-    storage: Storage, directory: str, manifest: Manifest, gang: Gang | None = None
+    storage: Storage, manifest: Manifest, gang: Gang | None = None
 ) -> LoadedCheckpoint:
-    """The checkpoint of `manifest`.
+    """Return the checkpoint of `manifest`; nothing of it is read yet.
 
     Args:
-        storage: What holds it; used on rank 0 only.
-        directory: Its directory in `storage`; ``""`` when the storage is that directory.
+        storage: Its directory; read on rank 0 only.
         manifest: Its commit record.
         gang: The gang that opens it together; every part must then be asked for on every rank,
             in the same order. ``None``: this process alone.
     """
-    reader = Reader(storage, directory, manifest, gang or Gang())
-    return LoadedCheckpoint(manifest, storage, join(storage.url, directory), reader)
+    return LoadedCheckpoint(storage, manifest, Reader(storage, manifest, gang or Gang()))
 
 
 def open_directory(
-    place: Storage, options: dict[str, Any] | None = None, own: Storage | None = None
+    storage: Storage, options: dict[str, Any] | None = None, home: Storage | None = None
 ) -> LoadedCheckpoint:
-    """Return the checkpoint whose directory is `place`, or that a pointer in it names.
+    """Return the checkpoint whose directory this is, or that a pointer in it names.
 
     Args:
-        place: A directory.
+        storage: A directory.
         options: For the fsspec file system of the directory that a pointer names.
-        own: The reader's own directory, to whose file system a pointer may lead.
+        home: The reader's run directory, to whose file system a pointer may lead.
 
     Raises:
         CheckpointNotFoundError: There is none.
         CorruptCheckpointError: Its manifest, or the pointer, is damaged.
     """
     for _ in range(_POINTERS):
-        url = join(place.url, paths.MANIFEST)
+        url = join(storage.url, paths.MANIFEST)
         try:
-            data = place.get(paths.MANIFEST)
+            data = storage.get(paths.MANIFEST)
         except (FileNotFoundError, NotADirectoryError) as error:
-            target = pointed_at(place, options, own)
+            target = pointed_at(storage, options, home)
             if target is None:
                 raise CheckpointNotFoundError(
                     "There is no committed checkpoint here: the directory holds no manifest.",
-                    url=place.url,
+                    url=storage.url,
                     hint="Give the path of a directory checkpoint=<epoch>.",
                 ) from error
-            place = target
+            storage = target
         except NotAFileError as error:
             raise CorruptCheckpointError(f"The manifest {error}.", url=url) from error
         else:
-            epoch = paths.parse_checkpoint_name(posixpath.basename(place.url.rstrip("/")))
-            return open_checkpoint(place, "", Manifest.from_bytes(data, url, epoch))
+            epoch = paths.parse_checkpoint_name(posixpath.basename(storage.url.rstrip("/")))
+            return open_checkpoint(storage, Manifest.from_bytes(data, url, epoch))
     raise CorruptCheckpointError(
         "Pointers to a checkpoint lead to each other.",
-        url=place.url,
+        url=storage.url,
         hint="Give the path of the directory checkpoint=<epoch> itself.",
     )
