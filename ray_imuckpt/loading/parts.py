@@ -45,13 +45,13 @@ class Location(NamedTuple):
 
 def locations(parts: Sequence[StoredPart]) -> dict[str, list[Location]]:
     """Return where each tensor of the parts lies, tied ones under each name."""
-    found: dict[str, list[Location]] = {}
+    by_name: dict[str, list[Location]] = {}
     for part in parts:
         for entry, header in part.files:
             for name, info in header.tensors.items():
                 location = Location(entry, info, header.pieces.get(info.key[1]))
-                found.setdefault(name, []).append(location)
-    return found
+                by_name.setdefault(name, []).append(location)
+    return by_name
 
 
 def open_part(reader: Reader, manifest: Manifest, part: str, url: str) -> StoredPart:
@@ -79,14 +79,14 @@ def fill(
     Raises:
         CorruptCheckpointError: A chunk is damaged. What `memory` holds is then not to be used.
     """
-    found = [tensors.room(part.header, memory) for part in parts]
+    rooms = [tensors.room(part.header, memory) for part in parts]
     rows = [
         (entry, tensors.row(header, room))
-        for part, room in zip(parts, found, strict=True)
+        for part, room in zip(parts, rooms, strict=True)
         for entry, header in part.files
     ]
     reader.fill(rows)
-    return found
+    return rooms
 
 
 def fill_as_saved(reader: Reader, parts: Sequence[StoredPart]) -> list[dict[str, torch.Tensor]]:
@@ -98,5 +98,5 @@ def fill_as_saved(reader: Reader, parts: Sequence[StoredPart]) -> list[dict[str,
     Raises:
         CorruptCheckpointError: A chunk is damaged.
     """
-    found = fill(reader, parts, {})
-    return [tensors.lay_out(part.header, room) for part, room in zip(parts, found, strict=True)]
+    rooms = fill(reader, parts, {})
+    return [tensors.lay_out(part.header, room) for part, room in zip(parts, rooms, strict=True)]

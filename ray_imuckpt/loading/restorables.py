@@ -49,22 +49,22 @@ def restorables(
         UnsupportedStateError: Names of the model do not lead back to its tensors.
     """
     model, optimizer = targets.model, targets.optimizer
-    found: list[Restorable] = [
+    items: list[Restorable] = [
         RestorableModel(model, loaded.saved_model, targets.device, strict=strict)
     ]
     if optimizer is not None:
         saved = loaded.saved_optimizer
-        found.append(
+        items.append(
             RestorableOptimizer(optimizer, model, saved, layouts, keep_options=keep_options)
         )
     for name, value in _optimizers_first(targets.objects):
         if name in loaded.objects:
             state = SavedObject(loaded.other[name], loaded.classes.get(name))
-            found.append(RestorableObject(name, value, state, layouts, strict=strict))
-    found += _of_rank(loaded, targets, gang, layouts, strict=strict)
+            items.append(RestorableObject(name, value, state, layouts, strict=strict))
+    items += _of_rank(loaded, targets, gang, layouts, strict=strict)
     same_size = gang.world_size == len(loaded.ranks)
     random = [rank["random"] for rank in loaded.ranks]
-    return [*found, RestorableRandom(random, gang.rank, needs_cuda=strict and same_size)]
+    return [*items, RestorableRandom(random, gang.rank, needs_cuda=strict and same_size)]
 
 
 def unsaved(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> tuple[str, ...]:

@@ -65,12 +65,12 @@ def begin(
         branch.claim(storage, run)
 
     known = identity.id if identity.may_be_restart else None
-    found = restore(gang, storage, choice, known, targets, strict=strict, offer=offer, first=look)
-    if found is None or not strict:  # what was restored in full is what rank 0 has read
+    resumed = restore(gang, storage, choice, known, targets, strict=strict, offer=offer, first=look)
+    if resumed is None or not strict:  # what was restored in full is what rank 0 has read
         agreed(gang, "start", lambda: (None, _in_place(gang, targets)))
-    if found is None:
+    if resumed is None:
         return run, None
-    loaded, run.foreign = found
+    loaded, run.foreign = resumed
     run.parent, run.resumed_from = loaded.manifest, loaded.epoch
     return run, loaded
 

@@ -18,13 +18,13 @@ def shapes_to_be(model: nn.Module) -> dict[int, list[int]]:
     torch gives them whatever shape is loaded, also one that the module was not built for.
     `UNKNOWN` stands for the sizes that depend on the first data.
     """
-    found: dict[int, list[int]] = {}
+    shapes: dict[int, list[int]] = {}
     for module in model.modules():
         known = _shapes(module)
         for name, parameter in module.named_parameters(recurse=False) if known else ():
             if name in known and nn.parameter.is_lazy(parameter):
-                found[id(parameter)] = known[name]
-    return found
+                shapes[id(parameter)] = known[name]
+    return shapes
 
 
 def may_become(shape: Sequence[int], saved: Sequence[int]) -> bool:
