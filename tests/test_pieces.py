@@ -152,7 +152,7 @@ def test_a_gang_gets_pieces_window_by_window(
     expected = Checkpointer(tmp_path).read(1).model
     Sharded(tmp_path / "checkpoint=1", *CUTS[name]).write()
     manifest = Checkpointer(tmp_path).read(1).manifest
-    opened = open_checkpoint(LocalStorage(str(tmp_path)), "checkpoint=1", manifest, Gang(Pair()))
+    opened = open_checkpoint(LocalStorage(str(tmp_path / "checkpoint=1")), manifest, Gang(Pair()))
     assert same_bytes(opened.model, expected)
 
 
