@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     )
     from ray_imuckpt.loading.start import Start
     from ray_imuckpt.loading.stored import LoadedCheckpoint
-    from ray_imuckpt.saving.saver import PendingSave
+    from ray_imuckpt.options import Retention
+    from ray_imuckpt.saving.pending import PendingSave
     from ray_imuckpt.schedules import PlateauDetector
     from ray_imuckpt.source import load
 
@@ -43,6 +44,7 @@ __all__ = [
     "LoadedCheckpoint",
     "PendingSave",
     "PlateauDetector",
+    "Retention",
     "SaveFailedError",
     "Start",
     "StateMismatchError",
@@ -56,8 +58,9 @@ __all__ = [
 _ELSEWHERE = {  # name to the module that it is imported from; the errors are all of one
     "Checkpointer": "ray_imuckpt.checkpointer",
     "LoadedCheckpoint": "ray_imuckpt.loading.stored",
-    "PendingSave": "ray_imuckpt.saving.saver",
+    "PendingSave": "ray_imuckpt.saving.pending",
     "PlateauDetector": "ray_imuckpt.schedules",
+    "Retention": "ray_imuckpt.options",
     "Start": "ray_imuckpt.loading.start",
     "load": "ray_imuckpt.source",
 }

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 LAST = "last"
 NONE = "none"
@@ -107,25 +110,25 @@ def _number(value: Any, path: str, depth: int = 0) -> Any:
     return value
 
 
-def keep_best(value: Any) -> tuple[str, str, int]:
+def keep_best(value: Any, name: str = "keep_best") -> tuple[str, str, int]:
     """Return the name of a metric, ``"min"`` or ``"max"``, and how many of the best are meant."""
     if not isinstance(value, (tuple, list)):
         raise TypeError(
-            f"keep_best={value!r} is a {type(value).__name__}; a tuple is wanted: the name of a "
+            f"{name}={value!r} is a {type(value).__name__}; a tuple is wanted: the name of a "
             "metric, 'min' or 'max', and how many if it is more than one."
         )
     if len(value) not in (2, 3):
         raise ValueError(
-            f"keep_best={value!r} has {len(value)} item(s); two or three are wanted: the name of a "
+            f"{name}={value!r} has {len(value)} item(s); two or three are wanted: the name of a "
             "metric, 'min' or 'max', and how many if it is more than one."
         )
     metric, mode, count = (*value, 1)[:3]
     if not isinstance(metric, str):
-        raise TypeError(f"keep_best={value!r}: the name of a metric is a str.")
+        raise TypeError(f"{name}={value!r}: the name of a metric is a str.")
     if mode not in ("min", "max"):
-        raise ValueError(f"keep_best={value!r}: the mode is 'min' or 'max'.")
-    if epoch(count, "keep_best's count") == 0:
-        raise ValueError(f"keep_best={value!r} keeps nothing; use 1 or more, or leave it out.")
+        raise ValueError(f"{name}={value!r}: the mode is 'min' or 'max'.")
+    if epoch(count, f"the count of {name}") == 0:
+        raise ValueError(f"{name}={value!r} keeps nothing; use 1 or more, or leave it out.")
     return metric, mode, operator.index(count)
 
 
@@ -139,6 +142,20 @@ def duration(value: Any, name: str) -> timedelta:
     if not 0 < seconds <= _LONGEST:
         raise ValueError(f"{name}={value!r}: a time between 0 and a year is wanted.")
     return timedelta(seconds=seconds)
+
+
+def instance(value: T | None, kind: type[T], name: str) -> T | None:
+    """Return a value of a class, or ``None`` for none."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; {kind.__name__} is wanted.")
+    return value
+
+
+def function(value: F | None, name: str) -> F | None:
+    """Return what can be called, or ``None`` for none."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r} is a {type(value).__name__}; a function is wanted.")
+    return value
 
 
 def flag(value: Any, name: str) -> bool:

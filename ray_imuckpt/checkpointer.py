@@ -1,13 +1,8 @@
-"""The public class: policy only. What is due, who is asked, in which order; the work is below.
-
-Longer than a room should be, because it is the one that users read: its lines are documentation.
-"""
+"""The public class: what each call means to its user. What it does is in `ray_imuckpt.training`."""
 
 from __future__ import annotations
 
 import os
-import time
-import uuid
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -16,33 +11,20 @@ import torch
 from torch import nn
 
 from ray_imuckpt import arguments
-from ray_imuckpt.agreement import traits
-from ray_imuckpt.agreement.agreement import Traits, agreed
-from ray_imuckpt.directory import CheckpointDirectory
-from ray_imuckpt.errors import located, public
-from ray_imuckpt.loading import selection
-from ray_imuckpt.loading.decision import Offer
-from ray_imuckpt.loading.start import Start, started
-from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.directory import Access, CheckpointDirectory
+from ray_imuckpt.errors import public
+from ray_imuckpt.loading.start import Start
 from ray_imuckpt.loading.targets import Targets
-from ray_imuckpt.options import Retention, Saving
-from ray_imuckpt.reporting.audit import Audit
-from ray_imuckpt.reporting.journal import Journal
-from ray_imuckpt.repository import codec, retention
-from ray_imuckpt.repository.run import Run
-from ray_imuckpt.runtime import ray_driver, registry
-from ray_imuckpt.runtime.session import SavedEpoch, Session
-from ray_imuckpt.saving import collect
-from ray_imuckpt.saving.collect import Label
-from ray_imuckpt.saving.operation import says_what_stands
-from ray_imuckpt.saving.saver import PendingSave, Saver
+from ray_imuckpt.options import RAISE, Retention, Saving
+from ray_imuckpt.repository import retention
+from ray_imuckpt.runtime import ray_driver
+from ray_imuckpt.saving.aftermath import Aftermath, OnCommit
+from ray_imuckpt.saving.collect import Sources
+from ray_imuckpt.saving.pending import PendingSave
 from ray_imuckpt.saving.writer import finish_all
-from ray_imuckpt.state.fitting import check_early
 from ray_imuckpt.state.live import LeftOut
-from ray_imuckpt.state.names import check_names
-from ray_imuckpt.state.objects import check_given
-from ray_imuckpt.storage import Storage, shown
-from ray_imuckpt.threads.turns import Turns, in_turn
+from ray_imuckpt.storage import shown
+from ray_imuckpt.training import Training
 
 _AS_BUILT: Any = object()
 
@@ -57,7 +39,21 @@ class Checkpointer(CheckpointDirectory):
             Ray Train, the run's own storage; left out elsewhere, ``"."``.
         continue_from: ``"last"`` (also ``"latest"``, ``"recent"``), ``"none"`` (also ``"start"``,
             ``"restart"``, ``"nothing"``, ``None``), or the epoch of a checkpoint.
-        save_every: A checkpoint is made at the end of epochs that are a multiple of this.
+        save_every: A checkpoint is made at the end of epochs that are a multiple of this. Left out:
+            of every epoch, or, with `save_interval`, whenever that has passed.
+        save_interval: Seconds or a ``timedelta``: a checkpoint is made at the end of an epoch, also
+            of one that is no multiple of `save_every`, when so long has passed since the last one
+            was begun, by rank 0's clock.
+        retention: Which checkpoints to keep, ``Retention(keep_last=3)`` for example. After each
+            commit the others are deleted as by `prune`, in the background; that this fails is a
+            warning. Left out: all are kept.
+        on_save_error: What a save that failed is, on every rank alike: ``"raise"`` an error at the
+            next call; ``"warn"`` a warning, and training goes on. State that cannot be stored,
+            ranks that differ and a second run in the directory are errors either way.
+        max_failed_saves: With ``"warn"``: how many saves in a row may fail; one more is an error.
+        on_commit: Called as ``on_commit(path, metrics)`` after each commit, on rank 0, on the
+            thread that writes (with `blocking` on that of `checkpoint`); the next save waits for
+            it. What it raises is a warning. It is pickled with the Checkpointer.
         blocking: Whether `checkpoint` returns only when the checkpoint is committed. Otherwise it
             returns as soon as the state is copied, and the rest happens in the background; one save
             is in flight at a time, the next one waits for it.
@@ -71,17 +67,22 @@ class Checkpointer(CheckpointDirectory):
             with a save to a slow storage) before `GangBrokenError`. The same on all ranks.
 
     Raises:
-        ValueError: `continue_from` is none of the choices, `save_every` is not positive, or `dir`
-            may mean two places, or is itself a checkpoint.
+        ValueError: A value is none of the choices or not positive; or `dir` may mean two places,
+            or is itself a checkpoint.
         TypeError: An argument has the wrong type.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of the user's, and has a default
         self,
         dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the seed's name
         continue_from: str | int | None = "last",
-        save_every: int = 1,
+        save_every: int | None = None,
         *,
+        save_interval: float | timedelta | None = None,
+        retention: Retention | None = None,
+        on_save_error: str = RAISE,
+        max_failed_saves: int = 3,
+        on_commit: OnCommit | None = None,
         blocking: bool = False,
         snapshot: str = "eager",
         storage_options: Mapping[str, Any] | None = None,
@@ -89,39 +90,41 @@ class Checkpointer(CheckpointDirectory):
     ) -> None:
         super().__init__(dir, storage_options)
         self.continue_from = arguments.continue_from(continue_from)
-        self.saving = Saving(save_every=save_every, blocking=blocking, snapshot=snapshot)
+        self.saving = Saving(
+            save_every=save_every,
+            save_interval=save_interval,
+            blocking=blocking,
+            snapshot=snapshot,
+            on_save_error=on_save_error,
+            max_failed_saves=max_failed_saves,
+        )
+        self.retention = arguments.instance(retention, Retention, "retention")
+        self.on_commit = arguments.function(on_commit, "on_commit")
         self.timeout = arguments.duration(timeout, "timeout")
-        self._forget_process()
+        self._training = self._new_training()
 
-    def _forget_process(self) -> None:
-        self._session: Session | None = None
-        self._saver = Saver()
-        self._turns = Turns()
-        self._audit = Audit()
-        self._journal = Journal()
-        self.left_out = LeftOut()
+    def _new_training(self) -> Training:
+        aftermath = Aftermath(self.on_commit, self.retention)
+        return Training(self.saving, self.timeout, aftermath, self._sound)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: the choices, nothing of this process."""
-        kept = ("continue_from", "dir", "saving", "timeout")
-        return {name: self.__dict__[name] for name in (*kept, "_storage_options", "_place")}
+        """Return the choices: the training stays in the process that it is in."""
+        return {**vars(self), "_training": None, "_sound": set(), "left_out": LeftOut()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A Checkpointer in another process begins without a run."""
-        self.__dict__.update(state)
-        self._forget_process()
+        """Take the choices; the training is yet to begin."""
+        vars(self).update(state)
+        self._training = self._new_training()
 
     def __repr__(self) -> str:
-        """The choices."""
-        place = self.dir and shown(self.dir)
-        choices = f"continue_from={self.continue_from!r}, save_every={self.saving.save_every}"
-        return f"Checkpointer(dir={place!r}, {choices})"
+        """Return the choices in words."""
+        url = self.dir and shown(self.dir)
+        choices = f"continue_from={self.continue_from!r}, {self.saving.rule}"
+        return f"Checkpointer(dir={url!r}, {choices})"
 
     # ------------------------------------------------------------------ training, on every rank
 
     @public
-    @in_turn
-    @says_what_stands
     def start(
         self,
         model: nn.Module,
@@ -158,54 +161,12 @@ class Checkpointer(CheckpointDirectory):
             UnsupportedFormatError, StorageError: Written by a newer release; `dir` is out of reach.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
-        session = self._enter()
-        gang = session.gang
-
-        def request() -> tuple[tuple[str | int, Storage, Storage | None], Traits]:
-            check_given(model, optimizer, per_rank)
-            check_names((model, *(per_rank or {}).values(), *other.values()))
-            check_early(optimizer)
-            chosen = self.continue_from if continue_from is _AS_BUILT else continue_from
-            choice = arguments.continue_from(chosen)
-            arguments.device(device)
-            asked = traits.arguments(model, optimizer, per_rank, other, epoch=choice)
-            alike = Traits(asked, traits.of_live(gang, model, optimizer))
-            return (choice, self._storage(session), session.offered()), alike
-
-        self._saver.settle(gang)
-        finish_all()  # of another Checkpointer of this process
-        choice, storage, offered = agreed(gang, "start", request)
+        choice = self.continue_from if continue_from is _AS_BUILT else continue_from
         targets = Targets(model, optimizer, other, per_rank or {}, device)
-        loaded = self._continue(session, storage, choice, offered, targets, strict=strict)
-        return started(targets, loaded)
-
-    def _continue(
-        self,
-        session: Session,
-        storage: Storage,
-        choice: str | int,
-        offered: Storage | None,
-        targets: Targets,
-        *,
-        strict: bool,
-    ) -> LoadedCheckpoint | None:
-        gang, began = session.gang, time.perf_counter()
-        offer = None if offered is None else Offer(offered, self._storage_options)
-        with located(storage.url, rank=gang.rank):
-            run, loaded = selection.begin(
-                gang, storage, choice, session.identity, targets, strict=strict, offer=offer
-            )
-            if loaded is not None:
-                session.adopt(storage, loaded.manifest)
-            gang.run_all(lambda: self._audit.started(gang, targets, loaded))
-        self._saver.run = run
+        started, loaded = self._training.start(self._access(), choice, targets, strict=strict)
         self.left_out = loaded.left_out if loaded else LeftOut()
-        took = time.perf_counter() - began
-        self._journal.started(gang, storage.url, loaded, took, looked=choice != arguments.NONE)
-        return loaded
+        return started
 
-    @in_turn
-    @says_what_stands
     def checkpoint(
         self,
         epoch: int,
@@ -220,7 +181,7 @@ class Checkpointer(CheckpointDirectory):
         last: bool = False,
         **other: Any,
     ) -> PendingSave | None:
-        """The end of an epoch: save if it is due. Call it on every rank, at every epoch.
+        """End an epoch: save if it is due. Call it on every rank, at every epoch.
 
         Everything is copied before this returns, or (``"overlap"``) before the next optimizer step.
 
@@ -232,7 +193,7 @@ class Checkpointer(CheckpointDirectory):
             metrics: Numbers, kept and told to Ray; the same names on every rank, rank 0's count.
             per_rank: As for `start`; every rank's state is stored.
             step: How many steps the training has made, if that is to be kept: the same on all.
-            force: Save also when `epoch` is not a multiple of ``save_every``.
+            force: Save whatever ``save_every`` and ``save_interval`` say.
             last: The same, for the last epoch of a loop: ``last=epoch == epochs``.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
 
@@ -241,102 +202,40 @@ class Checkpointer(CheckpointDirectory):
 
         Raises:
             UnsupportedStateError: Something cannot be stored, or is trained and not stored.
-            SaveFailedError: This save (with ``blocking``) or the one before failed; see its text.
+            SaveFailedError: This save (with ``blocking``) or the one before failed, and
+                `on_save_error` does not let training go on; see its text.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
-        began, session = time.perf_counter(), self._enter()
-        gang, mine = session.gang, per_rank or {}
-
-        def request() -> tuple[tuple[Label, bool, Storage], Traits]:
-            check_given(model, optimizer, per_rank)
-            label = Label(*arguments.label(epoch, step, metrics))
-            self._audit.saving(gang, model, optimizer, log, mine, other)
-            due = bool(force or last) or self.saving.is_due(label.epoch)
-            more = {"whether a save is due": due, **label.traits}
-            asked = traits.arguments(model, optimizer, mine, other, **more)
-            return (label, due, self._storage(session)), Traits(asked)
-
-        self._saver.settle(gang, wait=False)
-        label, due, storage = agreed(gang, "checkpoint", request)
-        if not due:
-            self._pass(session, storage, label)
-            return None
-        self._saver.settle(gang)
-        run = self._known_run(session, storage, label.epoch)
-        state = collect.capture(gang, run, model, optimizer, log, mine, other)
-        objects = [optimizer, *other.values(), *mine.values()]
-        return self._save(session, storage, state, label, objects, began)
-
-    def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
-        if self._saver.run is None:  # no start(): nothing is known of a history to branch from
-            self._audit.unstarted(session.gang, storage, epoch)
-            self._saver.run = Run(session.identity.id or uuid.uuid4().hex, None, branch_begun=True)
-        return self._saver.run
-
-    def _pass(self, session: Session, storage: Storage, label: Label) -> None:
-        self._journal.passed(session.gang, label.epoch, self.saving.save_every)
-        if label.metrics is not None:
-            session.report(label.metrics, storage, None)
-
-    def _save(
-        self,
-        session: Session,
-        storage: Storage,
-        state: codec.TrainingState,
-        label: Label,
-        objects: list[Any],
-        began: float,
-    ) -> PendingSave:
-        epoch = label.epoch
-        optimizers = [o for o in objects if hasattr(o, "param_groups")]
-        saving = self._journal.saving(storage.url, epoch, began)
-        operation = self._saver.begin(
-            session.gang,
-            storage,
-            state,
-            label,
-            background=not (
-                self.saving.blocking or session.immediate or epoch in session.registered
-            ),
-            later=optimizers if self.saving.snapshot == "overlap" else None,
-            committed=saving.committed,
+        sources = Sources(model, optimizer, log, per_rank or {}, other)
+        return self._training.checkpoint(
+            self._access(), sources, epoch, step, metrics, force=bool(force or last)
         )
-        saving.returned()
-        session.report(label.metrics, storage, SavedEpoch(epoch, operation.writing))
-        return PendingSave(epoch, operation, self.wait, self.get)
 
-    @in_turn
-    @says_what_stands
     def preempted(self) -> bool:
-        """Whether this run is about to be stopped: save with ``force=True`` while there is time.
+        """Return whether this run is about to be stopped: save with ``force=True`` while you can.
 
         Every rank calls it equally often; it is true on all as soon as one was told. In Ray Train,
         Ray knows (``ray.train.get_preemption_info``). Elsewhere it is SIGTERM: from the first call
         on, the first one is noted and no longer ends the process, a second one does.
         """
-        return self._enter().preempted()
+        return self._training.preempted()
 
-    @in_turn
-    @says_what_stands
     def wait(self) -> None:
         """Return when all saves that were begun are durable. Every rank of a gang calls it.
 
         Raises:
-            SaveFailedError: The save failed; nothing was committed.
+            SaveFailedError: The save failed, nothing was committed, and `on_save_error` does not
+                let training go on.
         """
-        self._saver.settle(self._enter().gang)
+        self._training.wait()
 
     def __enter__(self) -> Checkpointer:
-        """For ``with``: leaving it waits for the saves that were begun."""
+        """Return itself, for ``with``: leaving it waits for the saves that were begun."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Wait for the saves that were begun."""
-        if kind is None:
-            self.wait()
-        else:  # the other ranks may never come to wait
-            self._saver.finish()
-        self._journal.end()
+        self._training.leave(failed=kind is not None)
 
     # ------------------------------------------------------------------ on the driver
 
@@ -351,27 +250,31 @@ class Checkpointer(CheckpointDirectory):
     ) -> list[int]:
         """Delete the checkpoints that no rule keeps; see `repository.retention.prune`."""
         finish_all()
-        run = self._saver.run
+        run = self._training.run
         protected = {run.resumed_from} if run and run.resumed_from is not None else set()
         rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
-        return retention.prune(self._storage(), rules, protected, dry_run=dry_run)
+        return retention.prune(
+            self._storage(), rules, protected, dry_run=dry_run, sound=self._sound
+        )
 
     @public
     def run_config(self, **kwargs: Any) -> Any:
-        """A ``ray.train.RunConfig`` whose storage is `dir`, for the driver.
+        """Return a ``ray.train.RunConfig`` whose storage is `dir`, for the driver.
 
         If Ray's memory of the directory is broken, or is of another branch than this run's, it is
         set aside (kept beside, with a warning), so that the run can begin.
 
         Args:
             **kwargs: Everything else of a ``RunConfig``.
+
+        Raises:
+            ValueError: `kwargs` name another storage, or let Ray delete checkpoints beside
+                `retention`.
         """
-        place = None if self.dir is None else self._storage()
-        return ray_driver.run_config(place, fresh=self.continue_from != arguments.LAST, **kwargs)
+        if self.retention is not None:
+            ray_driver.refuse_deletions(kwargs.get("checkpoint_config"))
+        storage = None if self.dir is None else self._storage()
+        return ray_driver.run_config(storage, fresh=self.continue_from != arguments.LAST, **kwargs)
 
-    # ------------------------------------------------------------------ below
-
-    def _enter(self) -> Session:
-        self._session = registry.session(self.timeout, self._session)
-        self._turns.gang = self._session.gang.world_size > 1
-        return self._session
+    def _access(self) -> Access:
+        return Access(self._storage, self._storage_options, self.get)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import nn
 from ray_imuckpt import arguments, source
 from ray_imuckpt.errors import CheckpointNotFoundError, public
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.options import Best, Retention
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
+from ray_imuckpt.repository.retention import best_epochs
 from ray_imuckpt.runtime import ray_driver, registry
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
@@ -24,9 +27,26 @@ from ray_imuckpt.storage import Storage, absolute, open_storage
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_BEST = "best"
+
+
+@dataclass(frozen=True)
+class Access:
+    """The ways to the checkpoints of a training.
+
+    Attributes:
+        open: Returns the directory of the checkpoints, as it is for a session.
+        options: For the fsspec file systems of URLs.
+        get: Returns the ``ray.train.Checkpoint`` of a committed epoch.
+    """
+
+    open: Callable[[Session], Storage]
+    options: dict[str, Any]
+    get: Callable[[int], Any]
+
 
 class CheckpointDirectory:
-    """What needs no run: the half of `ray_imuckpt.Checkpointer` that reads.
+    """The half of `ray_imuckpt.Checkpointer` that needs no run: it reads.
 
     Args:
         dir: See `ray_imuckpt.Checkpointer`.
@@ -36,6 +56,7 @@ class CheckpointDirectory:
         left_out: What the last ``start`` or `load` with ``strict=False`` did not restore:
             ``missing`` names, which the checkpoint lacks, and ``unexpected`` ones, which only it
             has.
+        retention: The rules by which old checkpoints are deleted, if there are any.
     """
 
     def __init__(
@@ -48,10 +69,12 @@ class CheckpointDirectory:
         self._storage_options = dict(storage_options or {})
         self._place: Storage | None = None
         self.left_out = LeftOut()
+        self.retention: Retention | None = None
+        self._sound: set[str] = set()  # ids of saves that this process has written or verified
 
     @classmethod
     def of_result(cls, result: Any, metric: str | None = None, mode: str | None = None) -> Self:
-        """The checkpoints of a run of Ray, to load from: of a trial, or of a ``fit()``.
+        """Return the checkpoints of a run of Ray, to load from: of a trial, or of a ``fit()``.
 
         Args:
             result: A ``Result`` of Ray Tune or Ray Train; or a ``ResultGrid``, whose best one is
@@ -87,7 +110,8 @@ class CheckpointDirectory:
 
         Args:
             model: Changed in place.
-            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``None`` for the last.
+            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``, ``"best"`` for that of
+                `index_of_best`; ``None`` for the last.
             device: Where to move `model` before its state is loaded.
             strict: Whether names that are missing or unexpected are an error. Otherwise they are
                 told in the log and in `left_out`; that nothing fits is an error all the same.
@@ -113,42 +137,63 @@ class CheckpointDirectory:
 
     @public
     def read(self, checkpoint: Any = None) -> LoadedCheckpoint:
-        """A checkpoint to look into; each part is read when it is asked for.
+        """Return a checkpoint to look into; each part is read when it is asked for.
 
         Args:
             checkpoint: As for `load`.
         """
         finish_all()
+        if isinstance(checkpoint, str) and checkpoint == _BEST:
+            checkpoint = self._best_of_all()
         return source.read(checkpoint, self._storage(), self._storage_options)
 
     def path_to_checkpoint(self, i: int) -> str:
-        """The path or URL of epoch `i`'s checkpoint, whether it exists or not."""
+        """Return the path or URL of epoch `i`'s checkpoint, whether it exists or not."""
         return self._catalog().url(arguments.epoch(i))
 
     @public
     def path_to_last_checkpoint(self) -> str | None:
-        """The path or URL of the last checkpoint, ``None`` when there is none."""
+        """Return the path or URL of the last checkpoint, ``None`` when there is none."""
         last = self.index_of_last_checkpoint()
         return None if last is None else self.path_to_checkpoint(last)
 
     @public
     def index_of_last_checkpoint(self) -> int | None:
-        """The epoch of the last committed checkpoint that is not of an abandoned branch."""
+        """Return the epoch of the last checkpoint that is not of an abandoned branch."""
         return self._catalog().last()
 
     @public
     def index_of_last_checkpoint_prior_to(self, i: int) -> int | None:
-        """The epoch of the last such checkpoint before epoch `i`."""
+        """Return the epoch of the last such checkpoint before epoch `i`."""
         return self._catalog().last_prior_to(arguments.epoch(i))
 
     @public
+    def index_of_best(self, metric: str | None = None, mode: str | None = None) -> int | None:
+        """Return the epoch of the best checkpoint, of equal ones the latest.
+
+        Args:
+            metric: The name of the metric that decides. A checkpoint without a number for it is
+                passed over, and so is one of an abandoned branch.
+            mode: ``"min"`` where less of it is better, ``"max"`` where more is. Both are left out
+                where ``retention=Retention(keep_best=...)`` says them.
+
+        Returns:
+            The epoch; ``None`` where no checkpoint has a number for the metric.
+
+        Raises:
+            ValueError: Nothing says which metric decides, or the mode is neither.
+        """
+        best, catalog = self._best(metric, mode), self._catalog()
+        return next(iter(best_epochs(catalog, list(catalog.live()), best)), None)
+
+    @public
     def list_existing_checkpoint_indices(self) -> list[int]:
-        """The epochs of all committed checkpoints, ascending, abandoned branches included."""
+        """Return the epochs of all checkpoints, ascending, those of abandoned branches included."""
         return self._catalog().committed()
 
     @public
     def get(self, i: int) -> Any:
-        """The ``ray.train.Checkpoint`` of epoch `i`.
+        """Return the ``ray.train.Checkpoint`` of epoch `i`.
 
         Raises:
             CheckpointNotFoundError: It is not committed.
@@ -165,8 +210,37 @@ class CheckpointDirectory:
             CorruptCheckpointError: It names the file and the bytes.
         """
         epoch, catalog = arguments.epoch(i), self._catalog()
-        name = paths.checkpoint_name(epoch)
-        source.while_it_changes(lambda: verify(self._storage(), name, catalog.manifest(epoch)))
+
+        def check() -> None:
+            manifest = catalog.manifest(epoch)
+            verify(self._storage(), paths.checkpoint_name(epoch), manifest)
+            self._sound.add(manifest.save_id)
+
+        source.while_it_changes(check)
+
+    def _best(self, metric: str | None = None, mode: str | None = None) -> Best:
+        """Return what decides on the best checkpoint."""
+        if metric is not None or mode is not None:
+            return Best(*arguments.keep_best((metric, mode), "index_of_best"))
+        best = None if self.retention is None else self.retention.best
+        if best is None:
+            raise ValueError(
+                "Which checkpoint is the best depends on a metric: load the one that "
+                "index_of_best(metric, mode) returns; or say it once, in Checkpointer(..., "
+                "retention=Retention(keep_best=(metric, mode)))."
+            )
+        return best
+
+    def _best_of_all(self) -> int:
+        best = self._best()
+        epoch = self.index_of_best()
+        if epoch is None:
+            raise CheckpointNotFoundError(
+                f"No checkpoint has a number for the metric {best.metric!r}.",
+                url=self._storage().url,
+                hint="Pass it to checkpoint(..., metrics={...}), or load another one.",
+            )
+        return epoch
 
     def _storage(self, session: Session | None = None) -> Storage:
         if self.dir is not None:

@@ -1,4 +1,4 @@
-"""What steers a `ray_imuckpt.Checkpointer`, as values that check and pickle themselves.
+"""The options of a `ray_imuckpt.Checkpointer`, as values that check and pickle themselves.
 
 Each is frozen, takes keywords only, and raises a plain ``ValueError`` or ``TypeError`` when it is
 made with what it cannot mean. Touches nothing.
@@ -6,15 +6,18 @@ made with what it cannot mean. Touches nothing.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from datetime import timedelta
 
 from ray_imuckpt import arguments
 
+RAISE, WARN = "raise", "warn"
+
 
 @dataclass(frozen=True)
 class Best:
-    """Which checkpoints are the best.
+    """The choice of the best checkpoints.
 
     Attributes:
         metric: The name of the metric that decides.
@@ -29,7 +32,7 @@ class Best:
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """Which checkpoints to keep; one stays when any of the rules keeps it.
+    """The rules that say which checkpoints to keep; one stays when any of them keeps it.
 
     Args:
         keep_last: Keep the newest so many.
@@ -66,30 +69,68 @@ class Retention:
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """When and how a checkpoint is made; `ray_imuckpt.Checkpointer` says what each means.
+    """The choice of when and how checkpoints are made; `ray_imuckpt.Checkpointer` explains each.
 
     Raises:
         ValueError, TypeError: A value is none of the choices, or of the wrong type.
     """
 
-    save_every: int = 1
+    save_every: int | None = None
+    save_interval: float | timedelta | None = None
     blocking: bool = False
     snapshot: str = "eager"
+    on_save_error: str = RAISE
+    max_failed_saves: int = 3
 
     def __post_init__(self) -> None:
-        """Check the values, and make plain ones of them."""
-        object.__setattr__(self, "save_every", arguments.save_every(self.save_every))
+        """Check the values."""
+        if self.save_every is not None:
+            arguments.save_every(self.save_every)
+        if self.save_interval is not None:
+            arguments.duration(self.save_interval, "save_interval")
         arguments.flag(self.blocking, "blocking")
         arguments.snapshot(self.snapshot)
+        if self.on_save_error not in (RAISE, WARN):
+            raise ValueError(
+                f"on_save_error={self.on_save_error!r} is not known. Choose {RAISE!r} or {WARN!r}."
+            )
+        if arguments.epoch(self.max_failed_saves, "max_failed_saves") == 0:
+            raise ValueError(
+                f"max_failed_saves=0 tolerates nothing; that is on_save_error={RAISE!r}."
+            )
+
+    @property
+    def tolerant(self) -> bool:
+        """Return whether training goes on after a save that failed."""
+        return self.on_save_error == WARN
+
+    @property
+    def rule(self) -> str:
+        """Return in words when a checkpoint is due."""
+        every = None if self._every is None else f"save_every={self._every}"
+        interval = None if self.save_interval is None else f"save_interval={self.save_interval}"
+        return ", ".join(filter(None, (every, interval)))
+
+    @property
+    def _every(self) -> int | None:
+        if self.save_every is None:
+            return 1 if self.save_interval is None else None
+        return operator.index(self.save_every)
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether a checkpoint is due at the end of this epoch."""
-        return epoch % self.save_every == 0
+        """Return whether a checkpoint is due at the end of this epoch, whatever the time."""
+        return self._every is not None and epoch % self._every == 0
+
+    def is_due_after(self, seconds: float) -> bool:
+        """Return whether a checkpoint is due so long after the last one, whatever the epoch."""
+        if self.save_interval is None:
+            return False
+        return seconds >= arguments.duration(self.save_interval, "").total_seconds()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retries:
-    """How often, and for how long, what failed for a passing reason is tried again.
+    """The choice of how often, and for how long, what fails in passing is tried again.
 
     Args:
         attempts: How many tries there are in all; 1 tries nothing again.

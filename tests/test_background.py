@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -51,6 +49,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
 
 def test_checkpoint_returns_before_anything_is_written(tmp_path: Path, gate: Gate) -> None:
+    """Training goes on while every byte is still to be written."""
     checkpointer = Checkpointer(tmp_path)
     pending = checkpointer.checkpoint(1, model=small_model())
     assert pending is not None
@@ -98,6 +97,7 @@ def test_what_is_saved_is_what_was_there_when_checkpoint_returned(
 def test_the_next_save_waits_for_the_one_in_flight_and_says_so(
     tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Memory is bounded: there is one host copy, and never a queue."""
     checkpointer = Checkpointer(tmp_path)
     model = small_model()
     checkpointer.checkpoint(1, model=model)
@@ -135,6 +135,7 @@ def test_a_process_reads_its_own_writes(tmp_path: Path, gate: Gate) -> None:
 
 
 def test_epochs_that_are_not_due_do_not_wait(tmp_path: Path, gate: Gate) -> None:
+    """Only a save has to wait for the one before it."""
     checkpointer = Checkpointer(tmp_path, save_every=2)
     model = small_model()
     pending = checkpointer.checkpoint(2, model=model)
@@ -145,6 +146,7 @@ def test_epochs_that_are_not_due_do_not_wait(tmp_path: Path, gate: Gate) -> None
 
 @pytest.mark.parametrize("where", ["next call", "wait", "pending", "exit", "start"])
 def test_an_error_in_the_background_surfaces_once(tmp_path: Path, gate: Gate, where: str) -> None:
+    """Whoever asks next is told, and the saves after that go on."""
     checkpointer = Checkpointer(tmp_path)
     model = small_model()
     gate.open.set()
@@ -175,6 +177,7 @@ def test_an_error_in_the_background_surfaces_once(tmp_path: Path, gate: Gate, wh
 
 
 def test_what_cannot_be_stored_is_refused_at_the_call(tmp_path: Path) -> None:
+    """What is the caller's mistake is not left to the background."""
     with pytest.raises(UnsupportedStateError):
         Checkpointer(tmp_path / "run").checkpoint(1, model=small_model(), hook=print)
     assert not (tmp_path / "run").exists()
@@ -183,6 +186,7 @@ def test_what_cannot_be_stored_is_refused_at_the_call(tmp_path: Path) -> None:
 def test_an_exception_in_the_loop_does_not_lose_the_save_in_flight(
     tmp_path: Path, gate: Gate
 ) -> None:
+    """``with`` finishes the save, and the loop's own error is what is seen."""
     threading.Timer(0.2, gate.open.set).start()
 
     def loop() -> None:
@@ -195,89 +199,8 @@ def test_an_exception_in_the_loop_does_not_lose_the_save_in_flight(
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1]
 
 
-SCRIPT = """
-import sys, torch
-from torch import nn
-from ray_imuckpt import Checkpointer
-model = nn.Linear(2000, 2000)
-Checkpointer(sys.argv[1]).checkpoint(1, model=model)
-if sys.argv[2] == "raise":
-    raise ValueError("the loop's own")
-"""
-
-
-@pytest.mark.parametrize("how", ["end", "raise"])
-def test_a_process_that_ends_finishes_its_save(tmp_path: Path, how: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), how],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == (1 if how == "raise" else 0)
-    Checkpointer(tmp_path).verify(1)
-
-
-def test_pools_still_work_while_the_last_save_is_written(tmp_path: Path) -> None:
-    """Asynchronous file systems need one; concurrent.futures closes them when the script ends."""
-    script = (
-        "import sys, time\n"
-        "from concurrent.futures import ThreadPoolExecutor\n"
-        "from torch import nn\n"
-        "from ray_imuckpt import Checkpointer\n"
-        "from ray_imuckpt.storage.local import LocalStorage\n"
-        "pool = ThreadPoolExecutor(1)\n"
-        "real = LocalStorage.put_if\n"
-        "def put(self, name, data, seen):\n"
-        "    time.sleep(0.5)\n"
-        "    return pool.submit(real, self, name, data, seen).result()\n"
-        "LocalStorage.put_if = put\n"
-        "Checkpointer(sys.argv[1]).checkpoint(1, model=nn.Linear(2, 2))\n"
-    )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
-    Checkpointer(tmp_path).verify(1)
-
-
-def test_an_error_that_nobody_asked_for_is_told_at_exit(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a directory")
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "file" / "run"), "end"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "The last save of this process failed" in result.stderr
-    assert "checkpoint=1" in result.stderr
-
-
-def test_sigterm_during_a_save_commits_nothing_that_is_not_whole(tmp_path: Path) -> None:
-    script = (
-        "import sys, time, torch\n"
-        "from torch import nn\n"
-        "from ray_imuckpt import Checkpointer\n"
-        "checkpointer = Checkpointer(sys.argv[1])\n"
-        "model = nn.Linear(1500, 1500)\n"
-        "for epoch in range(1, 1000):\n"
-        "    checkpointer.checkpoint(epoch, model=model)\n"
-        "    print(epoch, flush=True)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    for _ in range(3):
-        process.stdout.readline()
-    process.terminate()
-    process.wait()
-    process.stdout.close()
-    checkpointer = Checkpointer(tmp_path)
-    found = checkpointer.list_existing_checkpoint_indices()
-    assert len(found) >= 2
-    for epoch in found:
-        checkpointer.verify(epoch)
-
-
 def test_host_buffers_are_mapped_once_and_share_what_is_shared() -> None:
+    """The second copy costs no page faults; tied tensors are copied once."""
     buffers = HostBuffers()
     big = torch.randn(1000, 1000)
     tensors = {

@@ -39,6 +39,10 @@ FORKED = [
         "each_rank_has_a_stage_of_its_own",
         "what_is_in_per_rank_may_differ",
         "buffers_are_rank_zeros",
+        "a_spread_state_takes_one_meeting_more",
+        "failed_saves_are_tolerated_on_every_rank",
+        "the_clock_of_rank_zero_decides",
+        "rank_zero_deletes_what_no_rule_keeps",
     ],
     [
         "fsdp1_is_refused",

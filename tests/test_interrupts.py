@@ -77,7 +77,7 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with monkeypatch.context() as patch:
         if place == "copy":
-            interrupted_after(checkpointer._saver._buffers, "copy", patch)
+            interrupted_after(checkpointer._training._saver._buffers, "copy", patch)
         elif place == "start":
             interrupted_after(worker.Worker, "start", patch)
         elif place == "started":

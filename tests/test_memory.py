@@ -223,7 +223,7 @@ def test_a_save_that_has_ended_keeps_nothing_of_the_state(
             save()
     else:
         save()
-    buffers = 0 if blocking else len(checkpointer._saver._buffers._laid_out[1])
+    buffers = 0 if blocking else len(checkpointer._training._saver._buffers._laid_out[1])
     assert held() - before <= buffers
 
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import adamw, same_bytes, small_model, train
+from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError
 from ray_imuckpt.staging import copies
-from ray_imuckpt.staging.fence import Fence
 
 
 class Gate:
@@ -88,6 +87,7 @@ def makers() -> dict[str, Callable[[nn.Module], torch.optim.Optimizer]]:
 def test_a_step_waits_for_the_copy_and_what_is_saved_is_from_before_it(
     tmp_path: Path, gate: Gate, kind: str
 ) -> None:
+    """The fence holds for every kind of optimizer, fused ones too."""
     model = small_model()
     optimizer = makers()[kind](model)
 
@@ -123,6 +123,7 @@ def test_a_step_waits_for_the_copy_and_what_is_saved_is_from_before_it(
 def test_forward_and_backward_do_not_wait_and_buffers_are_copied_at_once(
     tmp_path: Path, gate: Gate
 ) -> None:
+    """Only what a step alone changes may be copied later."""
     model = small_model()
     optimizer = adamw(model)
     alone = nn.Linear(2, 2)  # no optimizer that is passed owns its parameters
@@ -145,6 +146,7 @@ def test_forward_and_backward_do_not_wait_and_buffers_are_copied_at_once(
 
 
 def test_every_optimizer_that_is_passed_is_fenced(tmp_path: Path, gate: Gate) -> None:
+    """Also those by keyword and by rank."""
     model, critic = small_model(), nn.Linear(4, 1)
     first, second = adamw(model), torch.optim.SGD(critic.parameters(), lr=0.1)
     critic(torch.ones(1, 4)).sum().backward()
@@ -167,6 +169,7 @@ def test_every_optimizer_that_is_passed_is_fenced(tmp_path: Path, gate: Gate) ->
 def test_a_change_that_nothing_held_back_is_an_error_that_names_the_tensor(
     tmp_path: Path, gate: Gate
 ) -> None:
+    """A mixture of two states is not committed."""
     model = small_model()
     optimizer = adamw(model)
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
@@ -187,6 +190,7 @@ def test_a_change_that_nothing_held_back_is_an_error_that_names_the_tensor(
 def test_an_error_while_copying_lets_training_go_on_and_surfaces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A fence that never opened would stop training for ever."""
     model = small_model()
     optimizer = adamw(model)
     real = copies.copy_on_host
@@ -209,6 +213,7 @@ def test_an_error_while_copying_lets_training_go_on_and_surfaces(
 def test_no_thread_to_be_had_is_an_error_and_steps_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same, where there is nobody to make the copy."""
     model = small_model()
     optimizer = adamw(model)
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
@@ -230,6 +235,8 @@ def test_no_thread_to_be_had_is_an_error_and_steps_go_on(
 def test_an_optimizer_without_hooks_is_told_of_and_copied_at_once(
     tmp_path: Path, gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What cannot be held back is not left for later."""
+
     class Homemade:
         """What training code calls an optimizer, without torch's hooks."""
 
@@ -254,52 +261,3 @@ def test_an_optimizer_without_hooks_is_told_of_and_copied_at_once(
     gate.open.set()
     checkpointer.wait()
     assert same_bytes(taken(Checkpointer(tmp_path).load(nn.Linear(2, 2))), before)
-
-
-def test_training_with_overlap_is_training_with_eager(tmp_path: Path) -> None:
-    runs = {
-        kind: train(tmp_path / kind, 6, snapshot=kind, save_every=2)
-        for kind in ("eager", "overlap")
-    }
-    assert same_bytes(taken(*runs["eager"][:2]), taken(*runs["overlap"][:2]))
-    for epoch in (2, 4, 6):
-        eager, overlap = (Checkpointer(tmp_path / kind).read(epoch) for kind in runs)
-        assert same_bytes(eager.model, overlap.model)
-        assert same_bytes(eager.optimizer, overlap.optimizer)
-        assert same_bytes(eager.ranks, overlap.ranks)
-
-
-def test_hooks_do_not_pile_up(tmp_path: Path) -> None:
-    model = small_model()
-    optimizer = adamw(model)
-    checkpointer = Checkpointer(tmp_path, snapshot="overlap")
-    for epoch in range(1, 6):
-        checkpointer.checkpoint(epoch, model=model, optimizer=optimizer)
-        assert len(optimizer._optimizer_step_pre_hooks) == 1
-        backward(model)
-        optimizer.step()
-    checkpointer.wait()
-
-
-def test_tensors_of_inference_mode_are_copied_at_once() -> None:
-    with torch.inference_mode():
-        frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-    live = nn.Parameter(torch.ones(2))
-    fence = Fence([torch.optim.SGD([live])])
-    assert fence.covers(live)
-    assert not fence.covers(frozen)
-    assert not fence.covers(live[1:])
-
-
-def test_version_counters_still_count() -> None:
-    """The second net rests on a private name of torch's."""
-    tensor = torch.zeros(2)
-    before = tensor.detach()._version
-    tensor.add_(1)
-    assert tensor.detach()._version == before + 1
-
-
-@pytest.mark.parametrize("value", ["lazy", None, 1, True])
-def test_an_unknown_snapshot_is_an_error_at_construction(value: Any) -> None:
-    with pytest.raises(ValueError, match="'eager' or 'overlap'"):
-        Checkpointer(snapshot=value)

@@ -107,8 +107,8 @@ def test_a_first_save_over_newer_work_of_another_run_is_refused(tmp_path: Path, 
     save(first, 1)
     with pytest.raises(SaveFailedError, match="has saved epoch 1 here|has begun to save") as caught:
         save(second, 1)
-    assert first._saver.run is not None
-    assert first._saver.run.id in str(caught.value)
+    assert first._training.run is not None
+    assert first._training.run.id in str(caught.value)
     save(first, 2)
     assert Checkpointer(url, **options).list_existing_checkpoint_indices() == [1, 2]
 
@@ -121,10 +121,10 @@ def test_a_run_that_goes_on_beside_a_newer_one_is_refused(tmp_path: Path) -> Non
     save(second, 2)
     with pytest.raises(SaveFailedError, match="has begun to save here"):
         save(first, 2)
-    assert first._saver.run is not None
+    assert first._training.run is not None
     save(second, 3)
     manifests = [Checkpointer(tmp_path).read(epoch).manifest for epoch in (1, 2, 3)]
-    assert manifests[0].run_id == first._saver.run.id
+    assert manifests[0].run_id == first._training.run.id
     assert manifests[1].run_id == manifests[2].run_id != manifests[0].run_id
 
 
@@ -163,9 +163,9 @@ def test_a_run_that_was_refused_goes_on_after_another_start(tmp_path: Path) -> N
 def test_a_restart_of_the_same_run_is_no_second_one(tmp_path: Path) -> None:
     """What the attempt before has committed meanwhile is this run's own."""
     first, second = began(tmp_path), began(tmp_path)
-    assert first._saver.run is not None
-    assert second._saver.run is not None
-    second._saver.run.id = first._saver.run.id
+    assert first._training.run is not None
+    assert second._training.run is not None
+    second._training.run.id = first._training.run.id
     save(first, 1)
     save(second, 1)
     Checkpointer(tmp_path).verify(1)
@@ -233,9 +233,9 @@ def test_a_manifest_that_is_sent_again_does_not_replace_a_newer_commit(late: boo
             if late:  # a later save of the same run, by the attempt after this one
                 again = Checkpointer(url, blocking=True, **options)
                 again.start(nn.Linear(2, 2))
-                assert again._saver.run is not None
-                assert first._saver.run is not None
-                again._saver.run.id = first._saver.run.id
+                assert again._training.run is not None
+                assert first._training.run is not None
+                again._training.run.id = first._training.run.id
                 save(again, 1)
             real(self, path, value, **condition)
 

@@ -62,12 +62,7 @@ class Traits:
         }
 
 
-def agreed(
-    gang: Gang,
-    call: str,
-    step: Callable[[], tuple[T, Traits]],
-    warned: set[str] | None = None,
-) -> T:
+def agreed(gang: Gang, call: str, step: Callable[[], tuple[T, Traits]]) -> T:
     """Run `step` on every rank, and make sure that all hold the same; a collective.
 
     Args:
@@ -75,7 +70,6 @@ def agreed(
         call: What was called, for the error.
         step: Returns what this rank goes on with, and its traits; see
             `ray_imuckpt.gang.Gang.exchange`.
-        warned: As for `compare`; left out where nothing is warned of.
 
     Returns:
         What `step` returned on this rank, beside the traits.
@@ -90,7 +84,7 @@ def agreed(
         return (result, traits), b"" if gang.world_size == 1 else traits.digests()
 
     (result, traits), digests = gang.exchange(digested)
-    compare(gang, call, traits, digests, set() if warned is None else warned)
+    compare(gang, call, traits, digests, set())
     return result
 
 

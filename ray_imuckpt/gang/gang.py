@@ -12,7 +12,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -64,9 +64,14 @@ class Gang:
         """Return the payloads of all ranks, in rank order, on every rank."""
         return self._transport.all_gather(payload)
 
-    def gather(self, payload: bytes) -> list[bytes]:
-        """Return the payloads of all ranks, in rank order, on rank 0; [] elsewhere."""
-        return self._transport.gather(payload)
+    def gather(self, payload: bytes, sizes: Sequence[int]) -> list[bytes]:
+        """Return the payloads of all ranks, in rank order, on rank 0; [] elsewhere.
+
+        Args:
+            payload: This rank's.
+            sizes: How many bytes each rank's has; every rank knows them from a meeting before.
+        """
+        return self._transport.gather(payload, sizes)
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Return rank 0's payload on every rank; the other ranks pass ``None``."""

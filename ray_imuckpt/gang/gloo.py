@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -89,11 +89,8 @@ class GlooTransport:
         self._do(lambda: dist.all_gather(buffers, buffer, group=self._group, async_op=True))
         return [_bytes(tensor, size) for tensor, size in zip(buffers, sizes, strict=True)]
 
-    def gather(self, payload: bytes) -> list[bytes]:
+    def gather(self, payload: bytes, sizes: Sequence[int]) -> list[bytes]:
         """Return the payloads of all ranks on rank 0; see `Transport.gather`."""
-        sizes, small = self._exchange(payload)
-        if small is not None:
-            return small if self.rank == 0 else []
         buffer = _padded(payload, max(sizes))
         buffers = [torch.empty_like(buffer) for _ in sizes] if self.rank == 0 else None
         self._do(

@@ -6,6 +6,7 @@ they receive.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -37,8 +38,8 @@ class Transport(Protocol):
     def all_gather(self, payload: bytes) -> list[bytes]:
         """Return the payloads of all ranks, in rank order, on every rank."""
 
-    def gather(self, payload: bytes) -> list[bytes]:
-        """Return the payloads of all ranks, in rank order, on rank 0; [] elsewhere."""
+    def gather(self, payload: bytes, sizes: Sequence[int]) -> list[bytes]:
+        """Return the payloads of all ranks, of these sizes, on rank 0; [] elsewhere."""
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Return rank 0's payload on every rank; the other ranks pass ``None``."""
@@ -67,7 +68,7 @@ class Alone:
         """Return the one payload."""
         return [payload]
 
-    def gather(self, payload: bytes) -> list[bytes]:
+    def gather(self, payload: bytes, sizes: Sequence[int]) -> list[bytes]:  # noqa: ARG002 - as above
         """Return the one payload."""
         return [payload]
 

@@ -1,1 +1,1 @@
-"""What is told of a run: what it goes on from, what was committed, what nobody keeps."""
+"""The log of a run: what it continues from, what was committed, what nobody saves."""

@@ -1,4 +1,4 @@
-"""What of a run's state is not saved or not restored: told by name, where it can be mended."""
+"""Warn by name of what of a run's state is not saved or not restored, while it can be mended."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.saving.collect import Sources
 from ray_imuckpt.state.names import parameters_by_name
 from ray_imuckpt.state.objects import is_stateful
 from ray_imuckpt.state.ownership import unsaved_parameters, unsaved_state
@@ -28,7 +29,7 @@ _CURE = (
 
 
 class Audit:
-    """Holds the calls of one `Checkpointer` against each other; warns of each name once.
+    """The comparison of one `Checkpointer`'s calls with each other; it warns of each name once.
 
     It is asked on every rank, and speaks on rank 0.
     """
@@ -81,15 +82,7 @@ class Audit:
             )
         self._tell_frozen(gang, targets.model, loaded)
 
-    def saving(
-        self,
-        gang: Gang,
-        model: nn.Module,
-        optimizer: Any,
-        log: Any,
-        per_rank: Mapping[str, Any],
-        other: Mapping[str, Any],
-    ) -> None:
+    def saving(self, gang: Gang, sources: Sources) -> None:
         """Raise if an optimizer has parameters that nothing saves; warn of what else is not saved.
 
         Whatever was looked at before is not looked at again.
@@ -97,8 +90,9 @@ class Audit:
         Raises:
             UnsupportedStateError: It names the parameters.
         """
-        passed = {**({} if optimizer is None else {"optimizer": optimizer}), **other}
-        passed |= _named(per_rank)
+        model, optimizer, log = sources.model, sources.optimizer, sources.log
+        passed = {**({} if optimizer is None else {"optimizer": optimizer}), **sources.other}
+        passed |= _named(sources.per_rank)
         now = (id(model), log is None, *((n, id(v), _parameters(v)) for n, v in passed.items()))
         if now == self._looked_at:
             return
@@ -214,5 +208,5 @@ def _as_argument(name: str) -> str:
 
 
 def _parameters(value: Any) -> int:
-    """How many parameters an optimizer has: more may be added to the same one."""
+    """Return how many parameters an optimizer has: more may be added to the same one."""
     return sum(len(group["params"]) for group in getattr(value, "param_groups", ()))

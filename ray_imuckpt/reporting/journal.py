@@ -1,4 +1,4 @@
-"""What is said of a run: what it goes on from, each commit, and epochs that no checkpoint holds."""
+"""Log what a run continues from, each commit, and epochs that no checkpoint holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 class Journal:
-    """Writes to the log what happens to one `Checkpointer`; on rank 0 only."""
+    """The log of what happens to one `Checkpointer`; on rank 0 only."""
 
     def __init__(self) -> None:
         self._unkept = _Unkept()
@@ -34,7 +34,7 @@ class Journal:
         *,
         looked: bool,
     ) -> None:
-        """Tell what training goes on from.
+        """Log what training continues from.
 
         Args:
             gang: The gang.
@@ -70,10 +70,10 @@ class Journal:
         self._unkept.clear()
         return Saving(join(url, paths.checkpoint_name(epoch)), began)
 
-    def passed(self, gang: Gang, epoch: int, save_every: int) -> None:
-        """Note an epoch that was trained and not saved."""
+    def passed(self, gang: Gang, epoch: int, rule: str) -> None:
+        """Note an epoch that was trained and not saved, and the rule by which it was not."""
         if gang.rank == 0:
-            self._unkept.add(epoch, save_every)
+            self._unkept.add(epoch, rule)
             if not hasattr(self._thread, "end"):
                 self._thread.end = _End()
                 weakref.finalize(self._thread.end, self._unkept.tell)
@@ -84,7 +84,7 @@ class Journal:
 
 
 class Saving:
-    """Tells of one save when it is committed.
+    """The log of one save, written when it is committed.
 
     Args:
         url: Of the checkpoint.
@@ -97,11 +97,11 @@ class Saving:
         self._stall: float | None = None
 
     def returned(self) -> None:
-        """Training goes on."""
+        """Note that training goes on."""
         self._stall = time.perf_counter() - self._began
 
     def committed(self, manifest: Manifest) -> None:
-        """Tell; on any thread."""
+        """Log what was committed; on any thread."""
         took = time.perf_counter() - self._began
         logger.info(
             "Committed epoch %d: %s, training waited %s, durable after %s, at %s.",
@@ -114,20 +114,20 @@ class Saving:
 
 
 class _End:
-    """Goes when the thread that trains ends (Ray's workers), the Checkpointer, or the process."""
+    """A value that goes with the thread that trains (Ray's workers), or with the process."""
 
 
 class _Unkept:
-    """Epochs that were trained and that no checkpoint holds, so far."""
+    """The epochs that were trained and that no checkpoint holds, so far."""
 
     def __init__(self) -> None:
         self._epochs: list[int] = []
-        self._save_every = 1
+        self._rule = ""
         self._process = os.getpid()
 
-    def add(self, epoch: int, save_every: int) -> None:
+    def add(self, epoch: int, rule: str) -> None:
         self._epochs.append(epoch)
-        self._save_every = save_every
+        self._rule = rule
 
     def clear(self) -> None:
         self._epochs.clear()
@@ -138,11 +138,11 @@ class _Unkept:
         first, last = self._epochs[0], self._epochs[-1]
         one = first == last
         logger.warning(
-            "%s trained, and no checkpoint holds %s (save_every=%d). Save the last epoch whatever "
+            "%s trained, and no checkpoint holds %s (%s). Save the last epoch whatever "
             "its number: checkpoint(..., last=epoch == <number of epochs>).",
             f"Epoch {last} was" if one else f"Epochs {first} to {last} were",
             "it" if one else "them",
-            self._save_every,
+            self._rule,
         )
         self.clear()
 

@@ -24,6 +24,7 @@ from ray_imuckpt.repository.lineage import Abandoned, Lineage, lost, of_newest
 from ray_imuckpt.repository.manifest import USE_ANOTHER, Manifest, stated_maker
 from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
+from ray_imuckpt.threads import parallel
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -215,8 +216,12 @@ class Catalog:
         if not self._storage.delete_if(f"{name}/{paths.MANIFEST}", stored):
             return False
         with contextlib.suppress(CorruptCheckpointError, UnsupportedFormatError):
-            for entry in Manifest.from_bytes(stored, self.url(epoch), epoch).files:
-                self._storage.delete(f"{name}/{entry.name}")
+            files = Manifest.from_bytes(stored, self.url(epoch), epoch).files
+            parallel.each(
+                lambda index: self._storage.delete(f"{name}/{files[index].name}"),
+                len(files),
+                len(files),
+            )
         self._storage.delete_empty(name)
         return True
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import (
@@ -20,12 +21,25 @@ from ray_imuckpt.repository.lineage import Lineage
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.storage.names import join
+from ray_imuckpt.threads import parallel
 
 logger = logging.getLogger("ray_imuckpt")
 
+T = TypeVar("T")
 
-def prune(storage: Storage, rules: Retention, protected: set[int], *, dry_run: bool) -> list[int]:
-    """Delete the committed checkpoints that no rule keeps, the oldest first; then `leftovers`.
+_AT_ONCE = 16  # checkpoints; however many cores there are, since each waits for the storage
+
+
+def prune(
+    storage: Storage,
+    rules: Retention,
+    protected: Collection[int],
+    *,
+    dry_run: bool = False,
+    sound: set[str] | None = None,
+    sweep: bool = True,
+) -> list[int]:
+    """Delete the committed checkpoints that no rule keeps; then `leftovers`.
 
     Never deleted: the newest sound one (it is read and verified first), the one that its run was
     resumed from, those in `protected`, abandoned branches (they are not this run's to delete), and
@@ -35,7 +49,10 @@ def prune(storage: Storage, rules: Retention, protected: set[int], *, dry_run: b
         storage: The directory of the checkpoints.
         rules: What to keep.
         protected: Epochs that stay whatever the rules say: what this run has come from.
-        dry_run: Only tell.
+        dry_run: Delete nothing, only return what would be deleted.
+        sound: The ids of saves that are known to be sound, and are not read again; what is verified
+            here is added.
+        sweep: Whether to look for leftovers as well, which lists all files.
 
     Returns:
         The epochs that were deleted, or would be.
@@ -43,28 +60,41 @@ def prune(storage: Storage, rules: Retention, protected: set[int], *, dry_run: b
     Raises:
         CorruptCheckpointError: There are checkpoints, but none is sound; then nothing is deleted.
     """
-    gone = _prune(storage, rules, protected, dry_run=dry_run)
-    leftovers.sweep(storage, dry_run=dry_run)
+    gone = _prune(storage, rules, protected, set() if sound is None else sound, dry_run=dry_run)
+    if sweep:
+        leftovers.sweep(storage, dry_run=dry_run)
     return gone
 
 
-def _prune(storage: Storage, rules: Retention, protected: set[int], *, dry_run: bool) -> list[int]:
+def _prune(
+    storage: Storage,
+    rules: Retention,
+    protected: Collection[int],
+    sound: set[str],
+    *,
+    dry_run: bool,
+) -> list[int]:
     catalog = Catalog(storage)
     record = catalog.record()
     epochs = sorted(catalog.live())
     if not epochs:
         return []
-    newest = _newest_sound(catalog, storage, epochs)
-    keep = protected | {newest.epoch} | {a.epoch for a in newest.ancestors[-1:]}
+    newest = _newest_sound(catalog, storage, epochs, sound)
+    keep = {*protected, newest.epoch, *(a.epoch for a in newest.ancestors[-1:])}
     keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
     keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
     if rules.best:
-        best = _best(catalog, epochs, rules.best)
+        best = set(best_epochs(catalog, epochs, rules.best))
+        if not best:
+            logger.warning(
+                "No checkpoint has a number for the metric %r yet: keep_best keeps none.",
+                rules.best.metric,
+            )
         if not best and rules.keep_last is None and rules.keep_every is None:
             return []
         keep |= best
     doomed = [epoch for epoch in epochs if epoch not in keep and not _is_link(storage, epoch)]
-    if dry_run:
+    if dry_run or not doomed:
         return doomed
     return _delete(catalog, doomed, newest, record)
 
@@ -74,27 +104,42 @@ def _delete(
 ) -> list[int]:
     """Delete what was judged, as long as it is what was judged; return the epochs that went.
 
-    Before each one, all that the judgement rests on is looked at again: another process may have
+    One, then two at a time, then four and so on: on an object store each takes several requests.
+    Before each batch, all that the judgement rests on is looked at again: another process may have
     begun a branch, for which other checkpoints count, or removed the one that is to stay.
     """
     try:
         lineage = catalog.recorded(record)
     except CorruptCheckpointError:  # so that the manifests told what is live
         lineage = Lineage()
-    found = {epoch: _stored(catalog, epoch, lineage) for epoch in doomed}
-    judged = {epoch: data for epoch, data in found.items() if data is not None}
-    gone = []
-    for epoch, data in judged.items():
+    manifests = _each(lambda epoch: _stored(catalog, epoch, lineage), doomed)
+    judged = [epoch for epoch in doomed if manifests[epoch] is not None]
+    gone: list[int] = []
+    count = 1
+    while judged:
+        batch, judged = judged[:count], judged[count:]
+        count = min(2 * count, _AT_ONCE)
         if catalog.record() != record or not _stands(catalog, newest):
             logger.warning(
                 "Epoch %d and what else was to be pruned stays: another run has begun a branch in "
                 "the meantime, or removed the newest checkpoint. Prune again to decide anew.",
-                epoch,
+                batch[0],
             )
             break
-        if catalog.delete(epoch, data):
-            gone.append(epoch)
+        went = _each(lambda epoch: catalog.delete(epoch, manifests[epoch] or b""), batch)
+        gone += [epoch for epoch in batch if went[epoch]]
     return gone
+
+
+def _each(work: Callable[[int], T], epochs: Sequence[int]) -> dict[int, T]:
+    """Return what `work` returns for each epoch; some at a time, as it waits for the storage."""
+    results: dict[int, T] = {}
+
+    def one(index: int) -> None:
+        results[epochs[index]] = work(epochs[index])
+
+    parallel.each(one, len(epochs), _AT_ONCE)
+    return results
 
 
 def _stored(catalog: Catalog, epoch: int, lineage: Lineage) -> bytes | None:
@@ -116,16 +161,20 @@ def _stands(catalog: Catalog, manifest: Manifest) -> bool:
         return False
 
 
-def _newest_sound(catalog: Catalog, storage: Storage, epochs: list[int]) -> Manifest:
+def _newest_sound(
+    catalog: Catalog, storage: Storage, epochs: list[int], sound: set[str]
+) -> Manifest:
     for epoch in reversed(epochs):
         try:
             manifest = catalog.manifest(epoch)
-            verify(storage, paths.checkpoint_name(epoch), manifest)
+            if manifest.save_id not in sound:
+                verify(storage, paths.checkpoint_name(epoch), manifest)
         except CheckpointNotFoundError:
             continue  # another process has pruned it, or saves it anew
         except CorruptCheckpointError as error:
             logger.warning("Not counting a damaged checkpoint: %s", error)
         else:
+            sound.add(manifest.save_id)
             return manifest
     raise CorruptCheckpointError(
         "Every checkpoint is damaged; nothing was pruned.",
@@ -145,19 +194,24 @@ def _is_link(storage: Storage, epoch: int) -> bool:
     return True
 
 
-def _best(catalog: Catalog, epochs: list[int], best: Best) -> set[int]:
-    """Return the best epochs by their metrics; of equal ones the later."""
-    scores: dict[int, float] = {}
-    for epoch in epochs:
-        try:
-            value: Any = tree.decode_dict(catalog.manifest(epoch).metrics, {}).get(best.metric)
-        except (CorruptCheckpointError, CheckpointNotFoundError):
-            continue
-        if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
-            scores[epoch] = value if best.mode == "max" else -value
-    if not scores:
-        logger.warning(
-            "No checkpoint has a number for the metric %r yet: keep_best keeps none.", best.metric
-        )
+def best_epochs(catalog: Catalog, epochs: Sequence[int], best: Best) -> list[int]:
+    """Return the best epochs by their metrics, the best one first; of equal ones the later first.
+
+    Checkpoints without a number for the metric are passed over.
+    """
+    numbers = _each(lambda epoch: _number(catalog, epoch, best.metric), epochs)
+    sign = 1 if best.mode == "max" else -1
+    scores = {epoch: sign * number for epoch, number in numbers.items() if number is not None}
     ranked = sorted(scores, key=lambda epoch: (scores[epoch], epoch), reverse=True)
-    return set(ranked[: best.count])
+    return ranked[: best.count]
+
+
+def _number(catalog: Catalog, epoch: int, metric: str) -> float | None:
+    """Return a checkpoint's number for a metric, ``None`` where it has none."""
+    try:
+        value: Any = tree.decode_dict(catalog.manifest(epoch).metrics, {}).get(metric)
+    except (CorruptCheckpointError, CheckpointNotFoundError):
+        return None
+    if isinstance(value, int) or (isinstance(value, float) and not math.isnan(value)):
+        return value
+    return None

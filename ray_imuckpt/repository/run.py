@@ -54,8 +54,7 @@ class Run:
         branch: The number of this run's branch; 0 while none was begun.
         joined: Whether that is another run's branch: this one was not started.
         claim: Tells other processes of this machine that the directory is in use.
-        sound: URLs of the frozen files that this process has written, or read and found sound.
-        differing: Names of which the ranks have been warned: they hold something else than rank 0.
+        sound: The ids of saves whose files this process has written, or read and found sound.
     """
 
     id: str
@@ -70,7 +69,6 @@ class Run:
     joined: bool = False
     claim: Claim | None = None
     sound: set[str] = field(default_factory=set)
-    differing: set[str] = field(default_factory=set)
 
     def may_replace(self, manifest: Manifest) -> bool:
         """Return whether what is at the epoch to be saved is not another run's newer work."""

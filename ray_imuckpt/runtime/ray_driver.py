@@ -123,6 +123,20 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
     return ray.train.RunConfig(**kwargs)
 
 
+def refuse_deletions(checkpoint_config: object) -> None:
+    """Raise ``ValueError`` if a ``ray.train.CheckpointConfig`` lets Ray delete checkpoints."""
+    import ray.train
+
+    if not isinstance(checkpoint_config, ray.train.CheckpointConfig):
+        return
+    if checkpoint_config.num_to_keep is not None:
+        raise ValueError(
+            f"run_config() got CheckpointConfig(num_to_keep={checkpoint_config.num_to_keep}), and "
+            "the Checkpointer has retention=: both would delete checkpoints, and Ray fails on one "
+            "that is gone. Leave out one of the two."
+        )
+
+
 def _as_ray_names(storage: Storage) -> dict[str, Any]:
     """Return the keywords of a ``RunConfig`` that say where a run lies.
 

@@ -50,6 +50,7 @@ class LocalSession:
     registered: Container[int] = frozenset()
     run_directory = None
     immediate = True  # nothing could wait for it later
+    deletes = False
 
     def __init__(self, gang: Gang) -> None:
         self.gang = gang

@@ -94,6 +94,7 @@ class TrainSession:
         self.run_directory = train_directory(context)
         # What carries Ray's id is of this fit(), which may have restarted the gang.
         self.identity = RunIdentity(_ray_run_id(), may_be_restart=True)
+        self.deletes = _ray_deletes()
         self._context = context
         # Ray would delete a directory that it knows twice while it still counts as the newest.
         # So it is not registered again, and no upload function waits for the commit of what is
@@ -194,6 +195,19 @@ class TrainSession:
 def _run_context() -> StorageContext | None:
     context = train_context()
     return None if context is None else storage_context(context)
+
+
+def _ray_deletes() -> bool:
+    # Private: a worker is not told by any public name whether the run has a `num_to_keep`, and Ray
+    # fails on a checkpoint that it is to delete and that is gone. Without it (another Ray) nothing
+    # is deleted; tests/test_ray_policies.py fails when that happens.
+    try:
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        config = get_train_context().train_run_context.run_config.checkpoint_config
+    except (ImportError, AttributeError, RuntimeError):
+        return True
+    return config is not None and config.num_to_keep is not None
 
 
 def _ray_run_id() -> str | None:

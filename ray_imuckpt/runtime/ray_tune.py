@@ -59,6 +59,7 @@ class TuneSession:
     registered: Container[int] = frozenset()
     # A scheduler may give the checkpoint to another trial, or end this one, as soon as it knows.
     immediate = True
+    deletes = False  # but pointers
 
     def __init__(self, gang: Gang) -> None:
         self.gang = gang

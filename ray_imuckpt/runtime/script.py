@@ -43,6 +43,7 @@ class ScriptSession:
     run_directory = None
     registered: Container[int] = frozenset()
     immediate = False
+    deletes = False
 
     def __init__(self, surroundings: str, gang: Gang, identity: RunIdentity) -> None:
         self.surroundings = surroundings

@@ -65,6 +65,10 @@ class Session(Protocol):
         """Return whether a checkpoint must be committed when it is reported."""
 
     @property
+    def deletes(self) -> bool:
+        """Return whether the surroundings delete old checkpoints from `run_directory`."""
+
+    @property
     def registered(self) -> Container[int]:
         """Return the epochs whose checkpoints are known: nobody waits for one saved anew."""
 

@@ -27,6 +27,7 @@ from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.lineage import Abandoned, Lineage, Point, in_history
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run, View
+from ray_imuckpt.saving.failures import LastingFailureError
 from ray_imuckpt.storage import ConflictError, Storage
 from ray_imuckpt.storage.names import join
 
@@ -113,9 +114,9 @@ def confirm(storage: Storage, run: Run, epoch: int) -> None:
     """
     with contextlib.suppress(OSError, CorruptCheckpointError):  # the next commit will look
         catalog = Catalog(storage)
-        found = catalog.record()
-        if found is not None and found != run.record:
-            lineage = catalog.recorded(found)
+        record = catalog.record()
+        if record is not None and record != run.record:
+            lineage = catalog.recorded(record)
             if lineage.branch >= max(run.branch, 1):
                 raise _superseded(
                     storage, lineage, epoch, "It is committed, but counts as left behind."
@@ -135,15 +136,15 @@ def _join(storage: Storage, run: Run, epoch: int) -> None:
 
 
 def _is_replaced(storage: Storage, run: Run) -> bool:
-    """Whether the record is no longer this run's: another run has begun, or it was lost."""
+    """Return whether the record is not this run's any more: replaced by another run, or lost."""
     catalog = Catalog(storage)
-    found = catalog.record()
-    if found == run.record:
+    record = catalog.record()
+    if record == run.record:
         return False
-    lineage = _checked(catalog, found)
-    if lineage is not None and found is not None and lineage.branch >= max(run.branch, 1):
+    lineage = _checked(catalog, record)
+    if lineage is not None and record is not None and lineage.branch >= max(run.branch, 1):
         return True
-    if found is None and run.record is None:
+    if record is None and run.record is None:
         return False
     logger.warning(
         "%s is missing or damaged, or an older one was put in its place: it is written anew.",
@@ -192,11 +193,11 @@ def _begin(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
 
 def _seen(catalog: Catalog, epochs: Iterable[int]) -> list[Manifest]:
     """Return the manifests of those that are there and can be understood."""
-    found = []
+    manifests = []
     for epoch in epochs:
         with contextlib.suppress(CheckpointNotFoundError):
-            found.append(catalog.seen(epoch))
-    return [manifest for manifest in found if manifest is not None]
+            manifests.append(catalog.seen(epoch))
+    return [manifest for manifest in manifests if manifest is not None]
 
 
 def _largest(manifests: Iterable[Manifest]) -> int:
@@ -239,12 +240,12 @@ def _refuse_newer(
     for new in committed:
         if new in run.view.epochs and new not in run.view.save_ids:
             continue
-        found = catalog.maker(new)
-        if found.save_id == run.view.save_ids.get(new, ""):
+        maker = catalog.maker(new)
+        if maker.save_id == run.view.save_ids.get(new, ""):
             continue
-        run_id = found.run_id
+        run_id = maker.run_id
         if run_id not in (run.id, None):
-            raise SaveFailedError(
+            raise LastingFailureError(
                 f"Nothing was committed: run {run_id} has saved epoch {new} here since this run, "
                 f"{run.id}, started.",
                 url=storage.url,
@@ -282,10 +283,11 @@ def _left_behind(
     return after, branch
 
 
-def _superseded(storage: Storage, lineage: Lineage, epoch: int, told: str = "") -> SaveFailedError:
-    return SaveFailedError(
-        f"{told or 'Nothing was committed.'} Run {lineage.run_id or '?'} has begun to save here "
-        "since this one did.",
+def _superseded(
+    storage: Storage, lineage: Lineage, epoch: int, outcome: str = "Nothing was committed."
+) -> SaveFailedError:
+    return LastingFailureError(
+        f"{outcome} Run {lineage.run_id or '?'} has begun to save here since this one did.",
         url=storage.url,
         epoch=epoch,
         hint=_CURE,

@@ -1,4 +1,4 @@
-"""The story of a save, from encoded parts to the commit. Runs on rank 0; calls no collective."""
+"""Write encoded parts, and commit them. Runs on rank 0; calls no collective."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
 from ray_imuckpt.repository.run import Run
+from ray_imuckpt.saving.failures import LastingFailureError
 from ray_imuckpt.storage import (
     ConflictError,
     DoubtfulError,
@@ -79,7 +80,7 @@ def commit(
 
 
 class UnknownOutcomeError(SaveFailedError):
-    """The manifest may or may not be there: its files must stay. Other ranks get its base."""
+    """A manifest may or may not be there: its files must stay. Other ranks get its base."""
 
 
 def _put_manifest(storage: Storage, directory: str, manifest: Manifest, run: Run) -> set[str]:
@@ -99,7 +100,7 @@ def _put_manifest(storage: Storage, directory: str, manifest: Manifest, run: Run
         sure = _put(storage, path, manifest, old)
     except ConflictError as error:
         # Not tried again: it may have been in place, and whoever replaced it removes its files.
-        raise SaveFailedError(
+        raise LastingFailureError(
             "Nothing was committed: another process has saved this epoch at the same time.",
             url=join(storage.url, directory),
             epoch=manifest.epoch,
@@ -138,7 +139,7 @@ def _replaceable(
         return None
     if run.may_replace(found):
         return found
-    raise SaveFailedError(
+    raise LastingFailureError(
         f"Nothing was committed: run {found.run_id} has saved this epoch since this run, {run.id}, "
         "looked at the directory.",
         url=url,
@@ -201,9 +202,6 @@ def _write_all(
         sums.append(written)
         new.append(NewFile(path, part.chunks, functools.partial(_note, written)))
     storage.write_all(new)
-    for part, name in zip(parts, names, strict=True):
-        if part.part == codec.MODEL_FROZEN:
-            run.sound.add(join(storage.url, f"{directory}/{name}"))
     return tuple(map(_entry, parts, names, sums))
 
 
@@ -245,7 +243,7 @@ def _reuse(
             return None
     directory = paths.checkpoint_name(previous.epoch)
     source = f"{directory}/{old.name}"
-    if join(storage.url, source) not in run.sound:
+    if previous.save_id not in run.sound:
         try:
             CheckedFile(storage, directory, previous.epoch, old).verify()
         except (ImuckptError, OSError) as error:

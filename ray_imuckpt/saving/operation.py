@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar, cast
 
 from ray_imuckpt import staging
-from ray_imuckpt.errors import GangBrokenError
+from ray_imuckpt.errors import GangBrokenError, from_wire
 from ray_imuckpt.saving.writer import Writing
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class SaveState(Enum):
-    """How far a save has come, as this rank knows."""
+    """The progress of a save, as this rank knows it."""
 
     STAGING = "staging"  # being copied; a rank that does not write knows no more until all meet
     WRITING = "writing"
@@ -34,6 +34,7 @@ class SaveOperation:
         writing: What writes it, on the rank that writes; ``None`` on the others.
         settled: Whether every rank knows how it ended.
         error: How it failed, once that is settled.
+        tolerated: Whether training goes on all the same.
         copy: The host copies that are written, on the rank that writes, until the save is settled.
     """
 
@@ -41,6 +42,7 @@ class SaveOperation:
     writing: Writing | None = None
     settled: bool = False
     error: Exception | None = None
+    tolerated: bool = False
     copy: staging.Copy | None = None
 
     @property
@@ -81,9 +83,32 @@ class SaveOperation:
             SaveState.ABANDONED: f"Epoch {self.epoch} was not written.",
         }[self.state]
 
-    def end(self, error: Exception | None = None) -> None:
-        """Note that every rank knows how it ended, and let the host copies go."""
-        self.settled, self.error, self.copy = True, error, None
+    def failure(self, wire: Mapping[str, Any] | None, *, alone: bool) -> Exception | None:
+        """Return the error that a rank sent of the save, ``None`` where it sent none.
+
+        Args:
+            wire: What the rank sent.
+            alone: Whether this rank is the whole gang: then it is the error itself.
+        """
+        if self.writing is not None:
+            self.writing.acknowledge()
+        if wire is None:
+            return None
+        cause = None if self.writing is None else self.writing.error()
+        if alone and cause is not None:
+            return cause
+        error = from_wire(wire)
+        error.__cause__ = cause
+        return error
+
+    def end(self, error: Exception | None = None, *, tolerated: bool = False) -> None:
+        """Note that every rank knows how it ended, and let the host copies go.
+
+        Args:
+            error: How it failed, if it did.
+            tolerated: Whether training goes on all the same.
+        """
+        self.settled, self.error, self.tolerated, self.copy = True, error, tolerated, None
 
 
 def says_what_stands(method: Method) -> Method:
@@ -97,9 +122,9 @@ def says_what_stands(method: Method) -> Method:
         try:
             return method(self, *arguments, **keywords)
         except GangBrokenError as error:
-            told = f"{error.message} {self._saver.standing()}"
+            message = f"{error.message} {self._saver.standing()}"
             raise GangBrokenError(
-                told, url=error.url, epoch=error.epoch, rank=error.rank, hint=error.hint
+                message, url=error.url, epoch=error.epoch, rank=error.rank, hint=error.hint
             ) from error
 
     return cast("Method", saying)

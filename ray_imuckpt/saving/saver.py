@@ -1,27 +1,32 @@
 """The saves of one process, seen by its whole gang: begun together, settled together.
 
 Rank 0 writes in the background; how that ended is known there alone until the ranks meet again.
-Here they meet: at the next call of `checkpoint`, at `wait`, at `start`. No collective is called
-from the writing thread.
+Here they meet: at the next call of `checkpoint`, at `wait`, at `start`. What they say of the save
+goes with what they have to say anyway. No collective is called from the writing thread.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ray_imuckpt import staging
-from ray_imuckpt.errors import GangBrokenError, SaveFailedError
+from ray_imuckpt.agreement.agreement import Traits, compare
+from ray_imuckpt.errors import GangBrokenError, SaveFailedError, to_wire
 from ray_imuckpt.gang import Gang
+from ray_imuckpt.options import Saving
 from ray_imuckpt.repository import codec
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.saving.collect import Label, job
+from ray_imuckpt.saving.collect import Label
+from ray_imuckpt.saving.failures import Failures, LastingFailureError
+from ray_imuckpt.saving.job import job
 from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.saving.writer import Writing
 from ray_imuckpt.staging.fence import Fence
@@ -29,27 +34,80 @@ from ray_imuckpt.storage import Storage
 
 logger = logging.getLogger("ray_imuckpt")
 
-_TOLD_WAIT = 1.0  # seconds of waiting for the previous save from which on it is told
+T = TypeVar("T")
+
+_LONG_WAIT = 1.0  # seconds of waiting for the previous save from which on there is a warning
 
 
 class Saver:
-    """Begins one save at a time. Its calls are made in turn, one after the other.
+    """The one save at a time that a process has; its calls are made in turn, one after the other.
+
+    Args:
+        saving: It says what a failed save means.
 
     Attributes:
         run: What is known of the run; ``None`` before `Checkpointer.start`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saving: Saving) -> None:
         self.run: Run | None = None
+        self._failures = Failures(saving)
         self._buffers = staging.HostBuffers()
         self._fence: Fence | None = None
         self._operation: SaveOperation | None = None
+        self._warned: set[str] = set()  # names that differ between ranks
+
+    def meet(
+        self, gang: Gang, call: str, step: Callable[[], tuple[T, Traits, Any]], *, wait: bool
+    ) -> tuple[T, list[Any]]:
+        """Settle the save before, run `step` on every rank, and see to it that all hold the same.
+
+        One exchange of the ranks, whatever comes out of it.
+
+        Args:
+            gang: The gang; all ranks call this.
+            call: What was called, for the error.
+            step: It returns what this rank goes on with, what must be the same on all ranks, and a
+                JSON value for all ranks.
+            wait: Whether to wait for the save before, if it has not ended.
+
+        Returns:
+            What `step` returned on this rank, and the JSON values of all ranks in their order.
+
+        Raises:
+            SaveFailedError: The save before failed, and that is not tolerated; on every rank.
+            ValueError, StateMismatchError: See `ray_imuckpt.agreement.agreement.agreed`.
+        """
+
+        def here() -> tuple[tuple[T, Traits], bytes]:
+            outcome = self._outcome(gang, wait=wait)
+            result, traits, note = step()
+            digests = traits.digests().decode() if gang.world_size > 1 else ""
+            message = {"save": outcome, "digests": digests, "note": note}
+            return (result, traits), json.dumps(message).encode()
+
+        (result, traits), data = gang.exchange(here)
+        messages = [json.loads(message) for message in data]
+        self._conclude(gang, [message["save"] for message in messages])
+        compare(
+            gang, call, traits, [message["digests"].encode() for message in messages], self._warned
+        )
+        return result, [message["note"] for message in messages]
+
+    def settle(self, gang: Gang) -> None:
+        """Wait on every rank until the save that was begun has ended; raise its error on all.
+
+        Args:
+            gang: The gang; all ranks call this.
+        """
+        if self._operation is not None:
+            self._run(gang, lambda: None)
 
     def begin(
         self,
         gang: Gang,
         storage: Storage,
-        state: codec.TrainingState,
+        state: Callable[[], codec.TrainingState],
         label: Label,
         *,
         background: bool,
@@ -61,7 +119,7 @@ class Saver:
         Args:
             gang: The gang; all ranks call this.
             storage: The directory of the checkpoints.
-            state: What to store, complete on rank 0.
+            state: Returns what to store, complete on rank 0; called on every rank.
             label: What the checkpoint is to be known by.
             background: Whether to return once the state is copied. Otherwise the state is written
                 from where it is (from a GPU chunk by chunk), and the save has ended well on return.
@@ -71,14 +129,15 @@ class Saver:
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
-            SaveFailedError: It failed, and `background` is false.
+            SaveFailedError: It failed, `background` is false, and that is not tolerated.
         """
         self._operation = operation = SaveOperation(label.epoch)
 
         def write() -> None:
+            whole = state()
             if gang.rank != 0 or self.run is None:
                 return
-            plan = codec.plan(state)
+            plan = codec.plan(whole)
             if background:
                 self._copy(operation, plan.tensors(), later)
             host = operation.copy.tensors if operation.copy else staging.in_place(plan.tensors())
@@ -91,17 +150,28 @@ class Saver:
             operation.writing.start(background=background)
 
         try:
-            gang.run_all(write)
+            if background:
+                gang.run_all(write)
+            else:
+                self._run(gang, write)
         except GangBrokenError:
             operation.give_up()
             raise
         except BaseException:
-            if operation.give_up():
+            if not operation.settled and operation.give_up():
                 self._operation = None
             raise
-        if not background:
-            self.settle(gang)
         return operation
+
+    def _run(self, gang: Gang, step: Callable[[], None]) -> None:
+        """Run `step` on every rank, wait for the save, and settle it."""
+
+        def here() -> tuple[None, bytes]:
+            step()
+            return None, json.dumps(self._outcome(gang, wait=True)).encode()
+
+        _, outcomes = gang.exchange(here)
+        self._conclude(gang, [json.loads(outcome) for outcome in outcomes])
 
     def _copy(
         self,
@@ -118,35 +188,50 @@ class Saver:
         self._fence = Fence(later)
         operation.copy = self._buffers.copy(tensors, self._fence.covers)
 
-    def settle(self, gang: Gang, *, wait: bool = True) -> None:
-        """Learn on every rank how the save that was begun has ended; raise its error on every rank.
+    def _outcome(self, gang: Gang, *, wait: bool) -> dict[str, Any] | None:
+        """Return as JSON what this rank knows of the save; ``None``: it writes nothing."""
+        writing = None if self._operation is None else self._operation.writing
+        if writing is None:
+            return None
+        if wait:
+            _wait_for(writing)
+        elif not writing.done():
+            return {"ended": False}
+        error = writing.error()
+        if error is None:
+            return {"ended": True}
+        wire = to_wire(error)
+        if gang.world_size > 1:
+            wire.setdefault("rank", gang.rank)
+        return {
+            "ended": True,
+            "error": wire,
+            "lasting": isinstance(error, LastingFailureError),
+        }
 
-        Args:
-            gang: The gang; all ranks call this.
-            wait: Whether to wait for the save if it has not ended.
+    def _conclude(self, gang: Gang, outcomes: Sequence[Mapping[str, Any] | None]) -> None:
+        """Settle the save on this rank, as on all, if it has ended on all that write.
+
+        Raises:
+            SaveFailedError: It failed on one, and that is not tolerated.
         """
         operation = self._operation
-        if operation is None:
+        known = [outcome for outcome in outcomes if outcome is not None]
+        if operation is None or not all(outcome["ended"] for outcome in known):
             return
-
-        def look() -> None:
-            if operation.writing is not None:
-                if wait:
-                    _wait_for(operation.writing)
-                if wait or operation.writing.done():
-                    operation.writing.result()
-
-        try:
-            gang.run_all(look)
-        except GangBrokenError:  # how the save ends is still to be seen
-            raise
-        except Exception as error:
-            self._operation = None
-            operation.end(error)
-            raise
-        if wait:
-            self._operation = None
+        failed = next((outcome for outcome in known if "error" in outcome), None)
+        error = operation.failure(failed and failed["error"], alone=gang.world_size == 1)
+        self._operation = None
+        if failed is None or error is None:
+            self._failures.committed()
             operation.end()
+            return
+        operation.end(
+            error,
+            tolerated=self._failures.tolerates(error, lasting=failed["lasting"], rank=gang.rank),
+        )
+        if not operation.tolerated:
+            raise error
 
     def standing(self) -> str:
         """Return in words what this rank knows of the save that it has not settled."""
@@ -163,7 +248,7 @@ def _wait_for(writing: Writing) -> None:
     if not writing.never_began():
         writing.wait()
     waited = time.monotonic() - began
-    if waited >= _TOLD_WAIT:
+    if waited >= _LONG_WAIT:
         logger.warning("Waited %.1f s for the previous save to end.", waited)
 
 
@@ -174,7 +259,7 @@ def _and_tell(save: Callable[[], Manifest], committed: Callable[[Manifest], None
 
 
 def _after(copy: staging.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
-    """Complete the copy, then save."""
+    """Finish the copy, then save."""
     try:
         changed = copy.finish()
     except Exception as error:
@@ -191,47 +276,3 @@ def _after(copy: staging.Copy, save: Callable[[], Manifest], epoch: int) -> Mani
             hint='Use snapshot="eager", or change the model only after the next step or wait().',
         )
     return save()
-
-
-class PendingSave:
-    """A save that was begun by `Checkpointer.checkpoint`.
-
-    Args:
-        epoch: Of the checkpoint.
-        operation: The save.
-        settle: Settles it, on every rank.
-        handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
-    """
-
-    def __init__(
-        self,
-        epoch: int,
-        operation: SaveOperation,
-        settle: Callable[[], None],
-        handle: Callable[[int], Any],
-    ) -> None:
-        self.epoch = epoch
-        self._operation = operation
-        self._settle = settle
-        self._handle = handle
-
-    def wait(self) -> None:
-        """Return when the checkpoint is committed and durable. Every rank of a gang calls it.
-
-        Raises:
-            SaveFailedError: The save failed; nothing was committed.
-        """
-        if not self._operation.settled:
-            self._settle()
-        if self._operation.error is not None:
-            raise self._operation.error
-
-    def done(self) -> bool:
-        """Whether the save has ended, well or not, as far as this rank knows."""
-        return self._operation.done()
-
-    @property
-    def checkpoint(self) -> Any:
-        """The committed checkpoint as a ``ray.train.Checkpoint``; waits for it, needs Ray."""
-        self.wait()
-        return self._handle(self.epoch)

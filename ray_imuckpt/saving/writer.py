@@ -1,4 +1,4 @@
-"""Saves on background threads. Touches threads; calls no collective.
+"""Write a save on a background thread. Touches threads; calls no collective.
 
 The thread is not a daemon: a process that ends normally finishes its save, also when nobody waits.
 An error is kept and raised by the next call that asks; one that nobody asked for is told at exit.
@@ -39,7 +39,7 @@ class Writing:
         self._worker = Worker(self._run_in_background, "imuckpt-save")
         self._ended = False
         self._manifest: Manifest | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._process = os.getpid()
 
     def start(self, *, background: bool) -> None:
@@ -58,7 +58,7 @@ class Writing:
             self._run()
 
     def cancel(self) -> bool:
-        """Make sure that it never begins; False where it has begun."""
+        """Make sure that it never begins; return False where it has begun."""
         cancelled = self._fate.setdefault("fate", _CANCELLED) == _CANCELLED
         if cancelled:
             self._save = None
@@ -66,13 +66,13 @@ class Writing:
         return cancelled
 
     def never_began(self) -> bool:
-        """Whether it will never begin: it was cancelled, or the start of its thread interrupted."""
+        """Return whether it never begins: cancelled, or interrupted while its thread started."""
         return self._fate.get("fate") == _CANCELLED or (
             not self._worker.running() and self.cancel()
         )
 
     def done(self) -> bool:
-        """Whether it has ended, well or not, or will never begin."""
+        """Return whether it has ended, well or not, or will never begin."""
         return self._ended or self._fate.get("fate") == _CANCELLED
 
     def state(self) -> str:
@@ -83,9 +83,22 @@ class Writing:
             return "writing"
         return "committed" if self._error is None else "failed"
 
-    def error(self) -> BaseException | None:
-        """Return how it failed, without counting as someone who asked."""
+    def error(self) -> Exception | None:
+        """Return how it failed, also where it cannot be known; without waiting for its end.
+
+        A process that was forked while it was in flight does not know.
+        """
+        if self._process != os.getpid() and not self._ended:
+            return SaveFailedError(
+                "This process was forked while a save was in flight; how it ended is known to the "
+                "process that began it alone.",
+                hint="Look at the storage (imuckpt ls), and leave checkpoints to that process.",
+            )
         return self._error
+
+    def acknowledge(self) -> None:
+        """Note that its end is known to whoever asked, so that it is not told at exit."""
+        _ACTIVE.discard(self)
 
     def wait(self) -> None:
         """Wait for its end. One that has not begun is not waited for, nor one on this thread."""
@@ -99,19 +112,14 @@ class Writing:
             SaveFailedError: It failed; or this process was forked while it was in flight.
         """
         self.wait()
-        if self._process != os.getpid() and not self._ended:
-            raise SaveFailedError(
-                "This process was forked while a save was in flight; how it ended is known to the "
-                "process that began it alone.",
-                hint="Look at the storage (imuckpt ls), and leave checkpoints to that process.",
-            )
-        _ACTIVE.discard(self)  # whoever asks is told
-        if self._error is not None:
-            raise self._error
+        error = self.error()
+        self.acknowledge()
+        if error is not None:
+            raise error
         return self._manifest
 
-    def untold(self) -> BaseException | None:
-        """The error, where nobody has asked for it."""
+    def untold(self) -> Exception | None:
+        """Return the error where nobody has asked for it."""
         return self._error if self in _ACTIVE else None
 
     def _run(self) -> None:
@@ -173,8 +181,8 @@ os.register_at_fork(after_in_child=_ACTIVE.clear)  # the threads are not here
 
 # Private, with a public fallback: concurrent.futures closes its pools when the main thread ends,
 # before other threads are joined, and asynchronous file systems resolve names on such a pool. These
-# hooks run last in, first out, so ours waits for the saves first; tests/test_background.py fails
-# without it.
+# hooks run last in, first out, so ours waits for the saves first; without it
+# tests/test_background_processes.py fails.
 getattr(threading, "_register_atexit", atexit.register)(_end)
 
 

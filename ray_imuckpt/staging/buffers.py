@@ -41,7 +41,7 @@ class Copy:
         self._process = os.getpid()
         # A second net only: fused optimizers and writes through `.data` do not count versions.
         self._versions = [
-            (name, source, source._version)  # noqa: SLF001 - private; tests/test_overlap.py would fail
+            (name, source, source._version)  # noqa: SLF001 - private; tests/test_overlap_conditions.py would fail
             for name, (_, source) in zip(names, later, strict=True)
         ]
         self._before_step: list[str | None] = []  # what `fence` has seen changed, if it was called
@@ -109,7 +109,7 @@ class HostBuffers:
         tensors: Mapping[str, torch.Tensor],
         may_wait: Callable[[torch.Tensor], bool] | None = None,
     ) -> Copy:
-        """A copy of each tensor, contiguous, on the host.
+        """Return a copy of each tensor, contiguous, on the host.
 
         What the previous call returned is overwritten. Tensors that are the same memory are copied
         once. CUDA tensors are copied on a stream of their own into pinned memory, and only these
@@ -139,7 +139,7 @@ class HostBuffers:
 
     @torch.inference_mode(mode=False)  # or no later save could write to them
     def _targets(self, sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Room for each source in the buffers, one after the other; pinned for CUDA tensors."""
+        """Return room in the buffers for each source, in a row; pinned for CUDA tensors."""
         kinds = [(source.dtype, source.shape, source.is_cuda) for source in sources]
         if kinds == self._laid_out[0]:  # as in the save before: saves 10 us a tensor
             return self._laid_out[1]
@@ -147,8 +147,8 @@ class HostBuffers:
         sizes = [-(-source.nbytes // _ALIGNMENT) * _ALIGNMENT for source in sources]
         arenas, offsets = {}, {False: 0, True: 0}
         for pinned in offsets:
-            mine = (n for n, s in zip(sizes, sources, strict=True) if s.is_cuda == pinned)
-            arenas[pinned] = self._arena(sum(mine), pinned=pinned)
+            of_kind = (n for n, s in zip(sizes, sources, strict=True) if s.is_cuda == pinned)
+            arenas[pinned] = self._arena(sum(of_kind), pinned=pinned)
         targets = []
         for source, size in zip(sources, sizes, strict=True):
             begin = offsets[source.is_cuda]

@@ -1,4 +1,4 @@
-"""Copies of many tensors: within host memory, and from CUDA devices to it."""
+"""Copy many tensors: within host memory, and from CUDA devices to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def in_place(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each tensor where it is, not copied (but for conjugated and negated views).
+    """Return each tensor where it is, not copied (but for conjugated and negated views).
 
     What CUDA devices were told to compute is computed when this returns: the bytes are fetched by
     other threads, which have streams of their own.
@@ -34,7 +34,7 @@ def in_place(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without its history, its conjugation and negation carried out."""
+    """Return the tensor without its history, its conjugation and negation carried out."""
     if tensor.requires_grad or tensor.is_conj() or tensor.is_neg():
         return tensor.detach().resolve_conj().resolve_neg()
     return tensor
@@ -66,7 +66,7 @@ def _copy_group(pairs: Pairs) -> None:
 
 
 def _groups(pairs: Pairs) -> list[Pairs]:
-    """The pairs in runs of about `_SEGMENT` bytes, so that small tensors share one call."""
+    """Return the pairs in runs of about `_SEGMENT` bytes: small tensors share one call."""
     groups: list[Pairs] = []
     group: Pairs = []
     room = 0
@@ -85,7 +85,7 @@ def _groups(pairs: Pairs) -> list[Pairs]:
 
 
 def _cut(target: torch.Tensor, source: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A large copy as copies of `_SEGMENT` bytes, where the source is in one piece."""
+    """Yield a large copy as copies of `_SEGMENT` bytes, where the source is in one piece."""
     if not source.is_contiguous():
         yield target, source
         return
@@ -96,7 +96,7 @@ def _cut(target: torch.Tensor, source: torch.Tensor) -> Iterator[tuple[torch.Ten
 
 
 def copy_from_cuda(pairs: Pairs) -> list[torch.cuda.Event]:
-    """Begin the copies behind what their devices were told so far; the events of their ends."""
+    """Begin the copies behind what their devices have to do; return the events of their ends."""
     events = []
     for device in sorted({source.device for _, source in pairs}, key=str):
         stream = torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""Holding optimizers back while what their next step changes is still being copied.
+"""Hold optimizers back while what their next step changes is still being copied.
 
 What `Fence.covers` is changed by nothing but a step of the optimizers given: their parameters and
 their state. What else could change these tensors, and cannot be held back, is listed in
@@ -20,10 +20,11 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 class Fence:
-    """Calls a function before every step of some optimizers.
+    """The call of a function before every step of some optimizers.
 
-    An optimizer that knows no such hooks is told of, and what it may change is not covered; nor is
-    what a ``capturable`` one changes, since a CUDA graph that is replayed runs no hooks.
+    An optimizer that knows no such hooks is named in a warning, and what it may change is not
+    covered; nor is what a ``capturable`` one changes, since a CUDA graph that is replayed runs no
+    hooks.
 
     Args:
         optimizers: All that are saved.
@@ -51,7 +52,7 @@ class Fence:
         self._covered = covered - open_to_others
 
     def covers(self, tensor: torch.Tensor) -> bool:
-        """Whether nothing but a step that is held back changes the tensor's memory."""
+        """Return whether nothing but a step that is held back changes the tensor's memory."""
         return _memory(tensor) in self._covered and not tensor.is_inference()
 
     def hold(self, wait: Callable[[], None]) -> None:
@@ -72,7 +73,7 @@ _Memory = tuple[torch.device, int, torch.Size, tuple[int, ...]]
 
 
 def _memory(tensor: torch.Tensor) -> _Memory:
-    """Which elements: a tensor of another extent that begins at the same place is another one."""
+    """Return which elements a tensor holds: one that begins there and ends elsewhere is another."""
     return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()
 
 

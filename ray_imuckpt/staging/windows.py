@@ -26,14 +26,14 @@ class Windows:
         self._copies: list[list[torch.cuda.Event]] = [[] for _ in range(count)]
 
     def next(self) -> torch.Tensor:
-        """A window that may be written to."""
+        """Return a window that may be written to."""
         self._buffers.append(self._buffers.pop(0))
         self._copies.append(self._copies.pop(0))
         _wait(self._copies[-1])
         return self._buffers[-1]
 
     def used(self) -> None:
-        """The copies out of the window that `next` gave have been begun."""
+        """Note that the copies out of the window that `next` returned have begun."""
         for device in self._cuda:
             self._copies[-1].append(torch.cuda.current_stream(device).record_event())
 

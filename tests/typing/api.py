@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import nn
 
 import ray_imuckpt
-from ray_imuckpt import Checkpointer, LoadedCheckpoint, PendingSave, PlateauDetector
+from ray_imuckpt import Checkpointer, LoadedCheckpoint, PendingSave, PlateauDetector, Retention
 from ray_imuckpt.schedules import Exponential
 
 
@@ -42,6 +43,24 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             plateau.adjust(optimizer, lambda state: 1.0 / state)
         rate: float = plateau.learning_rate
         del rate, values
+
+
+def policies(model: nn.Module) -> None:
+    """What steers saves."""
+    checkpointer = Checkpointer(
+        "runs/a",
+        save_every=5,
+        save_interval=timedelta(minutes=10),
+        retention=Retention(keep_last=3, keep_every=10, keep_best=("loss", "min", 2)),
+        on_save_error="warn",
+        max_failed_saves=3,
+        on_commit=lambda path, metrics: print(path, metrics["loss"]),
+    )
+    best: int | None = checkpointer.index_of_best("loss", "min")
+    model = checkpointer.load(model, "best")
+    pending: PendingSave | None = checkpointer.checkpoint(1, model=model)
+    error: Exception | None = None if pending is None else pending.error
+    del best, error
 
 
 def driver(model: nn.Module) -> None:

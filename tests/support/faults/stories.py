@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_imuckpt import ImuckptError, SaveFailedError
+from ray_imuckpt import ImuckptError, Retention, SaveFailedError
 from support.disk.operations import Allocate, Operation
 from support.disk.recording import Died, Recorder
-from support.faults.training import Ledger, Training
+from support.faults.training import Ledger, Training, write
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,29 @@ def pruned(ledger: Ledger, url: str, **options: Any) -> None:
     run.prune(4, keep_last=1)
 
 
+def retained(ledger: Ledger, url: str, **options: Any) -> None:
+    """Save with rules given once: what no rule keeps goes, and only after the commit.
+
+    3 is what the run came from. That a deletion fails is no failure of the save, so that what is to
+    go may be there to the end.
+    """
+    after = ledger.now
+
+    def committed(_path: str, metrics: dict[str, Any]) -> None:
+        ledger.expect(after.either(after.without(*doomed[metrics["version"]])))
+
+    doomed = {4: (1, 2), 5: (1, 2, 4)}
+    rules = Retention(keep_last=1)
+    run = Training(ledger, url, retention=rules, on_commit=committed, **options)
+    for epoch, gone in doomed.items():
+        before = ledger.now
+        after = before.saved(epoch, epoch)
+        ledger.expect(before.either(after, run.parent))
+        write(run.checkpointer, epoch, epoch, run.model, run.optimizer)
+        ledger.expect(after.either(after.without(*gone)))
+        run.parent = epoch
+
+
 def failed(ledger: Ledger, url: str, **options: Any) -> None:
     """Fail to save an epoch, on a branch of its own, and then succeed."""
     run = Training(ledger, url, continue_from=2, **options)
@@ -107,6 +130,7 @@ STORIES = (
     Story("branched", three_epochs, branched),
     Story("begun anew", three_epochs, begun_anew),
     Story("pruned", three_epochs, pruned),
+    Story("retained", three_epochs, retained),
     Story("failed", three_epochs, failed, full_disk_once),
 )
 

@@ -154,17 +154,17 @@ def fsdp1_is_refused(directory: Path, rank: int) -> None:
 
 def all_checkpointers_share_one_group(directory: Path, rank: int) -> None:
     """A group has threads and sockets: there is one for a timeout, however many Checkpointers."""
-    first, second, third = (Checkpointer(directory / str(i)) for i in range(3))
+    first, second = (Checkpointer(directory / str(i)) for i in range(2))
+    third = Checkpointer(directory / "2", timeout=60)
     for checkpointer in (first, second):
         checkpointer.start(nn.Module())
-    assert first._session is not second._session
-    assert first._session is not None
-    assert second._session is not None
-    assert first._session.gang is second._session.gang
-    third.timeout = Checkpointer(timeout=60).timeout
+    assert first._training._session is not second._training._session
+    assert first._training._session is not None
+    assert second._training._session is not None
+    assert first._training._session.gang is second._training._session.gang
     third.start(nn.Module())
-    assert third._session is not None
-    assert third._session.gang is not first._session.gang
+    assert third._training._session is not None
+    assert third._training._session.gang is not first._training._session.gang
     assert len(gang._MADE) == 2
 
 

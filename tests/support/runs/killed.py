@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ray_imuckpt import Checkpointer, ImuckptError
+from ray_imuckpt import Checkpointer, ImuckptError, Retention
 
 PATIENCE = 60  # seconds within which the other rank of a gang has to end
 
@@ -64,6 +64,7 @@ def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None
     kind = draw.choice(("eager", "overlap", "blocking"))
     checkpointer = Checkpointer(
         directory,
+        retention=Retention(keep_last=3) if draw.random() < 0.5 else None,
         blocking=kind == "blocking",
         snapshot="overlap" if kind == "overlap" else "eager",
         timeout=PATIENCE / 4,  # for a rank that is killed before it has met the others

@@ -1,0 +1,69 @@
+"""Report epochs to the surroundings in their order, each when what there is to say is known."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from ray_imuckpt.runtime.session import SavedEpoch, Session
+from ray_imuckpt.saving.operation import SaveOperation
+from ray_imuckpt.storage import Storage
+
+
+@dataclass(frozen=True)
+class Report:
+    """One epoch's report.
+
+    Attributes:
+        session: Who is reported to.
+        metrics: Of the epoch, if there are any.
+        storage: The directory of the checkpoints.
+        operation: The save that was begun at its end, if one was.
+    """
+
+    session: Session
+    metrics: dict[str, Any] | None
+    storage: Storage
+    operation: SaveOperation | None = None
+
+    def send(self) -> None:
+        """Report the epoch, with its checkpoint unless that is known to have failed; a collective.
+
+        Where the save has not ended the surroundings wait for it, and for them its failure is the
+        end of the run.
+        """
+        saved = None
+        if self.operation is not None and self.operation.error is None:
+            saved = SavedEpoch(self.operation.epoch, self.operation.writing)
+        if saved is not None or self.metrics is not None:
+            self.session.report(self.metrics, self.storage, saved)
+
+
+class Reports:
+    """The reports of a training, in the order of its epochs."""
+
+    def __init__(self) -> None:
+        self._held: deque[Report] = deque()
+
+    def add(self, report: Report, *, hold: bool = False) -> None:
+        """Send a report, once all before it are sent; a collective.
+
+        Args:
+            report: The report.
+            hold: Whether to wait until every rank knows how its save has ended: one that failed is
+                then reported without a checkpoint.
+        """
+        self._held.append(report)
+        if hold or len(self._held) > 1:
+            self.flush()
+        else:
+            self._held.popleft().send()
+
+    def flush(self) -> None:
+        """Send what every rank has come to know all about; a collective."""
+        while self._held:
+            operation = self._held[0].operation
+            if operation is not None and not operation.settled:
+                return
+            self._held.popleft().send()

@@ -1,0 +1,285 @@
+"""The training of one Checkpointer in this process: who is asked, and in which order.
+
+Every call that is made on all ranks is here; what each of them means to a user is said by
+`ray_imuckpt.Checkpointer`. Holds what belongs to this process and to no other: it is not pickled.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from ray_imuckpt import arguments
+from ray_imuckpt.agreement import traits
+from ray_imuckpt.agreement.agreement import Traits
+from ray_imuckpt.directory import Access
+from ray_imuckpt.errors import located
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.loading import selection
+from ray_imuckpt.loading.decision import Offer
+from ray_imuckpt.loading.start import Start, started
+from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.loading.targets import Targets
+from ray_imuckpt.options import Saving
+from ray_imuckpt.reporting.audit import Audit
+from ray_imuckpt.reporting.journal import Journal
+from ray_imuckpt.reporting.reports import Report, Reports
+from ray_imuckpt.repository.codec import TrainingState
+from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.run import Run
+from ray_imuckpt.runtime import registry
+from ray_imuckpt.runtime.session import Session
+from ray_imuckpt.saving import collect
+from ray_imuckpt.saving.aftermath import Aftermath
+from ray_imuckpt.saving.collect import Label, Sources
+from ray_imuckpt.saving.operation import says_what_stands
+from ray_imuckpt.saving.pending import PendingSave
+from ray_imuckpt.saving.saver import Saver
+from ray_imuckpt.saving.writer import finish_all
+from ray_imuckpt.state.fitting import check_early
+from ray_imuckpt.state.names import check_names
+from ray_imuckpt.state.objects import check_given
+from ray_imuckpt.storage import Storage, same_directory
+from ray_imuckpt.threads.turns import Turns, in_turn
+
+T = TypeVar("T")
+
+
+class Training:
+    """The training of one Checkpointer in this process; its calls are made one at a time.
+
+    Args:
+        saving: When and how a checkpoint is made.
+        timeout: How long ranks wait for one that is late.
+        aftermath: What follows each commit.
+        sound: The ids of saves that this process has written or verified; those of this training
+            are added.
+    """
+
+    def __init__(
+        self, saving: Saving, timeout: timedelta, aftermath: Aftermath, sound: set[str]
+    ) -> None:
+        self._saving = saving
+        self._timeout = timeout
+        self._aftermath = aftermath
+        self._sound = sound
+        self._session: Session | None = None
+        self._saver = Saver(saving)
+        self._reports = Reports()
+        self._saved_at = time.monotonic()
+        self._turns = Turns()
+        self._audit = Audit()
+        self._journal = Journal()
+
+    @property
+    def run(self) -> Run | None:
+        """Return what is known of the run; ``None`` before `start`, and before the first save."""
+        return self._saver.run
+
+    @in_turn
+    @says_what_stands
+    def start(
+        self, access: Access, choice: Any, targets: Targets, *, strict: bool
+    ) -> tuple[Start, LoadedCheckpoint | None]:
+        """Continue from a checkpoint, or begin; a collective.
+
+        Args:
+            access: Where the checkpoints are.
+            choice: What to continue from, as the user said it.
+            targets: The live objects, as the user gave them.
+            strict: Whether names that do not match are an error.
+
+        Returns:
+            What training begins with; and what it was continued from, if it was.
+        """
+        session = self._enter()
+        gang, model, optimizer = session.gang, targets.model, targets.optimizer
+
+        def request() -> tuple[tuple[str | int, Storage, Storage | None], Traits, None]:
+            finish_all()  # of another Checkpointer of this process
+            check_given(model, optimizer, targets.per_rank)
+            check_names((model, *targets.per_rank.values(), *targets.other.values()))
+            check_early(optimizer)
+            chosen = arguments.continue_from(choice)
+            arguments.device(targets.device)
+            alike = traits.arguments(
+                model, optimizer, targets.per_rank, targets.other, epoch=chosen
+            )
+            shapes = traits.of_live(gang, model, optimizer)
+            return (chosen, access.open(session), session.offered()), Traits(alike, shapes), None
+
+        (chosen, storage, offered), _ = self._meet(gang, "start", request, wait=True)
+        offer = None if offered is None else Offer(offered, access.options)
+        loaded = self._continue(session, storage, chosen, offer, targets, strict=strict)
+        return started(targets, loaded), loaded
+
+    def _continue(
+        self,
+        session: Session,
+        storage: Storage,
+        choice: str | int,
+        offer: Offer | None,
+        targets: Targets,
+        *,
+        strict: bool,
+    ) -> LoadedCheckpoint | None:
+        """Restore what the gang decides on, if anything; return it."""
+        gang, began = session.gang, time.perf_counter()
+        with located(storage.url, rank=gang.rank):
+            run, loaded = selection.begin(
+                gang, storage, choice, session.identity, targets, strict=strict, offer=offer
+            )
+            if loaded is not None:
+                session.adopt(storage, loaded.manifest)
+            gang.run_all(lambda: self._audit.started(gang, targets, loaded))
+        run.sound = self._sound
+        self._saver.run, self._saved_at = run, time.monotonic()
+        took = time.perf_counter() - began
+        self._journal.started(gang, storage.url, loaded, took, looked=choice != arguments.NONE)
+        return loaded
+
+    @in_turn
+    @says_what_stands
+    def checkpoint(
+        self,
+        access: Access,
+        sources: Sources,
+        epoch: Any,
+        step: Any,
+        metrics: Mapping[str, Any] | None,
+        *,
+        force: bool,
+    ) -> PendingSave | None:
+        """End an epoch: save if it is due; a collective.
+
+        Args:
+            access: Where the checkpoints are.
+            sources: What to save, as the user gave it.
+            epoch: As the user gave it.
+            step: As the user gave it.
+            metrics: As the user gave them.
+            force: Whether to save whatever the rules say.
+
+        Returns:
+            The save, or ``None`` when none was due.
+        """
+        began, session = time.perf_counter(), self._enter()
+        gang = session.gang
+
+        def request() -> tuple[tuple[Label, bool, Storage], Traits, bool]:
+            check_given(sources.model, sources.optimizer, sources.per_rank)
+            label = Label(*arguments.label(epoch, step, metrics))
+            self._audit.saving(gang, sources)
+            due = force or self._saving.is_due(label.epoch)
+            more = {"whether a save is due": due, **label.traits}
+            alike = traits.arguments(
+                sources.model, sources.optimizer, sources.per_rank, sources.other, **more
+            )
+            late = self._saving.is_due_after(time.monotonic() - self._saved_at)
+            return (label, due, access.open(session)), Traits(alike), late
+
+        (label, due, storage), late = self._meet(gang, "checkpoint", request, wait=False)
+        if not (due or late[0]):  # one clock decides: rank 0's
+            self._pass(session, storage, label)
+            return None
+        run = self._known_run(session, storage, label.epoch)
+        taken, sizes = self._meet(
+            gang, "checkpoint", lambda: collect.take(gang, run, sources), wait=True
+        )
+        collect.compared(run, sources)
+        ranks = collect.gather(gang, taken, sizes)
+        state = partial(taken.state, ranks)
+        return self._save(access, session, storage, run, state, sources, label, began)
+
+    def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
+        if self._saver.run is None:  # no start(): nothing is known of a history to branch from
+            self._audit.unstarted(session.gang, storage, epoch)
+            run_id = session.identity.id or uuid.uuid4().hex
+            self._saver.run = Run(run_id, None, branch_begun=True, sound=self._sound)
+        return self._saver.run
+
+    def _pass(self, session: Session, storage: Storage, label: Label) -> None:
+        self._journal.passed(session.gang, label.epoch, self._saving.rule)
+        if label.metrics is not None:
+            self._reports.add(Report(session, label.metrics, storage))
+
+    def _save(
+        self,
+        access: Access,
+        session: Session,
+        storage: Storage,
+        run: Run,
+        state: Callable[[], TrainingState],
+        sources: Sources,
+        label: Label,
+        began: float,
+    ) -> PendingSave:
+        epoch, saving = label.epoch, self._saving
+        self._saved_at = time.monotonic()
+        story = self._journal.saving(storage.url, epoch, began)
+
+        own = session.run_directory
+        ours = not (session.deletes and own is not None and same_directory(storage, own))
+
+        def committed(manifest: Manifest) -> None:
+            story.committed(manifest)
+            self._aftermath.follow(storage, run, manifest, prunes=ours)
+
+        operation = self._saver.begin(
+            session.gang,
+            storage,
+            state,
+            label,
+            background=not (saving.blocking or session.immediate or epoch in session.registered),
+            later=sources.optimizers() if saving.snapshot == "overlap" else None,
+            committed=committed,
+        )
+        story.returned()
+        self._reports.add(Report(session, label.metrics, storage, operation), hold=saving.tolerant)
+        return PendingSave(epoch, operation, self.wait, access.get)
+
+    @in_turn
+    @says_what_stands
+    def preempted(self) -> bool:
+        """Return whether this run is about to be stopped, as any rank knows; a collective."""
+        return self._enter().preempted()
+
+    @in_turn
+    @says_what_stands
+    def wait(self) -> None:
+        """Return when all saves that were begun are durable; a collective."""
+        try:
+            self._saver.settle(self._enter().gang)
+        finally:
+            self._reports.flush()
+
+    def leave(self, *, failed: bool) -> None:
+        """End the training: wait for the saves that were begun.
+
+        Args:
+            failed: Whether by an error. The other ranks may never come to wait, so that nobody is
+                asked; otherwise this is a collective.
+        """
+        if failed:
+            self._saver.finish()
+        else:
+            self.wait()
+        self._journal.end()
+
+    def _meet(
+        self, gang: Gang, call: str, step: Callable[[], tuple[T, Traits, Any]], *, wait: bool
+    ) -> tuple[T, list[Any]]:
+        """Meet as `Saver.meet`, then report what waited for the end of a save."""
+        try:
+            return self._saver.meet(gang, call, step, wait=wait)
+        finally:
+            self._reports.flush()
+
+    def _enter(self) -> Session:
+        self._session = registry.session(self._timeout, self._session)
+        self._turns.gang = self._session.gang.world_size > 1
+        return self._session
