@@ -2,8 +2,7 @@
 
 Durability follows the only order that POSIX gives: the bytes (fsync of the file), then the name
 (fsync of the directory). `put` writes a temporary file beside the target and renames it over the
-target; leftovers of a crash are named ``.<name>.<random>.tmp``, and a prune removes them
-once they are a day old.
+target; a crash leaves ``.<name>.<random>.tmp``, which a prune removes once it is a day old.
 """
 
 from __future__ import annotations
@@ -79,9 +78,8 @@ class LocalStorage:
                     observe(index, views)
                     begin = index * content.chunk_size
                     posix.pwrite_all(descriptor, views, begin)
-                    posix.begin_writeback(
-                        descriptor, begin, min(content.chunk_size, content.size - begin)
-                    )
+                    size = min(content.chunk_size, content.size - begin)
+                    posix.begin_writeback(descriptor, begin, size)
 
                 parallel.each(write_chunk, len(content))
                 os.fsync(descriptor)
@@ -90,8 +88,10 @@ class LocalStorage:
 
     def write_all(self, files: Sequence[NewFile]) -> None:
         """Implement `Storage.write_all`. One after the other: each takes the whole disk."""
-        for file in files:
-            self.write(file.name, file.content, file.observe)
+        with contextlib.ExitStack() as written:
+            for file in files:
+                self.write(file.name, file.content, file.observe)
+                written.enter_context(posix.discarded_on_error(self._path(file.name)))
 
     def put(self, name: str, data: bytes) -> None:
         """Implement `Storage.put`."""
