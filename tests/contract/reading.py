@@ -17,6 +17,34 @@ from ray_imuckpt.storage import (
 )
 
 
+class NotedReading:
+    """A part of a file that is wanted, and how reading it ended.
+
+    Attributes:
+        name: The file's.
+        offset: Where in it the part begins.
+        size: The part's.
+        data: What was read.
+        passed: What was shown on the way.
+        ends: What was said at the end, each time.
+    """
+
+    def __init__(self, name: str, offset: int, size: int) -> None:
+        self.name, self.offset, self.size = name, offset, size
+        self.data = bytearray(size)
+        self.views = [memoryview(self.data)[: size // 2], memoryview(self.data)[size // 2 :]]
+        self.passed = b""
+        self.ends: list[OSError | EOFError | None] = []
+
+    def seen(self, view: memoryview) -> None:
+        """Implement `Reading.seen`."""
+        self.passed += bytes(view)
+
+    def ended(self, error: OSError | EOFError | None) -> None:
+        """Implement `Reading.ended`."""
+        self.ends.append(error)
+
+
 class ReadingContract:
     """What every storage promises to whoever reads."""
 
@@ -40,6 +68,26 @@ class ReadingContract:
             view = memoryview(bytearray(size))
             with pytest.raises(EOFError):
                 subject.storage.read_into("a/f", offset, [view], lambda _: None)
+
+    def test_many_parts_are_read_at_the_same_time(self, subject: Subject) -> None:
+        """Each of its own bytes, in any order; what cannot be read is told to that one alone."""
+        data = {f"a/{n}": os.urandom(50_000) for n in range(3)}
+        for name, content in data.items():
+            subject.side.plant(name, content)
+        sound = [
+            NotedReading(f"a/{n % 3}", begin, size)
+            for n, (begin, size) in enumerate(
+                [(0, 50_000), (7, 1), (40_000, 10_000), (8, 0), (5, 9)]
+            )
+        ]
+        behind, missing = NotedReading("a/0", 49_999, 2), NotedReading("a/none", 0, 5)
+        subject.storage.read_all([*sound, behind, missing])
+        for reading in sound:
+            expected = data[reading.name][reading.offset : reading.offset + reading.size]
+            assert reading.data == reading.passed == expected
+            assert reading.ends == [None]
+        assert [type(error) for error in behind.ends] == [EOFError]
+        assert [isinstance(error, FileNotFoundError) for error in missing.ends] == [True]
 
     def test_what_is_not_there_is_not_found(self, subject: Subject) -> None:
         """By that very error; in a directory that is there, and in one that is not."""

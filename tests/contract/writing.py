@@ -10,7 +10,7 @@ from contract.subjects import Subject
 from ray_imuckpt import StorageError
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.encoding.chunks import Chunks
-from ray_imuckpt.storage import ConflictError, NotAFileError, Storage
+from ray_imuckpt.storage import ConflictError, NewFile, NotAFileError, Storage
 
 NAMES = [
     *(
@@ -87,6 +87,28 @@ class WritingContract:
         assert subject.side.names() == []
         assert subject.side.unfinished() == 0
         assert subject.storage.uploads() == []
+
+    def test_files_are_written_at_the_same_time(self, subject: Subject) -> None:
+        """Each its own bytes; where one fails, none of them stays."""
+
+        def files(fail: bool) -> list[NewFile]:
+            def observe(_index: int, views: list[memoryview]) -> None:
+                if fail and bytes(views[0][:1]) == b"3":
+                    raise RuntimeError("from the observer")
+
+            return [
+                NewFile(f"a/{n}", Chunks([b"%d" % n * 1000], chunk_size=300), observe)
+                for n in range(6)
+            ]
+
+        with pytest.raises(RuntimeError, match="observer"):
+            subject.storage.write_all(files(fail=True))
+        assert subject.side.names() == []
+        subject.storage.write_all(files(fail=False))
+        assert subject.side.names() == [f"a/{n}" for n in range(6)]
+        for n in range(6):
+            assert subject.side.look(f"a/{n}") == b"%d" % n * 1000
+        subject.storage.write_all([])
 
     def test_put_creates_and_replaces(self, subject: Subject) -> None:
         """At once and as a whole; no temporary file stays."""
