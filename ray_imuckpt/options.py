@@ -140,7 +140,7 @@ class Retries:
         ValueError, TypeError: A value is not positive, or of the wrong type.
     """
 
-    attempts: int = 5
+    attempts: int = 20
     deadline: float | timedelta = 120.0
 
     def __post_init__(self) -> None:

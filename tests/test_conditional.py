@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from conditional_store import Contents
+from ray_imuckpt.options import Retries
 from ray_imuckpt.storage import ConflictError, DoubtfulError, Storage, open_storage
-from ray_imuckpt.storage.engines.retrying import Patience
 
-ONCE = Patience(attempts=1)
+ONCE = Retries(attempts=1)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from ray_imuckpt.encoding.chunks import Chunks
+from ray_imuckpt.options import Retries
 from ray_imuckpt.storage import Storage, open_storage
 from ray_imuckpt.storage.content import NewFile
-from ray_imuckpt.storage.engines.retrying import Patience
 from tools.simulated_store import Action, Fault, SimulatedStore
 
 MIB = 1024 * 1024
@@ -29,7 +29,7 @@ def storage(request: pytest.FixtureRequest, simulated_store: SimulatedStore) -> 
     options: dict[str, Any] = simulated_store.options
     if request.param == "s3fs":  # an option that obstore has no counterpart for
         options = {**options, "config_kwargs": {"user_agent_extra": "tests"}}
-    made = open_storage("s3://bucket/run", options, Patience(attempts=4, seconds=30))
+    made = open_storage("s3://bucket/run", options, Retries(attempts=4, deadline=30))
     assert engine_of(made).name == {"obstore": "obstore", "s3fs": "S3FileSystem"}[request.param]
     return made
 

@@ -8,7 +8,8 @@ the processor's caches, and what storage holds is read once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -60,21 +61,29 @@ class Reader:
     def prefetch(self) -> None:
         """Read all headers and small files in one meeting, from which the other methods take them.
 
-        A process alone has nobody to meet, and reads each when it is asked for.
+        A process alone has nobody to meet, and reads each when it is asked for, unless the storage
+        takes its time to answer.
 
         Raises:
             CorruptCheckpointError: A file is missing or cut, or one of these was altered.
         """
-        if self._gang.world_size == 1:
+        if self._gang.world_size == 1 and not self._storage.waits:
             return
         whole = [entry for entry in self._manifest.files if _is_small(entry)]
         heads = [entry.header for entry in self._manifest.files if not _is_small(entry)]
         wanted = [*whole, *(head for head in heads if head is not None and head.size <= _WINDOW)]
 
         def read() -> bytes:
-            for entry in self._manifest.files:
-                self._file(entry).check_size()
-            return b"".join(self._file(entry).whole() for entry in wanted)
+            data: dict[int, bytes] = {}
+
+            def read_whole(number: int) -> None:
+                data[number] = self._file(wanted[number]).whole()
+
+            calls: list[Callable[[], None]] = []
+            calls += [self._file(entry).check_size for entry in self._manifest.files]
+            calls += [functools.partial(read_whole, number) for number in range(len(wanted))]
+            self._storage.together(calls)
+            return b"".join(data[number] for number in range(len(wanted)))
 
         data = memoryview(self._gang.run_on_zero(read))
         for number, entry in enumerate(wanted):

@@ -58,9 +58,17 @@ def commit(
     directory = paths.checkpoint_name(draft.epoch)
     try:
         files = _write_all(storage, directory, draft, parts, run)
-        _check_complete(storage, directory, parts, files)
-        manifest = dataclasses.replace(draft, files=files, branch=prepare())
-        replaced = _put_manifest(storage, directory, manifest, run)
+        branch: list[int] = []
+        old: list[bytes | NotAFileError | None] = []
+        storage.together(
+            [
+                lambda: _check_complete(storage, directory, parts, files),
+                lambda: branch.append(prepare()),
+                lambda: old.append(_standing_manifest(storage, directory)),
+            ]
+        )
+        manifest = dataclasses.replace(draft, files=files, branch=branch[0])
+        replaced = _put_manifest(storage, directory, manifest, run, old[0])
     except Exception as error:
         if not isinstance(error, UnknownOutcomeError):
             _discard(storage, directory, draft.save_id)
@@ -83,16 +91,20 @@ class UnknownOutcomeError(SaveFailedError):
     """A manifest may or may not be there: its files must stay. Other ranks get its base."""
 
 
-def _put_manifest(storage: Storage, directory: str, manifest: Manifest, run: Run) -> set[str]:
+def _put_manifest(
+    storage: Storage,
+    directory: str,
+    manifest: Manifest,
+    run: Run,
+    old: bytes | NotAFileError | None,
+) -> set[str]:
     """Commit; return the files that nothing names from now on, and nothing can name again.
 
     A manifest is created where there is none, and else replaces the one that was read: never one
     that another process has put in between.
     """
     path = f"{directory}/{paths.MANIFEST}"
-    try:
-        old = _standing(storage, path)
-    except NotAFileError:  # nor is it a manifest
+    if isinstance(old, NotAFileError):  # nor is it a manifest
         storage.put(path, manifest.to_bytes())
         return set()
     replaced = None if old is None else _replaceable(storage, directory, old, manifest, run)
@@ -108,6 +120,14 @@ def _put_manifest(storage: Storage, directory: str, manifest: Manifest, run: Run
         ) from error
     # Where the store cannot make sure, a late put of what was replaced may bring it back.
     return {entry.name for entry in replaced.files} if replaced and sure else set()
+
+
+def _standing_manifest(storage: Storage, directory: str) -> bytes | NotAFileError | None:
+    """Return what stands where the manifest is to be put, or that it is no file to be read."""
+    try:
+        return _standing(storage, f"{directory}/{paths.MANIFEST}")
+    except NotAFileError as error:
+        return error
 
 
 def _standing(storage: Storage, path: str) -> bytes | None:
@@ -256,9 +276,9 @@ def _check_complete(
     storage: Storage, directory: str, parts: Sequence[codec.EncodedFile], files: Sequence[FileEntry]
 ) -> None:
     planned = sorted((part.part, part.suffix, part.chunks.size) for part in parts)
-    written = sorted(
-        (f.part, f.name.rsplit(".", 1)[1], storage.size(f"{directory}/{f.name}")) for f in files
-    )
+    named = [functools.partial(storage.size, f"{directory}/{f.name}") for f in files]
+    sizes = zip(files, storage.together(named), strict=True)
+    written = sorted((f.part, f.name.rsplit(".", 1)[1], size) for f, size in sizes)
     if planned != written:
         raise SaveFailedError(
             f"The storage does not hold what was written: planned {planned}, found {written}.",

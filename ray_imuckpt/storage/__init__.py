@@ -10,20 +10,28 @@ use ``/``. It knows nothing of checkpoints. Two promises carry the rest of the p
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ray_imuckpt.storage.claims import Claim
 from ray_imuckpt.storage.content import Content, NewFile, Observer, Reading
 from ray_imuckpt.storage.entries import Entry, Upload
+from ray_imuckpt.storage.failures import (
+    ConflictError,
+    DoubtfulError,
+    LinkedDirectoryError,
+    NotAFileError,
+    NotDurableError,
+)
 from ray_imuckpt.storage.names import absolute, is_path, shown
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
-    from ray_imuckpt.storage.engines.retrying import Patience
+    from ray_imuckpt.options import Retries
 
 __all__ = [
     "Claim",
@@ -48,44 +56,6 @@ __all__ = [
 ]
 
 
-class NotAFileError(OSError):
-    """A name that cannot be read as a file: a directory, a pipe, a device, or too large."""
-
-
-class NotDurableError(OSError):
-    """A put that is in place, but that the disk failed to confirm: a crash may bring the old back.
-
-    Asking the disk once more proves nothing: the kernel reports an error once, then forgets it.
-    """
-
-
-class LinkedDirectoryError(OSError):
-    """A change behind a symbolic link, where it may be another's.
-
-    Args:
-        directory: The link.
-    """
-
-    def __init__(self, directory: str) -> None:
-        super().__init__(
-            errno.ELOOP,
-            "This is a symbolic link, and what it leads to may be another's: nothing is written or "
-            "deleted through it. Remove the link, or use another epoch",
-            directory,
-        )
-
-    def __reduce__(self) -> tuple[type[LinkedDirectoryError], tuple[str]]:
-        return type(self), (self.filename,)
-
-
-class ConflictError(OSError):
-    """Another process has put something else there; what was to be put is not, and will not be."""
-
-
-class DoubtfulError(OSError):
-    """A put that may be there or not, and may still come to be there: the answer was lost."""
-
-
 class Storage(Protocol):
     """One directory. All methods raise ``OSError`` (``FileNotFoundError`` where it applies).
 
@@ -95,10 +65,12 @@ class Storage(Protocol):
     Attributes:
         url: Where it is, without secrets.
         connections: How many of its methods serve best at the same time.
+        waits: Whether its answers take their time, so that several are best asked for at once.
     """
 
     url: str
     connections: int
+    waits: bool
 
     def check_writable(self) -> None:
         """Make the directory, where the storage knows directories, and try to write into it.
@@ -191,6 +163,13 @@ class Storage(Protocol):
         What cannot be read is told to the reading itself; what that raises ends all.
         """
 
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Return what the calls return: made at the same time where each waits for an answer.
+
+        Raises:
+            BaseException: The first error, once all calls that had begun have ended.
+        """
+
     def size(self, name: str) -> int:
         """Return the size of a file in bytes."""
 
@@ -239,14 +218,14 @@ class Storage(Protocol):
 
 
 def open_storage(
-    name: str, options: dict[str, Any] | None = None, patience: Patience | None = None
+    name: str, options: dict[str, Any] | None = None, retries: Retries | None = None
 ) -> Storage:
     """Return the directory at `name`, a path or any URL that fsspec knows. Nothing is made or read.
 
     Args:
         name: A path, ``file://…``, ``s3://…``, ``gs://…``, ``memory://…`` and so on.
         options: As the fsspec file system takes them, and as pandas calls ``storage_options``.
-        patience: How often and how long an operation on a remote storage is tried.
+        retries: How often and how long an operation on a remote storage is tried.
 
     Raises:
         ValueError: `name` may mean two places, or none.
@@ -259,7 +238,7 @@ def open_storage(
         return LocalStorage(name)
     from ray_imuckpt.storage.opening import open_url
 
-    return open_url(name, options or {}, patience)
+    return open_url(name, options or {}, retries)
 
 
 def from_arrow(filesystem: pyarrow.fs.FileSystem, path: str) -> Storage:

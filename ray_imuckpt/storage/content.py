@@ -77,3 +77,16 @@ class Reading(Protocol):
         Raises:
             Exception: Ends the whole reading.
         """
+
+
+def carry_out(
+    reading: Reading,
+    read_into: Callable[[str, int, Sequence[memoryview], Callable[[memoryview], object]], None],
+) -> None:
+    """Read what a reading wants by one call, and tell it how that ended."""
+    try:
+        read_into(reading.name, reading.offset, reading.views, reading.seen)
+    except (OSError, EOFError) as error:
+        reading.ended(error)
+    else:
+        reading.ended(None)

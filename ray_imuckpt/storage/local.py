@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_imuckpt.storage import (
     Claim,
@@ -23,10 +23,12 @@ from ray_imuckpt.storage import (
     exclusive,
     posix,
 )
-from ray_imuckpt.storage.content import Content, NewFile, Observer, Reading
+from ray_imuckpt.storage.content import Content, NewFile, Observer, Reading, carry_out
 from ray_imuckpt.storage.names import MAX_RECORD, temporary_name
 from ray_imuckpt.storage.refusals import disk_error
 from ray_imuckpt.threads import parallel
+
+T = TypeVar("T")
 
 
 class LocalStorage:
@@ -38,22 +40,27 @@ class LocalStorage:
 
     def __init__(self, path: str) -> None:
         self.url = path
-        self.connections = parallel.THREADS
+        self.connections, self.waits = parallel.THREADS, False
         self._top = path  # links are followed down to here, and no further
         self._named: set[str] = set()  # directories whose names are on the disk
 
     def check_writable(self) -> None:
         """Implement `Storage.check_writable`."""
         try:
-            path = self._prepared(temporary_name("probe"))
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                posix.pwrite_all(descriptor, [memoryview(bytes(4096))], 0)  # if the disk is full
-            finally:
-                os.close(descriptor)
-                os.unlink(path)
+            self._probe()
         except OSError as error:
             raise disk_error("cannot be written", self.url, error) from error
+
+    def _probe(self) -> float:
+        """Write a file that nobody reads, and remove it; return when that was."""
+        path = self._prepared(temporary_name("probe"))
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            posix.pwrite_all(descriptor, [memoryview(bytes(4096))], 0)  # if the disk is full
+            return os.fstat(descriptor).st_mtime
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
 
     def child(self, name: str) -> LocalStorage:
         """Implement `Storage.child`."""
@@ -161,17 +168,11 @@ class LocalStorage:
 
     def read_all(self, readings: Sequence[Reading]) -> None:
         """Implement `Storage.read_all`, side by side on a few threads."""
+        parallel.each(lambda n: carry_out(readings[n], self.read_into), len(readings))
 
-        def read(number: int) -> None:
-            reading = readings[number]
-            try:
-                self.read_into(reading.name, reading.offset, reading.views, reading.seen)
-            except (OSError, EOFError) as error:
-                reading.ended(error)
-            else:
-                reading.ended(None)
-
-        parallel.each(read, len(readings))
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Implement `Storage.together`. One after the other: a disk answers at once."""
+        return [call() for call in calls]
 
     def size(self, name: str) -> int:
         """Implement `Storage.size`."""
@@ -217,13 +218,7 @@ class LocalStorage:
 
     def clock(self) -> float:
         """Implement `Storage.clock`."""
-        path = self._prepared(temporary_name("probe"))
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            return os.fstat(descriptor).st_mtime
-        finally:
-            os.close(descriptor)
-            os.unlink(path)
+        return self._probe()
 
     def uploads(self) -> list[Upload]:
         """Implement `Storage.uploads`. A disk knows none."""

@@ -18,6 +18,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ray_imuckpt.errors import StorageError
+from ray_imuckpt.options import Retries
 from ray_imuckpt.storage.engines import filesystems, translation
 from ray_imuckpt.storage.engines.budget import CONNECTIONS, Budget
 from ray_imuckpt.storage.engines.connection import UnknownOptionError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from ray_imuckpt.storage.engines.protocol import Engine
 
+_S3_URLS = ("s3://", "s3a://")
 # What botocore does not do: as many connections as we use. What it need not do: we try again.
 _FOR_S3 = {"max_pool_connections": 2 * CONNECTIONS, "retries": {"max_attempts": 1}}
 
@@ -40,20 +42,20 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 def open_url(
-    name: str, options: dict[str, Any], patience: Patience | None = None
+    name: str, options: dict[str, Any], retries: Retries | None = None
 ) -> LocalStorage | RemoteStorage:
     """Return the directory at a URL.
 
     Args:
         name: As `names.absolute` returns it.
         options: As the fsspec file system of the URL takes them.
-        patience: How often and how long an operation is tried.
+        retries: How often and how long an operation is tried.
 
     Raises:
         StorageError: Its package is missing, an option is wrong, or it cannot be connected to.
     """
     url = shown(name.rpartition("::")[2])
-    budget, patience = Budget(), patience or Patience()
+    budget, patience = Budget(), Patience.of(retries or Retries())
     scheme, _, path = url.partition("://")
     engine = _obstore(scheme, path, options, budget, patience)
     if engine is not None:
@@ -68,7 +70,7 @@ def _filesystem(
     name: str, url: str, options: Mapping[str, Any]
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URL, and the path on it; errors as for `open_url`."""
-    if url.startswith(("s3://", "s3a://")):
+    if url.startswith(_S3_URLS):
         options = {**options, "config_kwargs": {**_FOR_S3, **(options.get("config_kwargs") or {})}}
     try:
         found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(name, **options)
@@ -86,6 +88,8 @@ def _filesystem(
             url=url,
             hint="Look at the credentials, the endpoint and storage_options.",
         ) from error
+    if url.startswith(_S3_URLS):
+        found[0].retries = 1  # this instance is ours alone, by its options
     return found
 
 

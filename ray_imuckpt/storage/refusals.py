@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from ray_imuckpt.errors import StorageError
+
+_EXPIRED = re.compile(r"ExpiredToken|token has expired", re.IGNORECASE)
+_UNREACHABLE = re.compile(r"error sending request|Could not connect|Cannot connect|refused")
 
 
 def disk_error(what: str, url: str, error: OSError) -> StorageError:
@@ -36,7 +40,13 @@ def store_error(what: str, url: str, error: OSError, *, objects: bool) -> Storag
     """
     told = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
     cure = "Look at the credentials, the endpoint and `dir`."
-    if isinstance(error, PermissionError):
+    if _EXPIRED.search(told):
+        cure = "Renew the credentials: those that were used have expired."
+    elif _UNREACHABLE.search(told):
+        cure = "Is the endpoint (endpoint_url) right, and does anything answer there?"
+    elif told.startswith(("TypeError", "AttributeError")):
+        cure = "Look at storage_options: they are those of fsspec's file system for this URL."
+    elif isinstance(error, PermissionError):
         cure = "Give these credentials the right to list, read, write and delete there."
     elif isinstance(error, FileNotFoundError) and objects:
         told = "its bucket does not exist"

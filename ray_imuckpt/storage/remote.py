@@ -16,7 +16,7 @@ import contextlib
 import logging
 import posixpath
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.storage import (
@@ -39,6 +39,8 @@ from ray_imuckpt.storage.refusals import unfit
 
 if TYPE_CHECKING:
     import pyarrow.fs
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -71,7 +73,7 @@ class RemoteStorage:
         self._given_url = url
         self._no_links: set[str] = set()
         self.url = url or engine.url(self._root)
-        self.connections = engine.readers
+        self.connections, self.waits = engine.readers, engine.writers > 1
 
     @property
     def identity(self) -> tuple[Hashable, str]:
@@ -214,6 +216,10 @@ class RemoteStorage:
     def read_all(self, readings: Sequence[Reading]) -> None:
         """Implement `Storage.read_all`: ranges of like size, over all connections."""
         transfers.read_all(self._engine, self._budget, self._path, readings)
+
+    def together(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Implement `Storage.together`."""
+        return transfers.together(self._engine, calls)
 
     def size(self, name: str) -> int:
         """Implement `Storage.size`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from ray_imuckpt.storage import plans
 from ray_imuckpt.storage.content import NewFile, Reading
@@ -16,6 +17,8 @@ from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.persistent import PersistentEngine
 from ray_imuckpt.storage.engines.protocol import Source
 from ray_imuckpt.threads import parallel
+
+T = TypeVar("T")
 
 
 def write_all(
@@ -49,6 +52,17 @@ def write_all(
             with contextlib.suppress(Exception):  # what was published all the same
                 engine.engine.remove(path)
         raise
+
+
+def together(engine: PersistentEngine, calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Return what the calls return; see `Storage.together`."""
+    results: dict[int, T] = {}
+
+    def call(number: int) -> None:
+        results[number] = calls[number]()
+
+    parallel.each(call, len(calls), max(1, min(engine.writers, len(calls))))
+    return [results[number] for number in range(len(calls))]
 
 
 def _send(

@@ -11,8 +11,8 @@ from torch import nn
 
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
+from ray_imuckpt.options import Retries
 from ray_imuckpt.storage import open_storage
-from ray_imuckpt.storage.engines.retrying import Patience
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 pytestmark = pytest.mark.usefixtures("loopback_only")
@@ -32,7 +32,7 @@ def options(request: pytest.FixtureRequest, simulated_store: SimulatedStore) -> 
 def checkpointer(options: dict[str, Any], attempts: int = 2) -> Checkpointer:
     """Return a Checkpointer that loses its patience soon."""
     made = Checkpointer(blocking=True)
-    made._place = open_storage(URL, options, Patience(attempts, seconds=20.0))
+    made._place = open_storage(URL, options, Retries(attempts=attempts, deadline=20.0))
     return made
 
 

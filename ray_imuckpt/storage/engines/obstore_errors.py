@@ -10,6 +10,10 @@ from ray_imuckpt.storage.engines.protocol import RefusedError
 
 _SECRETS = re.compile(r"(?i)((?:sig|signature|token|credential|x-amz-[a-z-]+)=)[^&\s\"')]+")
 
+_REQUEST = re.compile(r"Error performing (\w+) (\S+) in \S+ - (.*)")
+_CODE = re.compile(r"<(?:Code|code)>([^<]*)<")
+_MESSAGE = re.compile(r"<(?:Message|message)>([^<]*)<")
+
 
 @contextlib.contextmanager
 def raised_as_oserror(path: str) -> Iterator[None]:
@@ -40,9 +44,22 @@ def raised_as_oserror(path: str) -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
+    """Return what was asked and what the answer says, without obstore's words around it."""
+    text = _line(error)
+    request = _REQUEST.search(text)
+    if request is None:
+        return text
+    method, url, answer = request.groups()
+    code, message = _CODE.search(answer), _MESSAGE.search(answer)
+    status = answer.partition(": <")[0].removeprefix("Server returned non-2xx ")
+    says = [status, code[1] if code else "", message[1] if message else ""]
+    return f"{method} {url}: {', '.join(word for word in says if word)}"
+
+
+def _line(error: BaseException) -> str:
     return _SECRETS.sub(r"\1…", str(error).partition("\n")[0])
 
 
 def _bare(error: BaseException) -> BaseException:
-    """Return the same error with a short text: it is shown as the cause."""
-    return type(error)(_short(error)).with_traceback(error.__traceback__)
+    """Return the same error, which is shown as the cause, in one line."""
+    return type(error)(_line(error)).with_traceback(error.__traceback__)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from ray_imuckpt.options import Retries
 from ray_imuckpt.storage.engines.protocol import Fault
 
 logger = logging.getLogger("ray_imuckpt")
@@ -39,8 +40,13 @@ class Patience:
         seconds: After the first try, from when on there is no other.
     """
 
-    attempts: int = 20
+    attempts: int = Retries.attempts
     seconds: float = 120.0
+
+    @classmethod
+    def of(cls, retries: Retries) -> Patience:
+        """Return what a user chose."""
+        return cls(retries.attempts, retries.seconds)
 
     @property
     def brief(self) -> Patience:

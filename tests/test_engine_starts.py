@@ -1,0 +1,98 @@
+"""A store that cannot serve is told at `start`, with its URL and a cure; tiny saves are quick."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from torch import nn
+
+from ray_imuckpt import Checkpointer, StorageError
+from ray_imuckpt.storage import open_storage
+from tools.simulated_store import Action, Fault, Settings, SimulatedStore
+
+BY_FSSPEC = {"config_kwargs": {"user_agent_extra": "tests"}}
+
+
+@pytest.fixture(params=["obstore", "s3fs"])
+def options(request: pytest.FixtureRequest, simulated_store: SimulatedStore) -> dict[str, Any]:
+    """Options by which either engine reaches the simulated store."""
+    return simulated_store.options | (BY_FSSPEC if request.param == "s3fs" else {})
+
+
+@pytest.mark.parametrize(
+    ("fault", "cure"),
+    [
+        (Action.DENIED, "right to list, read, write"),
+        (Action.EXPIRED, "Renew the credentials"),
+        (Action.SLOW_DOWN, "Look at the credentials, the endpoint"),
+    ],
+    ids=lambda value: value.name if isinstance(value, Action) else "",
+)
+def test_what_a_store_refuses_is_told_at_start(
+    options: dict[str, Any], simulated_store: SimulatedStore, fault: Action, cure: str
+) -> None:
+    """By its URL and a cure, after a few tries at most."""
+    simulated_store.fail(Fault(fault, times=None))
+    with pytest.raises(StorageError) as caught:
+        Checkpointer("s3://bucket/run", storage_options=options).start(nn.Linear(2, 2))
+    assert cure in str(caught.value)
+    assert "s3://bucket/run" in str(caught.value)
+    assert options["secret"] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cure"),
+    [
+        ({"endpoint_url": "http://127.0.0.1:1"}, "Is the endpoint"),
+        ({"nonsense": 1}, "storage_options"),
+        ({"client_kwargs": {"nonsense": 1}}, "storage_options"),
+    ],
+    ids=["down", "option", "inner option"],
+)
+def test_a_wrong_option_is_told_at_start(
+    options: dict[str, Any], wrong: dict[str, Any], cure: str
+) -> None:
+    """Also where nothing answers; what is wrong is named."""
+    checkpointer = Checkpointer("s3://bucket/run", storage_options=options | wrong)
+    with pytest.raises(StorageError, match=cure):
+        checkpointer.start(nn.Linear(2, 2))
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the extra that is the faster way."""
+    import fsspec.core
+
+    def missing(*_: Any, **__: Any) -> Any:
+        raise ImportError("Install s3fs to access S3") from ImportError(name="s3fs")
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("ray_imuckpt.storage.opening.url_to_fs", missing)
+    assert fsspec.core is not None
+    with pytest.raises(StorageError, match=r"s3fs.*\n.*ray-imuckpt\[obstore\].*pip install s3fs"):
+        open_storage("s3://bucket/run")
+
+
+def test_why_fsspec_is_used_is_told(
+    simulated_store: SimulatedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the level DEBUG, without the option's value."""
+    with caplog.at_level(logging.DEBUG, "ray_imuckpt"):
+        open_storage("s3://bucket/run", simulated_store.options | {"client_kwargs": {"x": "y-z"}})
+    assert "by way of fsspec" in caplog.text
+    assert "client_kwargs" in caplog.text
+    assert "y-z" not in caplog.text
+
+
+def test_a_tiny_save_takes_four_round_trips(
+    options: dict[str, Any], simulated_store: SimulatedStore
+) -> None:
+    """Data, then sizes and records, then the manifest, then a look at the record."""
+    with Checkpointer("s3://bucket/run", storage_options=options, blocking=True) as checkpointer:
+        checkpointer.start(nn.Linear(2, 2))
+        checkpointer.checkpoint(1, model=nn.Linear(2, 2))
+        simulated_store.configure(Settings(latency=0.4))  # what is asked at once comes at once
+        simulated_store.reset()
+        checkpointer.checkpoint(2, model=nn.Linear(2, 2))
+    assert simulated_store.report().round_trips <= 4
