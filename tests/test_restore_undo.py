@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from ray_imuckpt import (
     ImuckptError,
     StateMismatchError,
 )
+from ray_imuckpt.state.random_state import take_random
+from ray_imuckpt.state.restorable import Filled
+from ray_imuckpt.state.restorable_random import RestorableRandom
 from support.restores import Everything, Refuses
 
 
@@ -124,3 +128,41 @@ def test_what_cannot_be_undone_is_named(tmp_path: Path) -> None:
         after = here.state()
         assert same_bytes(after[:2], before[:2])
         assert all(any(same_bytes(state, kept) for kept in before) for state in after)
+
+
+def test_what_was_applied_is_undone_the_last_first(tmp_path: Path) -> None:
+    """Objects may hold parts of each other: only backwards each gets what it was."""
+    loads: list[tuple[str, str]] = []
+
+    class Recorded:
+        def __init__(self, name: str, value: str) -> None:
+            self.name, self.value = name, value
+
+        def state_dict(self) -> dict[str, str]:
+            return {"value": self.value}
+
+        def load_state_dict(self, state: dict[str, str]) -> None:
+            self.value = state["value"]
+            loads.append((self.name, self.value))
+
+    def build(value: str) -> dict[str, Any]:
+        return {"a": Recorded("a", value), "b": Recorded("b", value), "c": Refuses()}
+
+    Checkpointer(tmp_path, blocking=True).checkpoint(1, model=small_model(), **build("saved"))
+    with pytest.raises(StateMismatchError, match="not this one"):
+        Checkpointer(tmp_path).start(small_model(), **build("live"))
+    assert loads == [("a", "saved"), ("b", "saved"), ("b", "live"), ("a", "live")]
+
+
+def test_random_generators_are_undone_where_one_refuses() -> None:
+    """Python's has taken its state before torch's refuses."""
+    saved = {**take_random(), "torch": torch.zeros(3, dtype=torch.uint8)}
+    torch.rand(1), random.random()
+    before = take_random()
+    restorable = RestorableRandom([saved], 0, needs_cuda=False)
+    with pytest.raises((RuntimeError, TypeError)):
+        restorable.apply(Filled())
+    assert random.getstate() != before["python"]
+    assert restorable.undo()
+    assert random.getstate() == before["python"]
+    assert same_bytes(torch.get_rng_state(), before["torch"])
