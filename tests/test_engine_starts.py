@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from ray_imuckpt import Checkpointer, StorageError
+from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import open_storage
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
@@ -96,3 +97,38 @@ def test_a_tiny_save_takes_four_round_trips(
         simulated_store.reset()
         checkpointer.checkpoint(2, model=nn.Linear(2, 2))
     assert simulated_store.report().round_trips <= 4
+
+
+@pytest.mark.parametrize("more", [{}, BY_FSSPEC], ids=["obstore", "s3fs"])
+def test_credentials_that_expire_are_looked_up_anew(
+    simulated_store: SimulatedStore, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    """Once, in the middle of a run, where they were not given but found."""
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "OLD")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    options = {"endpoint_url": simulated_store.endpoint} | more
+    with Checkpointer("s3://bucket/run", storage_options=options, blocking=True) as checkpointer:
+        checkpointer.start(nn.Linear(2, 2))
+        storage = open_storage("s3://bucket/run", options)
+        storage.put("m", b"1")
+        simulated_store.fail(Fault(Action.EXPIRED, access_key="OLD", times=None))
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "NEW")
+        storage.put("m", b"2")
+        assert storage.get("m") == b"2"
+        checkpointer.checkpoint(1, model=nn.Linear(2, 2))
+        assert checkpointer.list_existing_checkpoint_indices() == [1]
+
+
+def test_an_upload_that_was_left_is_listed_and_given_up(
+    options: dict[str, Any], simulated_store: SimulatedStore
+) -> None:
+    """By either engine, where s3fs is installed."""
+    simulated_store.fail(Fault(Action.LOST, "create upload", times=1))
+    storage = open_storage("s3://bucket/run", options)
+    content = Chunks([bytes(12_000_000)])
+    storage.write("checkpoint=1/a", content, lambda _index, _views: None)
+    (left,) = storage.uploads()
+    assert left.name == "checkpoint=1/a"
+    storage.abort(left)
+    assert simulated_store.uploads() == []
