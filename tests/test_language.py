@@ -121,7 +121,6 @@ NOT_YET = (
     "repository/",
     "saving/",
     "staging/",
-    "storage/",
 )
 CLEAN = sorted(name for name in FILES if not name.startswith(NOT_YET))
 

@@ -107,15 +107,15 @@ def _found_out(
 ) -> bool:
     """Read back what a put that raised has left; as `put_if` returns."""
     try:
-        found = standing(engine, path)
+        content = standing(engine, path)
     except OSError as unreadable:
         raise DoubtfulError(
             f"{path} was sent, and whether it arrived cannot be told: "
             f"{type(error).__name__}: {error}"
         ) from unreadable
-    if found == data:
+    if content == data:
         return guarded
-    if guarded and found != seen:  # so the condition fails, now and for every put still under way
+    if guarded and content != seen:  # so the condition fails, now and for every put still under way
         raise ConflictError(f"{path} was put by another process") from error
     raise DoubtfulError(
         f"{path} was sent and is not there, but may still arrive: {type(error).__name__}: {error}"

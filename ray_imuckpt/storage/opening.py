@@ -73,7 +73,7 @@ def _filesystem(
     if url.startswith(_S3_URLS):
         options = {**options, "config_kwargs": {**_FOR_S3, **(options.get("config_kwargs") or {})}}
     try:
-        found: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(name, **options)
+        opened: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(name, **options)
     except ImportError as error:
         raise _missing(error, url) from error
     except TypeError as error:  # the file system's own signature says so
@@ -89,8 +89,8 @@ def _filesystem(
             hint="Look at the credentials, the endpoint and storage_options.",
         ) from error
     if url.startswith(_S3_URLS):
-        found[0].retries = 1  # this instance is ours alone, by its options
-    return found
+        opened[0].retries = 1  # this instance is ours alone, by its options
+    return opened
 
 
 def _missing(error: ImportError, url: str) -> StorageError:

@@ -121,15 +121,15 @@ class Range:
 
     def views(self, readings: Sequence[Reading]) -> list[memoryview]:
         """Return where the bytes go."""
-        found = []
+        planned = []
         for piece in self.pieces:
             at = 0
             for view in readings[piece.number].views:
                 start, stop = max(piece.start - at, 0), min(piece.stop - at, len(view))
                 if start < stop:
-                    found.append(view[start:stop])
+                    planned.append(view[start:stop])
                 at += len(view)
-        return found
+        return planned
 
 
 def ranges(readings: Sequence[Reading], workers: int, most: int) -> list[Range]:
@@ -143,23 +143,23 @@ def ranges(readings: Sequence[Reading], workers: int, most: int) -> list[Range]:
         most: Bytes of the largest request that is allowed.
     """
     size = even(sum(r.size for r in readings), workers, min(_SMALLEST_READ, most), most)
-    found: list[Range] = []
+    planned: list[Range] = []
     order = sorted(range(len(readings)), key=lambda n: (readings[n].name, readings[n].offset))
     for number in order:
         reading = readings[number]
         start = 0
         while start < reading.size:
             at = reading.offset + start
-            last = found[-1] if found else None
+            last = planned[-1] if planned else None
             joins = last and last.name == reading.name and last.offset + last.size == at
             if last is None or not joins or last.size >= size:
                 last = Range(reading.name, at, 0, [])
-                found.append(last)
+                planned.append(last)
             stop = min(reading.size, start + size - last.size)
             last.pieces.append(Piece(number, start, stop))
             last.size += stop - start
             start = stop
-    return sorted(found, key=lambda r: r.size, reverse=True)
+    return sorted(planned, key=lambda r: r.size, reverse=True)
 
 
 class Left:

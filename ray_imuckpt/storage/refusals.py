@@ -38,22 +38,22 @@ def store_error(what: str, url: str, error: OSError, *, objects: bool) -> Storag
         error: What the file system said.
         objects: Whether it is an object store, where only a bucket can be missing.
     """
-    told = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
+    says = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
     cure = "Look at the credentials, the endpoint and `dir`."
-    if _EXPIRED.search(told):
+    if _EXPIRED.search(says):
         cure = "Renew the credentials: those that were used have expired."
-    elif _UNREACHABLE.search(told):
+    elif _UNREACHABLE.search(says):
         cure = "Is the endpoint (endpoint_url) right, and does anything answer there?"
-    elif told.startswith(("TypeError", "AttributeError")):
+    elif says.startswith(("TypeError", "AttributeError")):
         cure = "Look at storage_options: they are those of fsspec's file system for this URL."
     elif isinstance(error, PermissionError):
         cure = "Give these credentials the right to list, read, write and delete there."
     elif isinstance(error, FileNotFoundError) and objects:
-        told = "its bucket does not exist"
+        says = "its bucket does not exist"
         cure = "Look at `dir`, or make the bucket: none is made here."
     elif isinstance(error, FileNotFoundError):
         cure = "Look at `dir`: the directory above it is not there, either."
-    return StorageError(f"The directory {what}: {told}.", url=url, hint=cure)
+    return StorageError(f"The directory {what}: {says}.", url=url, hint=cure)
 
 
 def unfit(name: str, url: str, why: str) -> StorageError:

@@ -58,11 +58,11 @@ class Connection:
 
 def timeouts(config: dict[str, Any]) -> dict[str, Any]:
     """Take botocore's timeouts out of its options, and return them as obstore's."""
-    found = {}
+    taken = {}
     for name, theirs in (("connect_timeout", "connect_timeout"), ("read_timeout", "timeout")):
         if name in config:
-            found[theirs] = timedelta(seconds=float(config.pop(name)))
-    return found
+            taken[theirs] = timedelta(seconds=float(config.pop(name)))
+    return taken
 
 
 def mapping(options: dict[str, Any], name: str) -> dict[str, Any]:

@@ -73,13 +73,13 @@ def create_keywords(filesystem: fsspec.AbstractFileSystem) -> dict[str, Any] | N
     """
     if speaks_azure(filesystem):
         return {"overwrite": False}
-    own = type(filesystem).pipe_file
+    method = type(filesystem).pipe_file
     inherited = fsspec.AbstractFileSystem.pipe_file
     if isinstance(filesystem, AsyncFileSystem):
-        own = type(filesystem)._pipe_file  # noqa: SLF001 - see above
+        method = type(filesystem)._pipe_file  # noqa: SLF001 - see above
         inherited = AsyncFileSystem._pipe_file  # noqa: SLF001 - see above
-    has_mode = "mode" in inspect.signature(own).parameters
-    return {"mode": "create"} if has_mode and own is not inherited else None
+    has_mode = "mode" in inspect.signature(method).parameters
+    return {"mode": "create"} if has_mode and method is not inherited else None
 
 
 def speaks_azure(filesystem: fsspec.AbstractFileSystem) -> bool:

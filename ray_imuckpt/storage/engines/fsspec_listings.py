@@ -28,7 +28,7 @@ def entries(filesystem: fsspec.AbstractFileSystem, path: str) -> list[Listed]:
 def names_below(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
     """Return the paths of the files below a directory; errors as for `Engine.below`."""
     if isinstance(filesystem, ArrowFSWrapper):
-        return [found.path for found in _arrow_below(filesystem, path)]
+        return [listed.path for listed in _arrow_below(filesystem, path)]
     if filesystems.lists_itself(filesystem):
         filesystem.invalidate_cache()
         return list(filesystem.find(path))
@@ -41,7 +41,7 @@ def names_below(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
         passed = FileNotFoundError if entry.is_directory else OSError
         with contextlib.suppress(passed):
             below = entries(filesystem, entry.path)
-            paths += [found.path for found in below if not found.is_directory]
+            paths += [listed.path for listed in below if not listed.is_directory]
     return paths
 
 
@@ -51,13 +51,13 @@ def below(filesystem: fsspec.AbstractFileSystem, path: str) -> list[Listed]:
         return _arrow_below(filesystem, path)
     if filesystems.lists_itself(filesystem):
         filesystem.invalidate_cache()
-        found = [_listed(entry) for entry in filesystem.find(path, detail=True).values()]
+        listed = [_listed(entry) for entry in filesystem.find(path, detail=True).values()]
     else:
-        found = entries(filesystem, path)
-        for directory in [entry.path for entry in found if entry.is_directory]:
+        listed = entries(filesystem, path)
+        for directory in [entry.path for entry in listed if entry.is_directory]:
             with contextlib.suppress(FileNotFoundError):
-                found += entries(filesystem, directory)
-    return [entry for entry in found if entry.is_file]
+                listed += entries(filesystem, directory)
+    return [entry for entry in listed if entry.is_file]
 
 
 def _arrow_below(filesystem: ArrowFSWrapper, path: str) -> list[Listed]:

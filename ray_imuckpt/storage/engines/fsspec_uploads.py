@@ -173,16 +173,16 @@ def unfinished(engine: Caller, root: str) -> list[Upload]:
     if not filesystems.speaks_s3(engine.filesystem):
         return []
     bucket, _, prefix = root.strip("/").partition("/")
-    found: list[Upload] = []
+    uploads: list[Upload] = []
     page: dict[str, Any] = {}
     while True:
         asked = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else "", **page}
         answer = _s3(engine, "list_multipart_uploads", **asked)
         for one in answer.get("Uploads", []):
             name = one["Key"].removeprefix(asked["Prefix"])
-            found.append(Upload(name, one["UploadId"], one["Initiated"].timestamp()))
+            uploads.append(Upload(name, one["UploadId"], one["Initiated"].timestamp()))
         if not answer.get("IsTruncated"):
-            return found
+            return uploads
         page = {
             "KeyMarker": answer["NextKeyMarker"],
             "UploadIdMarker": answer["NextUploadIdMarker"],

@@ -32,8 +32,8 @@ class _Options:
 
     def take(self, name: str, botocores: str) -> Any:
         """Take an option out of wherever it stands."""
-        found = [options.pop(key, None) for options, key in self._named(name, botocores)]
-        return next((value for value in found if value is not None), None)
+        values = [options.pop(key, None) for options, key in self._named(name, botocores)]
+        return next((value for value in values if value is not None), None)
 
     def _named(self, name: str, botocores: str) -> list[tuple[dict[str, Any], str]]:
         return [(self.outer, name), (self.client, botocores), (self.config, botocores)]
@@ -56,10 +56,11 @@ def connection(scheme: str, left: dict[str, Any]) -> Connection:
     if left.pop("requester_pays", False):
         chosen["request_payer"] = True
     region = layers.take("region", "region_name")
-    credentials, found = _add_credentials(layers, chosen)
+    credentials, configured = _add_credentials(layers, chosen)
     nothing_left(layers.client, "client_kwargs")
     nothing_left(layers.config, "config_kwargs")
-    region = region or found or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = region or configured or os.environ.get("AWS_REGION")
+    region = region or os.environ.get("AWS_DEFAULT_REGION")
     if region is None and endpoint is None:
         raise UnknownOptionError("no region is known, and botocore would find it out")
     chosen["region"] = region or "us-east-1"
@@ -67,14 +68,14 @@ def connection(scheme: str, left: dict[str, Any]) -> Connection:
 
 
 def _endpoint(layers: _Options) -> str | None:
-    found = layers.take("endpoint_url", "endpoint_url")
-    found = found or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    url = layers.take("endpoint_url", "endpoint_url")
+    url = url or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     secure = layers.take("use_ssl", "use_ssl") is not False
-    if found is None:
+    if url is None:
         if not secure:
             raise UnknownOptionError("use_ssl=False without an endpoint")
         return None
-    return str(found) if "://" in found else f"{'https' if secure else 'http'}://{found}"
+    return str(url) if "://" in url else f"{'https' if secure else 'http'}://{url}"
 
 
 def _add_transport(
@@ -95,19 +96,19 @@ def _add_transport(
 
 
 def _add_encryption(extra: dict[str, Any], chosen: dict[str, Any]) -> None:
-    for theirs, ours in (
+    for name, option in (
         ("ServerSideEncryption", "server_side_encryption"),
         ("SSEKMSKeyId", "sse_kms_key_id"),
     ):
-        if theirs in extra:
-            chosen[ours] = extra.pop(theirs)
+        if name in extra:
+            chosen[option] = extra.pop(name)
     nothing_left(extra, "s3_additional_kwargs")
 
 
 def _add_credentials(
     layers: _Options, chosen: dict[str, Any]
 ) -> tuple[Callable[[], Provider] | None, str | None]:
-    """Add what was given; else return what looks for credentials, and the region found so."""
+    """Add what was given; else return what looks for credentials, and its region."""
     outer = layers.outer
     key = layers.take("key", "aws_access_key_id") or outer.pop("username", None)
     secret = layers.take("secret", "aws_secret_access_key") or outer.pop("password", None)
@@ -137,12 +138,12 @@ def _by_botocore(profile: str | None) -> tuple[Callable[[], Provider], str | Non
         raise UnknownOptionError(str(error)) from error
 
     def provider() -> Provider:
-        found = Session(profile=profile).get_credentials()  # reads files and the environment again
-        if found is None:
+        known = Session(profile=profile).get_credentials()  # reads files and the environment again
+        if known is None:
             raise PermissionError("No credentials for S3 were given, and botocore found none")
 
         def credentials() -> dict[str, Any]:
-            frozen = found.get_frozen_credentials()  # renewed by botocore, before they expire
+            frozen = known.get_frozen_credentials()  # renewed by botocore, before they expire
             return {
                 "access_key_id": frozen.access_key,
                 "secret_access_key": frozen.secret_key,

@@ -48,16 +48,16 @@ def connection(scheme: str, path: str, options: Mapping[str, Any]) -> Connection
         raise UnknownOptionError("a path of a form that obstore does not know")
     left = {k: v for k, v in options.items() if v is not None and k not in _IGNORED}
     if scheme in S3:
-        found = s3_options.connection(scheme, left)
+        result = s3_options.connection(scheme, left)
     elif scheme in GOOGLE:
-        found = _google(scheme, left)
+        result = _google(scheme, left)
     elif scheme in AZURE:
-        found = _azure(scheme, left)
+        result = _azure(scheme, left)
     else:
         raise UnknownOptionError(f"obstore knows no {scheme}://")
     if left:
         raise UnknownOptionError(f"option(s) without a counterpart: {', '.join(sorted(left))}")
-    return found
+    return result
 
 
 def _google(scheme: str, left: dict[str, Any]) -> Connection:
