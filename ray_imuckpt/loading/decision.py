@@ -106,8 +106,8 @@ class Decider:
         """
         if self._first is not None:
             first, self._first = self._first, None
-            self._storage.check_writable()  # before the first epoch, not after it
-            first()
+            # Before the first epoch, not after it.
+            self._storage.together([self._storage.check_writable, first])
             offered = self._of_another_run()
             if offered is not None:
                 self._offered_directory = offered.storage

@@ -60,6 +60,15 @@ class Catalog:
         epochs = (paths.parse_checkpoint_name(name) for name in names)
         return sorted(epoch for epoch in epochs if epoch is not None)
 
+    def overview(self) -> tuple[bytes | None, list[int]]:
+        """Return what `record` and `committed` do, asked for at once; errors as there."""
+        record: list[bytes | None] = []
+        epochs: list[int] = []
+        self._storage.together(
+            [lambda: record.append(self.record()), lambda: epochs.extend(self.committed())]
+        )
+        return record[0], epochs
+
     def live(self, below: int | None = None) -> Iterator[int]:
         """Yield the committed epochs that are not abandoned, the latest first.
 
@@ -73,8 +82,9 @@ class Catalog:
             CorruptCheckpointError: See `lineage`.
             UnsupportedFormatError: A newer release wrote the record.
         """
-        lineage, confirmed = self.lineage(), False
-        for epoch in reversed(self.committed()):
+        record, epochs = self.overview()
+        lineage, confirmed = self._lineage(record), False
+        for epoch in reversed(epochs):
             if below is not None and epoch >= below:
                 continue
             if epoch in lineage.abandoned or not confirmed:
@@ -177,8 +187,11 @@ class Catalog:
                 this release cannot tell whether it is the current branch's.
             UnsupportedFormatError: A newer release wrote the record.
         """
+        return self._lineage(self.record())
+
+    def _lineage(self, record: bytes | None) -> Lineage:
         try:
-            return self.recorded(self.record())
+            return self.recorded(record)
         except CorruptCheckpointError as error:
             return self._rebuilt(error)
 

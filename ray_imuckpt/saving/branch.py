@@ -42,7 +42,7 @@ _CURE = (
 def look(storage: Storage) -> View:
     """Return what a directory holds now."""
     catalog = Catalog(storage)
-    record, epochs = catalog.record(), catalog.committed()
+    record, epochs = catalog.overview()
     lineage = _checked(catalog, record)
     if lineage is None or any(map(lineage.is_behind, _seen(catalog, epochs[-1:]))):
         branch, listed = _largest(_seen(catalog, epochs)), epochs
