@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from ray_imuckpt.loading.start import Start
     from ray_imuckpt.loading.stored import LoadedCheckpoint
-    from ray_imuckpt.options import Retention
+    from ray_imuckpt.options import Retention, Retries
     from ray_imuckpt.saving.pending import PendingSave
     from ray_imuckpt.schedules import PlateauDetector
     from ray_imuckpt.source import load
@@ -45,6 +45,7 @@ __all__ = [
     "PendingSave",
     "PlateauDetector",
     "Retention",
+    "Retries",
     "SaveFailedError",
     "Start",
     "StateMismatchError",
@@ -61,6 +62,7 @@ _ELSEWHERE = {  # name to the module that it is imported from; the errors are al
     "PendingSave": "ray_imuckpt.saving.pending",
     "PlateauDetector": "ray_imuckpt.schedules",
     "Retention": "ray_imuckpt.options",
+    "Retries": "ray_imuckpt.options",
     "Start": "ray_imuckpt.loading.start",
     "load": "ray_imuckpt.source",
 }

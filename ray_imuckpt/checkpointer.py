@@ -15,7 +15,7 @@ from ray_imuckpt.directory import Access, CheckpointDirectory
 from ray_imuckpt.errors import public
 from ray_imuckpt.loading.start import Start
 from ray_imuckpt.loading.targets import Targets
-from ray_imuckpt.options import RAISE, Retention, Saving
+from ray_imuckpt.options import RAISE, Retention, Retries, Saving
 from ray_imuckpt.repository import retention
 from ray_imuckpt.runtime import ray_driver
 from ray_imuckpt.saving.aftermath import Aftermath, OnCommit
@@ -63,6 +63,8 @@ class Checkpointer(CheckpointDirectory):
             parameters otherwise right after `checkpoint` (swapping in averaged weights,
             ``p.data.clamp_()``): docs/adr/0009-overlap.md lists the conditions.
         storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
+        retries: How often, and for how long, what fails on a store for a passing reason is tried
+            again, ``Retries(attempts=5, deadline=30)`` for example. Left out: for two minutes.
         timeout: Seconds or a ``timedelta``: how long ranks wait for one that is late (rank 0, say,
             with a save to a slow storage) before `GangBrokenError`. The same on all ranks.
 
@@ -86,9 +88,10 @@ class Checkpointer(CheckpointDirectory):
         blocking: bool = False,
         snapshot: str = "eager",
         storage_options: Mapping[str, Any] | None = None,
+        retries: Retries | None = None,
         timeout: float | timedelta = arguments.TIMEOUT,
     ) -> None:
-        super().__init__(dir, storage_options)
+        super().__init__(dir, storage_options, retries)
         self.continue_from = arguments.continue_from(continue_from)
         self.saving = Saving(
             save_every=save_every,

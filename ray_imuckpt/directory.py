@@ -13,7 +13,7 @@ from torch import nn
 from ray_imuckpt import arguments, source
 from ray_imuckpt.errors import CheckpointNotFoundError, public
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
-from ray_imuckpt.options import Best, Retention
+from ray_imuckpt.options import Best, Retention, Retries
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
@@ -51,6 +51,7 @@ class CheckpointDirectory:
     Args:
         dir: See `ray_imuckpt.Checkpointer`.
         storage_options: See `ray_imuckpt.Checkpointer`.
+        retries: See `ray_imuckpt.Checkpointer`.
 
     Attributes:
         left_out: What the last ``start`` or `load` with ``strict=False`` did not restore:
@@ -63,10 +64,12 @@ class CheckpointDirectory:
         self,
         dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the seed's name
         storage_options: Mapping[str, Any] | None = None,
+        retries: Retries | None = None,
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
         self.dir = None if dir is None else _of_checkpoints(absolute(dir))
         self._storage_options = dict(storage_options or {})
+        self.retries = arguments.instance(retries, Retries, "retries")
         self._place: Storage | None = None
         self.left_out = LeftOut()
         self.retention: Retention | None = None
@@ -184,7 +187,7 @@ class CheckpointDirectory:
             ValueError: Nothing says which metric decides, or the mode is neither.
         """
         best, catalog = self._best(metric, mode), self._catalog()
-        return next(iter(best_epochs(catalog, list(catalog.live()), best)), None)
+        return next(iter(best_epochs(self._storage(), list(catalog.live()), best)), None)
 
     @public
     def list_existing_checkpoint_indices(self) -> list[int]:
@@ -244,7 +247,7 @@ class CheckpointDirectory:
 
     def _storage(self, session: Session | None = None) -> Storage:
         if self.dir is not None:
-            return open_storage(self.dir, self._storage_options)
+            return open_storage(self.dir, self._storage_options, self.retries)
         if self._place is not None:
             return self._place
         own = session.run_directory if session else registry.run_directory()

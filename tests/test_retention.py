@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
-from conditional_store import Contents
 from conftest import small_model, train
 from ray_imuckpt import Checkpointer, Retention, SaveFailedError
 from ray_imuckpt.storage.local import LocalStorage
@@ -142,27 +140,6 @@ def test_a_deletion_that_fails_is_a_warning_and_is_tried_again(
     checkpointer.checkpoint(3, model=model)
     checkpointer.wait()
     assert checkpointer.list_existing_checkpoint_indices() == [3]
-
-
-def test_an_object_store_is_not_asked_for_one_deletion_after_the_other() -> None:
-    """Each file's deletion waits here until another one is under way."""
-    contents = Contents()
-    options = {"contents": contents}
-    checkpointer = Checkpointer("conditional://bucket/run", blocking=True, storage_options=options)
-    for epoch in (1, 2):
-        checkpointer.checkpoint(epoch, model=nn.Linear(2, 2))
-    together = threading.Barrier(2, timeout=30)
-    deleted: list[str] = []
-
-    def before(kind: str, key: str) -> None:
-        if kind in ("rm", "delete") and "manifest" not in key:
-            deleted.append(key)
-            if len(deleted) <= 2:
-                together.wait()
-
-    contents.before = before
-    assert checkpointer.prune(keep_last=1) == [1]
-    assert len(deleted) >= 2
 
 
 def test_rules_that_are_none_are_refused_at_construction(tmp_path: Path) -> None:

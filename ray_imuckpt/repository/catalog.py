@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
@@ -24,7 +25,6 @@ from ray_imuckpt.repository.lineage import Abandoned, Lineage, lost, of_newest
 from ray_imuckpt.repository.manifest import USE_ANOTHER, Manifest, stated_maker
 from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
-from ray_imuckpt.threads import parallel
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -230,10 +230,8 @@ class Catalog:
             return False
         with contextlib.suppress(CorruptCheckpointError, UnsupportedFormatError):
             files = Manifest.from_bytes(stored, self.url(epoch), epoch).files
-            parallel.each(
-                lambda index: self._storage.delete(f"{name}/{files[index].name}"),
-                len(files),
-                len(files),
+            self._storage.together(
+                [partial(self._storage.delete, f"{name}/{entry.name}") for entry in files]
             )
         self._storage.delete_empty(name)
         return True

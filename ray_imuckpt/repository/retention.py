@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Any
 
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import (
@@ -21,13 +22,10 @@ from ray_imuckpt.repository.lineage import Lineage
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.storage.names import join
-from ray_imuckpt.threads import parallel
 
 logger = logging.getLogger("ray_imuckpt")
 
-T = TypeVar("T")
-
-_AT_ONCE = 16  # checkpoints; however many cores there are, since each waits for the storage
+_AT_ONCE = 16  # checkpoints at most between two looks at what the judgement rests on
 
 
 def prune(
@@ -84,7 +82,7 @@ def _prune(
     keep |= set(epochs[-rules.keep_last :]) if rules.keep_last else set()
     keep |= {e for e in epochs if rules.keep_every and e % rules.keep_every == 0}
     if rules.best:
-        best = set(best_epochs(catalog, epochs, rules.best))
+        best = set(best_epochs(storage, epochs, rules.best))
         if not best:
             logger.warning(
                 "No checkpoint has a number for the metric %r yet: keep_best keeps none.",
@@ -96,11 +94,11 @@ def _prune(
     doomed = [epoch for epoch in epochs if epoch not in keep and not _is_link(storage, epoch)]
     if dry_run or not doomed:
         return doomed
-    return _delete(catalog, doomed, newest, record)
+    return _delete(storage, catalog, doomed, newest, record)
 
 
 def _delete(
-    catalog: Catalog, doomed: list[int], newest: Manifest, record: bytes | None
+    storage: Storage, catalog: Catalog, doomed: list[int], newest: Manifest, record: bytes | None
 ) -> list[int]:
     """Delete what was judged, as long as it is what was judged; return the epochs that went.
 
@@ -112,8 +110,8 @@ def _delete(
         lineage = catalog.recorded(record)
     except CorruptCheckpointError:  # so that the manifests told what is live
         lineage = Lineage()
-    manifests = _each(lambda epoch: _stored(catalog, epoch, lineage), doomed)
-    judged = [epoch for epoch in doomed if manifests[epoch] is not None]
+    stored = storage.together([partial(_stored, catalog, epoch, lineage) for epoch in doomed])
+    judged = [(epoch, data) for epoch, data in zip(doomed, stored, strict=True) if data is not None]
     gone: list[int] = []
     count = 1
     while judged:
@@ -123,23 +121,12 @@ def _delete(
             logger.warning(
                 "Epoch %d and what else was to be pruned stays: another run has begun a branch in "
                 "the meantime, or removed the newest checkpoint. Prune again to decide anew.",
-                batch[0],
+                batch[0][0],
             )
             break
-        went = _each(lambda epoch: catalog.delete(epoch, manifests[epoch] or b""), batch)
-        gone += [epoch for epoch in batch if went[epoch]]
+        went = storage.together([partial(catalog.delete, epoch, data) for epoch, data in batch])
+        gone += [epoch for (epoch, _), deleted in zip(batch, went, strict=True) if deleted]
     return gone
-
-
-def _each(work: Callable[[int], T], epochs: Sequence[int]) -> dict[int, T]:
-    """Return what `work` returns for each epoch; some at a time, as it waits for the storage."""
-    results: dict[int, T] = {}
-
-    def one(index: int) -> None:
-        results[epochs[index]] = work(epochs[index])
-
-    parallel.each(one, len(epochs), _AT_ONCE)
-    return results
 
 
 def _stored(catalog: Catalog, epoch: int, lineage: Lineage) -> bytes | None:
@@ -194,14 +181,16 @@ def _is_link(storage: Storage, epoch: int) -> bool:
     return True
 
 
-def best_epochs(catalog: Catalog, epochs: Sequence[int], best: Best) -> list[int]:
+def best_epochs(storage: Storage, epochs: Sequence[int], best: Best) -> list[int]:
     """Return the best epochs by their metrics, the best one first; of equal ones the later first.
 
     Checkpoints without a number for the metric are passed over.
     """
-    numbers = _each(lambda epoch: _number(catalog, epoch, best.metric), epochs)
+    catalog = Catalog(storage)
+    numbers = storage.together([partial(_number, catalog, epoch, best.metric) for epoch in epochs])
     sign = 1 if best.mode == "max" else -1
-    scores = {epoch: sign * number for epoch, number in numbers.items() if number is not None}
+    pairs = zip(epochs, numbers, strict=True)
+    scores = {epoch: sign * number for epoch, number in pairs if number is not None}
     ranked = sorted(scores, key=lambda epoch: (scores[epoch], epoch), reverse=True)
     return ranked[: best.count]
 

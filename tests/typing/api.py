@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 import ray_imuckpt
-from ray_imuckpt import Checkpointer, LoadedCheckpoint, PendingSave, PlateauDetector, Retention
+from ray_imuckpt import (
+    Checkpointer,
+    LoadedCheckpoint,
+    PendingSave,
+    PlateauDetector,
+    Retention,
+    Retries,
+)
 from ray_imuckpt.schedules import Exponential
 
 
@@ -54,6 +61,7 @@ def policies(model: nn.Module) -> None:
         retention=Retention(keep_last=3, keep_every=10, keep_best=("loss", "min", 2)),
         on_save_error="warn",
         max_failed_saves=3,
+        retries=Retries(attempts=5, deadline=timedelta(seconds=30)),
         on_commit=lambda path, metrics: print(path, metrics["loss"]),
     )
     best: int | None = checkpointer.index_of_best("loss", "min")

@@ -1,0 +1,93 @@
+"""Retention, retries and tolerated failures on an object store that is slow or down."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from ray_imuckpt import Checkpointer, Retention, Retries, SaveFailedError
+from tools.simulated_store import Action, Fault, Settings, SimulatedStore
+
+MODEL = nn.Linear(2, 2)
+URL = "s3://bucket/run"
+
+
+def test_many_checkpoints_are_deleted_at_once(simulated_store: SimulatedStore) -> None:
+    """23 go in fewer round trips than there are of them; no data file is read for it."""
+    options = simulated_store.options
+    checkpointer = Checkpointer(URL, storage_options=options, blocking=True)
+    for epoch in range(1, 25):
+        checkpointer.checkpoint(epoch, model=MODEL, metrics={"loss": epoch})
+    simulated_store.reset()
+    simulated_store.configure(Settings(latency=0.1))
+    assert checkpointer.prune(keep_last=1) == list(range(1, 24))
+    simulated_store.configure(Settings())
+    report = simulated_store.report()
+    assert report.round_trips <= 48, report.round_trips
+    assert not [seen for seen in report.log if seen.kind == "get" and ".safetensors" in seen.key]
+    assert checkpointer.list_existing_checkpoint_indices() == [24]
+    checkpointer.verify(24)
+
+
+def test_after_a_commit_one_goes_in_a_few_round_trips(simulated_store: SimulatedStore) -> None:
+    """What a rule costs at each save: nothing is read but records."""
+    checkpointer = Checkpointer(
+        URL,
+        storage_options=simulated_store.options,
+        blocking=True,
+        retention=Retention(keep_last=2, keep_best=("loss", "min")),
+    )
+    for epoch in range(1, 6):
+        checkpointer.checkpoint(epoch, model=MODEL, metrics={"loss": epoch})
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 4, 5]
+    simulated_store.reset()
+    checkpointer.checkpoint(6, model=MODEL, metrics={"loss": 6})
+    log = simulated_store.report().log
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 5, 6]
+    assert not [seen for seen in log if seen.kind == "get" and ".safetensors" in seen.key]
+
+
+def test_how_often_something_is_tried_is_the_users_choice(simulated_store: SimulatedStore) -> None:
+    """One try fails where two would do."""
+    options = simulated_store.options
+    for attempts in (1, 5):
+        checkpointer = Checkpointer(
+            f"{URL}-{attempts}",
+            storage_options=options,
+            blocking=True,
+            retries=Retries(attempts=attempts, deadline=20),
+        )
+        simulated_store.fail(Fault(Action.SLOW_DOWN, kind="put", key="model-", times=1))
+        if attempts == 1:
+            with pytest.raises(SaveFailedError):
+                checkpointer.checkpoint(1, model=MODEL)
+        else:
+            checkpointer.checkpoint(1, model=MODEL)
+        expected = [] if attempts == 1 else [1]
+        assert checkpointer.list_existing_checkpoint_indices() == expected
+
+
+def test_training_goes_on_while_the_store_is_down(simulated_store: SimulatedStore) -> None:
+    """Nothing torn is listed, nothing committed is lost, and old ones go again once it is up."""
+    checkpointer = Checkpointer(
+        URL,
+        storage_options=simulated_store.options,
+        on_save_error="warn",
+        max_failed_saves=2,
+        retention=Retention(keep_last=1),
+        retries=Retries(attempts=2, deadline=1),
+    )
+    checkpointer.start(MODEL)
+    checkpointer.checkpoint(1, model=MODEL)
+    checkpointer.wait()
+    with simulated_store.down():
+        for epoch in (2, 3):
+            pending = checkpointer.checkpoint(epoch, model=MODEL)
+            assert pending is not None
+            pending.wait()
+            assert isinstance(pending.error, SaveFailedError)
+    assert Checkpointer(URL, storage_options=simulated_store.options).read(1).epoch == 1
+    checkpointer.checkpoint(4, model=MODEL)
+    checkpointer.wait()
+    assert checkpointer.list_existing_checkpoint_indices() == [4]
+    checkpointer.verify(4)
