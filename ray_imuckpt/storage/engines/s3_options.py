@@ -85,6 +85,9 @@ def _add_transport(
     if style == "virtual" and endpoint is not None:
         raise UnknownOptionError("addressing_style='virtual' with an endpoint")
     chosen["virtual_hosted_style_request"] = style != "path" and endpoint is None
+    # TLS guards the bytes on their way: SHA-256 of all of them would be most of the work (botocore
+    # has it so, too). Without TLS the signature covers them.
+    chosen["unsigned_payload"] = endpoint is None or endpoint.startswith("https://")
     if endpoint is not None:
         chosen["endpoint"] = endpoint
         client["allow_http"] = endpoint.startswith("http://")
