@@ -106,8 +106,9 @@ class Decider:
         """
         if self._first is not None:
             first, self._first = self._first, None
-            # Before the first epoch, not after it.
-            self._storage.together([self._storage.check_writable, first])
+            # Before the first epoch, not after it; and by itself, since it loses patience soon.
+            self._storage.check_writable()
+            first()
             offered = self._of_another_run()
             if offered is not None:
                 self._offered_directory = offered.storage

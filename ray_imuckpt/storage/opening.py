@@ -32,7 +32,7 @@ from ray_imuckpt.storage.remote import RemoteStorage
 if TYPE_CHECKING:
     import pyarrow.fs
 
-    from ray_imuckpt.storage.engines.protocol import Engine
+    from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
 
 _S3_URLS = ("s3://", "s3a://")
 # What botocore does not do: as many connections as we use. What it need not do: we try again.
@@ -57,9 +57,9 @@ def open_url(
     url = shown(name.rpartition("::")[2])
     budget, patience = Budget(), Patience.of(retries or Retries())
     scheme, _, path = url.partition("://")
-    engine = _obstore(scheme, path, options, budget, patience)
+    engine = _obstore(scheme, path, options, patience)
     if engine is not None:
-        return RemoteStorage(engine, path, budget=budget, patience=patience)
+        return RemoteStorage(engine, path, budget=engine.budget, patience=patience)
     filesystem, path = _filesystem(name, url, options)
     # A host, say; fsspec's own way to ask.
     says_more = type(filesystem)._get_kwargs_from_urls(url)  # noqa: SLF001
@@ -106,8 +106,8 @@ def _missing(error: ImportError, url: str) -> StorageError:
 
 
 def _obstore(
-    scheme: str, path: str, options: Mapping[str, Any], budget: Budget, patience: Patience
-) -> Engine | None:
+    scheme: str, path: str, options: Mapping[str, Any], patience: Patience
+) -> ObstoreEngine | None:
     """Return the engine of obstore, ``None`` where it cannot do the same as fsspec."""
     if not translation.knows(scheme):
         return None
@@ -115,6 +115,7 @@ def _obstore(
         logger.debug("%s://%s by way of fsspec: obstore is not installed", scheme, path)
         return None
     from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
+    from ray_imuckpt.storage.engines.shared import shared
 
     try:
         connection = translation.connection(scheme, path, options)
@@ -122,12 +123,16 @@ def _obstore(
         logger.debug("%s://%s by way of fsspec, not obstore: %s", scheme, path, error)
         return None
     url = f"{scheme}://{path}"
+    budget = Budget()
 
     def by_fsspec() -> FsspecEngine:
         filesystem, _ = _filesystem(url, url, options)
         return FsspecEngine(filesystem, budget, patience)
 
-    return ObstoreEngine(connection, budget, patience, by_fsspec)
+    def make() -> ObstoreEngine:
+        return ObstoreEngine(connection, budget, patience, by_fsspec)
+
+    return shared(scheme, options, patience, make)
 
 
 def _at(
@@ -142,11 +147,13 @@ def _at(
     if isinstance(filesystem, LocalFileSystem):  # only through `os` is `put` atomic there
         return LocalStorage(os.path.abspath(path))
     budget, patience = budget or Budget(), patience or Patience()
-    engine: Engine = FsspecEngine(filesystem, budget, patience)
-    given = filesystems.made_with(filesystem)
-    if given is not None:  # by Ray, say, on a worker: the same engine as for the URL
-        scheme, options = given
-        engine = _obstore(scheme, path, options, budget, patience) or engine
+    made_with = filesystems.made_with(filesystem)
+    if made_with is not None:  # by Ray, say, on a worker: the same engine as for the URL
+        scheme, options = made_with
+        faster = _obstore(scheme, path, options, patience)
+        if faster is not None:
+            return RemoteStorage(faster, path, url, budget=faster.budget, patience=patience)
+    engine = FsspecEngine(filesystem, budget, patience)
     return RemoteStorage(engine, path, url, budget=budget, patience=patience)
 
 
