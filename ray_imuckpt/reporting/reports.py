@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +13,8 @@ from typing import Any
 from ray_imuckpt.runtime.session import SavedEpoch, Session
 from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.storage import Storage
+
+logger = logging.getLogger("ray_imuckpt")
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,17 @@ class Report:
             self.session.report(self.metrics, self.storage, saved)
 
 
+class _End:
+    """A value that goes with the thread that trains (Ray's workers), or with the process."""
+
+
 class Reports:
     """The reports of a training, in the order of its epochs."""
 
     def __init__(self) -> None:
         self._held: deque[Report] = deque()
+        self._thread = threading.local()
+        self._process = os.getpid()
 
     def add(self, report: Report, *, hold: bool = False) -> None:
         """Send a report, once all before it are sent; a collective.
@@ -55,10 +67,27 @@ class Reports:
                 then reported without a checkpoint.
         """
         self._held.append(report)
+        if hold and not hasattr(self._thread, "end"):
+            self._thread.end = _End()
+            weakref.finalize(self._thread.end, self._warn)
         if hold or len(self._held) > 1:
             self.flush()
         else:
             self._held.popleft().send()
+
+    def _warn(self) -> None:
+        """Warn of checkpoints that the surroundings will not hear of: training has ended."""
+        if self._process != os.getpid():  # a forked process trained nothing
+            return
+        missing = [held for held in self._held if held.session.run_directory is not None]
+        epochs = [held.operation.epoch for held in missing if held.operation is not None]
+        if epochs:
+            logger.warning(
+                "Training ended before %s heard of the checkpoint of epoch %s. End the loop with "
+                "checkpointer.wait(), or put it into `with checkpointer:`.",
+                missing[0].session.surroundings,
+                ", ".join(map(str, epochs)),
+            )
 
     def flush(self) -> None:
         """Send what every rank has come to know all about; a collective."""
