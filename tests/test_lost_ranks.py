@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError
 
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.gang import Gang
@@ -116,10 +117,10 @@ def test_a_store_that_fails_stops_nobody() -> None:
 
     class Gone(Shelf):
         def set(self, key: str, value: str, /) -> None:
-            raise ConnectionError("gone")
+            raise DistNetworkError("gone")
 
         def check(self, keys: list[str], /) -> bool:
-            raise ConnectionError("gone")
+            raise DistNetworkError("gone")
 
     register = Register(Gone(), 0, 2)
     assert ask(lambda: register.missing(1)) is None
