@@ -95,13 +95,15 @@ def _filesystem(
 
 def _missing(error: ImportError, url: str) -> StorageError:
     package = error.__cause__.name if isinstance(error.__cause__, ImportError) else error.name
-    cure = f"pip install {package or '…'}"
+    # A module may have another name than what is installed for it (smbclient is of smbprotocol):
+    # it is advised only where fsspec names it as a package.
+    cure = f"pip install {package}" if package and package in str(error) else "see above"
     if translation.knows(url.partition("://")[0]):
         cure = f"pip install 'ray-imuckpt[obstore]', which is the fastest, or {cure}"
     return StorageError(
         f"The package {package or 'for this file system'} is missing: {error}.",
         url=url,
-        hint=f"Install it: {cure}.",
+        hint=f"Install what is missing: {cure}.",
     )
 
 
