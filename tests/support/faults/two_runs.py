@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from ray_imuckpt import Checkpointer, SaveFailedError
-from ray_imuckpt.saving import collect
+from ray_imuckpt.saving import job
 from support.disk.recording import Died
 from support.faults.branches import Branches, Run
 from support.faults.interposed import Once, checkpointer_on
@@ -259,7 +259,7 @@ def drive(
         def now(zone: Any = None) -> datetime:
             return datetime.now(zone) + machines[0].offset
 
-    monkeypatch.setattr(collect, "datetime", Clock)
+    monkeypatch.setattr(job, "datetime", Clock)
     run_state_machine_as_test(
         cast("type[TwoRuns]", make),
         settings=hypothesis.settings(
