@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from ray_imuckpt import arguments
 from ray_imuckpt.directory import Access, CheckpointDirectory
 from ray_imuckpt.errors import public
-from ray_imuckpt.loading.start import Start
+from ray_imuckpt.loading.start import ModelT, OptimizerT, Start
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import RAISE, Retention, Retries, Saving
 from ray_imuckpt.repository import retention
@@ -127,6 +127,16 @@ class Checkpointer(CheckpointDirectory):
 
     # ------------------------------------------------------------------ training, on every rank
 
+    # fmt: off
+    @overload
+    def start(self, model: ModelT, optimizer: None = None, *, continue_from: str | int | None = ...,
+              per_rank: Mapping[str, Any] | None = ..., device: torch.device | str | None = ...,
+              strict: bool = ..., **other: Any) -> Start[ModelT, None]: ...
+    @overload
+    def start(self, model: ModelT, optimizer: OptimizerT, *, continue_from: str | int | None = ...,
+              per_rank: Mapping[str, Any] | None = ..., device: torch.device | str | None = ...,
+              strict: bool = ..., **other: Any) -> Start[ModelT, OptimizerT]: ...
+    # fmt: on
     @public
     def start(
         self,
@@ -138,7 +148,7 @@ class Checkpointer(CheckpointDirectory):
         device: torch.device | str | None = None,
         strict: bool = True,
         **other: Any,
-    ) -> Start:
+    ) -> Start[Any, Any]:
         """Continue from a checkpoint, or begin. Call it on every rank, once, before training.
 
         The objects given are restored in place, on every rank. Random generators are put back last.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from ray_imuckpt import arguments, source
 from ray_imuckpt.errors import CheckpointNotFoundError, public
+from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.options import Best, Retention, Retries
 from ray_imuckpt.repository import paths
@@ -103,12 +103,12 @@ class CheckpointDirectory:
     @public
     def load(
         self,
-        model: nn.Module,
+        model: ModelT,
         checkpoint: Any = None,
         *,
         device: torch.device | str | None = None,
         strict: bool = True,
-    ) -> nn.Module:
+    ) -> ModelT:
         """Load weights for testing; nothing but the model's bytes is read.
 
         Args:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any, SupportsIndex, TypeVar
 
 import torch
-from torch import nn
 
 from ray_imuckpt import arguments
 from ray_imuckpt.errors import CheckpointNotFoundError, located, public
 from ray_imuckpt.loading import stored
 from ray_imuckpt.loading.restore import restore_model
+from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
@@ -86,12 +86,12 @@ def while_it_changes(step: Callable[[], T]) -> T:
 
 @public
 def load(
-    model: nn.Module,
+    model: ModelT,
     checkpoint: str | os.PathLike[str] | Any,
     *,
     device: torch.device | str | None = None,
     strict: bool = True,
-) -> nn.Module:
+) -> ModelT:
     """Load a checkpoint's weights into `model`; nothing but the model's bytes is read.
 
     Args:
@@ -111,12 +111,12 @@ def load(
 
 
 def load_into(
-    model: nn.Module,
+    model: ModelT,
     loaded: LoadedCheckpoint,
     device: torch.device | str | None,
     *,
     strict: bool,
-) -> nn.Module:
+) -> ModelT:
     """Put the weights of `loaded` into `model`."""
     arguments.device(device)
     restore_model(loaded, model, device, strict=strict)

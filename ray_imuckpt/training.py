@@ -84,7 +84,7 @@ class Training:
     @says_what_stands
     def start(
         self, access: Access, choice: Any, targets: Targets, *, strict: bool
-    ) -> tuple[Start, LoadedCheckpoint | None]:
+    ) -> tuple[Start[Any, Any], LoadedCheckpoint | None]:
         """Continue from a checkpoint, or begin; a collective.
 
         Args:

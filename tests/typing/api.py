@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import assert_type
 
 import ray_imuckpt
 from ray_imuckpt import (
@@ -16,6 +17,7 @@ from ray_imuckpt import (
     PlateauDetector,
     Retention,
     Retries,
+    Start,
 )
 from ray_imuckpt.schedules import Exponential
 
@@ -29,8 +31,7 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         first: int = start_epoch
         values: dict[str, Any] = other
         trained: nn.Module = module
-        if stepper is not None:
-            stepper.step()
+        stepper.step()
         pending: PendingSave | None = checkpointer.checkpoint(
             first,
             model=trained,
@@ -85,3 +86,25 @@ def driver(model: nn.Module) -> None:
     pruned: list[int] = checkpointer.prune(keep_last=1, keep_best=("loss", "min"), dry_run=True)
     checkpointer.verify(3)
     del indices, prior, tensors, pruned
+
+
+class Net(nn.Module):
+    """A model with a method of its own."""
+
+    def described(self) -> str:
+        """Return what it is."""
+        return "a net"
+
+
+def own_types(net: Net, adam: torch.optim.Adam, perhaps: torch.optim.SGD | None) -> None:
+    """Objects come back as what they are, so that a loop needs no casts."""
+    checkpointer = Checkpointer()
+    model, optimizer, _, start_epoch, _ = checkpointer.start(net, adam, device="cpu", scaler=1)
+    assert_type(model, Net)
+    assert_type(optimizer, torch.optim.Adam)
+    assert_type(start_epoch, int)
+    assert_type(checkpointer.start(net), Start[Net, None])
+    assert_type(checkpointer.start(net, None, strict=False).optimizer, None)
+    assert_type(checkpointer.start(net, perhaps).optimizer, torch.optim.SGD | None)
+    assert_type(checkpointer.load(net, 3), Net)
+    assert_type(ray_imuckpt.load(net, "runs/a/checkpoint=3"), Net)

@@ -44,7 +44,8 @@ def every_rank_gets_the_same_error(directory: Path, rank: int) -> None:
     model = small_model()
     checkpointer = Checkpointer(directory)
 
-    error = error_of(lambda: checkpointer.start(model if rank == 0 else None))  # type: ignore[arg-type]
+    given: Any = model if rank == 0 else None
+    error = error_of(lambda: checkpointer.start(given))
     assert isinstance(error, TypeError)
     assert "on rank 1" in str(error)
     same_everywhere(str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,12 @@ def tensors_that_differ_are_named(directory: Path, rank: int) -> None:
         _mismatch(call, "model['stage0.weight'] is (2, 2) torch.float32 on rank 0 and not there on")
     model = nn.Linear(3, 3)
     some = torch.optim.SGD(list(model.parameters())[rank:], lr=0.1)
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: checkpointer.start(model, some),
         lambda: checkpointer.checkpoint(1, model=model, optimizer=some),
-    ):
-        _mismatch(call, "optimizer.param_groups[0] is weight, bias on rank 0 and bias on rank 1")
+    )
+    for of_some in calls:
+        _mismatch(of_some, "optimizer.param_groups[0] is weight, bias on rank 0 and bias on rank 1")
     optimizer = _adam(model)
     if rank == 0:
         _step(model, optimizer, 1.0)
