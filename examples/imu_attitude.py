@@ -143,7 +143,7 @@ def main() -> None:
     checkpointer = Checkpointer(options.dir or default, save_every=5)
     train(checkpointer, series, epochs)
 
-    path = checkpointer.path_to_checkpoint(checkpointer.index_of_last_checkpoint())
+    path = checkpointer.path_to_last_checkpoint()
     model = checkpointer.load(Inclination(), path)
     tuning, tuning_truth = simulate(128, seed=2)
     readings, truth = simulate(128, seed=3)

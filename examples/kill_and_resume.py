@@ -49,6 +49,7 @@ def train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     train, _ = digits()
     loader = prepare_data_loader(DataLoader(train, batch_size=32, shuffle=True))
+    sampler: Any = loader.sampler  # a DistributedSampler, Ray's doing
     model = prepare_model(network())
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 
@@ -58,7 +59,7 @@ def train_loop(config: dict[str, Any]) -> None:
 
     model, optimizer, log, start_epoch, _ = checkpointer.start(model, optimizer)
     for epoch in range(start_epoch, config["epochs"] + 1):
-        loader.sampler.set_epoch(epoch)
+        sampler.set_epoch(epoch)
         total = 0.0
         for images, labels in loader:
             optimizer.zero_grad()

@@ -90,7 +90,8 @@ def main() -> None:
         ),
     )
     result = trainer.fit()
-    print(f"last loss {result.metrics['loss']:.4f}, checkpoint {result.checkpoint}")
+    metrics = result.metrics or {}
+    print(f"last loss {metrics['loss']:.4f}, checkpoint {result.checkpoint}")
 
     model = checkpointer.load(network(), checkpointer.index_of_last_checkpoint())
     print(f"accuracy on held-out digits: {accuracy(model, digits()[1]):.1%}")

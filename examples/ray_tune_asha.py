@@ -87,7 +87,8 @@ def main() -> None:
     best = results.get_best_result("accuracy", "max")
     checkpointer = Checkpointer.of_result(best)
     model = checkpointer.load(network())
-    print(f"best learning rate {best.config['lr']:.4g}")
+    config = best.config or {}
+    print(f"best learning rate {config['lr']:.4g}")
     print(f"its last checkpoint: {checkpointer.path_to_last_checkpoint()}")
     print(f"accuracy on held-out digits: {accuracy(model, digits()[1]):.1%}")
 

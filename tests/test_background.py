@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,15 +157,15 @@ def test_an_error_in_the_background_surfaces_once(tmp_path: Path, gate: Gate, wh
     assert pending is not None
     while not pending.done():
         time.sleep(0.01)
-    ask = {
+    calls: dict[str, Callable[[], object]] = {
         "next call": lambda: checkpointer.checkpoint(3, model=model),
         "wait": checkpointer.wait,
         "pending": pending.wait,
         "start": lambda: checkpointer.start(model),
         "exit": lambda: checkpointer.__exit__(None, None, None),
-    }[where]
+    }
     with pytest.raises(SaveFailedError, match="No space left") as caught:
-        ask()
+        calls[where]()
     assert caught.value.epoch == 2
     with pytest.raises(SaveFailedError):
         pending.wait()

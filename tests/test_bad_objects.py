@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,11 @@ def test_a_model_that_does_not_fit_all_keys_listed_and_nothing_changed(trained: 
 
 def test_strict_false_loads_what_fits(trained: Any) -> None:
     """The rest of the model stays as it was."""
-    model = nn.Sequential(nn.Linear(4, 8))
+    first = nn.Linear(4, 8)
+    model = nn.Sequential(first)
     model.more = nn.Linear(1, 1)
     Checkpointer(trained(1)).load(model, strict=False)
-    assert torch.equal(model[0].weight, Checkpointer(trained(1)).read(1).model["0.weight"])
+    assert torch.equal(first.weight, Checkpointer(trained(1)).read(1).model["0.weight"])
 
 
 @pytest.mark.parametrize("kind", ["class", "groups", "parameters"])
@@ -61,11 +63,12 @@ def test_an_optimizer_that_does_not_fit_leaves_everything_unchanged(
     directory = trained(1)
     model = small_model(seed=6)
     usable = [p for p in model.parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = {
+    makers: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "class": lambda: torch.optim.SGD(usable),
         "groups": lambda: torch.optim.AdamW(usable),
         "parameters": lambda: torch.optim.AdamW([{"params": usable[:1]}, {"params": usable[1:]}]),
-    }[kind]()
+    }
+    optimizer = makers[kind]()
     before = {n: t.clone() for n, t in model.state_dict().items()}, optimizer.state_dict()
     with pytest.raises(StateMismatchError, match={"class": "AdamW.*SGD"}.get(kind, "group")):
         Checkpointer(directory).start(model, optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def _outside(manifest: dict[str, Any], name: str) -> bytes:
     return sealed(manifest, files=files)
 
 
-DAMAGE = {
+DAMAGE: dict[str, Callable[[Any, bytes], bytes]] = {
     "empty": lambda m, raw: b"",
     "cut": lambda m, raw: raw[: len(raw) // 2],
     "not JSON": lambda m, raw: b"\x00\xff hello",

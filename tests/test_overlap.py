@@ -98,7 +98,7 @@ def test_a_step_waits_for_the_copy_and_what_is_saved_is_from_before_it(
             loss.backward()
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[arg-type] # what LBFGS wants is a tensor
 
     step()
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
@@ -135,7 +135,7 @@ def test_forward_and_backward_do_not_wait_and_buffers_are_copied_at_once(
     backward(model)  # changes the running statistics
     with torch.no_grad():
         alone.weight.data.add_(1)
-        model[3].bias.data.add_(1)  # frozen
+        model.get_parameter("3.bias").data.add_(1)  # frozen
         tensor.add_(1)
     gate.open.set()
     checkpointer.wait()
@@ -176,7 +176,7 @@ def test_a_change_that_nothing_held_back_is_an_error_that_names_the_tensor(
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     assert gate.reached.wait(10)
     with torch.no_grad():
-        model[0].weight.add_(1)
+        model.get_parameter("0.weight").add_(1)
     gate.open.set()
     with pytest.raises(SaveFailedError, match=r"model/0\.weight was changed") as caught:
         checkpointer.wait()
@@ -241,7 +241,7 @@ def test_an_optimizer_without_hooks_is_told_of_and_copied_at_once(
         """What training code calls an optimizer, without torch's hooks."""
 
         def __init__(self, parameters: Any) -> None:
-            self.param_groups = [{"params": list(parameters), "lr": 1.0}]
+            self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": 1.0}]
             self.state: dict[Any, Any] = {}
 
         def state_dict(self) -> dict[str, Any]:
@@ -255,7 +255,8 @@ def test_an_optimizer_without_hooks_is_told_of_and_copied_at_once(
     before = taken(model)
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
     with caplog.at_level(logging.WARNING):
-        checkpointer.checkpoint(1, model=model, optimizer=Homemade(model.parameters()))
+        homemade: Any = Homemade(model.parameters())
+        checkpointer.checkpoint(1, model=model, optimizer=homemade)
     assert "Homemade knows no hooks" in caplog.text
     model.weight.data.add_(1)
     gate.open.set()

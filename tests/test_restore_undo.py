@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_memory_that_nothing_can_be_written_to_is_refused_before_anything_is_cha
     with pytest.raises(StateMismatchError, match=rf"second .*{kind}(?s:.*)clone"):
         Checkpointer(tmp_path).start(model)
     assert same_bytes(model.first.weight, before)
-    assert not model.second.any()
+    assert not model.get_buffer("second").any()
 
 
 def test_what_cannot_be_undone_is_named(tmp_path: Path) -> None:
@@ -115,7 +116,8 @@ def test_what_cannot_be_undone_is_named(tmp_path: Path) -> None:
         def set_extra_state(self, _: int) -> None:
             raise KeyError("half way")
 
-    for number, make in enumerate((Half, lambda: Refusing(2, 2)), 1):
+    makers: tuple[Callable[[], Any], ...] = (Half, lambda: Refusing(2, 2))
+    for number, make in enumerate(makers, 1):
         saved = Everything(0, Refuses(), thing=make())
         saved.other.pop("scaler")
         saved.save(tmp_path, number)

@@ -50,6 +50,7 @@ def test_read_gives_each_part(trained: Any) -> None:
     loaded = Checkpointer(trained(3)).read(2)
     assert loaded.epoch == 2
     assert set(loaded.model) == set(small_model().state_dict())
+    assert loaded.optimizer is not None
     assert loaded.optimizer["class"] == "AdamW"
     assert set(loaded.optimizer["state"]) == {
         "0.weight",
