@@ -35,7 +35,7 @@ class Access:
     """The ways to the checkpoints of a training.
 
     Attributes:
-        open: Returns the directory of the checkpoints, as it is for a session.
+        open: Returns the run directory, as it is for a session.
         options: For the fsspec file systems of URLs.
         get: Returns the ``ray.train.Checkpoint`` of a committed epoch.
     """
@@ -70,7 +70,7 @@ class CheckpointDirectory:
         self.dir = None if dir is None else _of_checkpoints(absolute(dir))
         self._storage_options = dict(storage_options or {})
         self.retries = arguments.instance(retries, Retries, "retries")
-        self._place: Storage | None = None
+        self._opened: Storage | None = None  # where there is no `dir`: see `of_result`
         self.left_out = LeftOut()
         self.retention: Retention | None = None
         self._sound: set[str] = set()  # ids of saves that this process has written or verified
@@ -91,14 +91,16 @@ class CheckpointDirectory:
             TypeError: `result` is neither.
         """
         run, reported = ray_driver.directories_of_result(result, metric, mode)
-        found = cls()
-        found._place = run
-        if reported is not None and (run is None or not found.list_existing_checkpoint_indices()):
+        directory = cls()
+        directory._opened = run
+        if reported is not None and (
+            run is None or not directory.list_existing_checkpoint_indices()
+        ):
             # The checkpoints are elsewhere. (What PBT has last given a trial is another's.)
-            found._place = open_directory(reported).storage.parent()
-        if found._place is None:
+            directory._opened = open_directory(reported).storage.parent()
+        if directory._opened is None:
             raise CheckpointNotFoundError("The result has neither a directory nor a checkpoint.")
-        return found
+        return directory
 
     @public
     def load(
@@ -187,7 +189,7 @@ class CheckpointDirectory:
             ValueError: Nothing says which metric decides, or the mode is neither.
         """
         best, catalog = self._best(metric, mode), self._catalog()
-        return next(iter(best_epochs(self._storage(), list(catalog.live()), best)), None)
+        return next(iter(best_epochs(self._storage(), list(catalog.current_branch()), best)), None)
 
     @public
     def list_existing_checkpoint_indices(self) -> list[int]:
@@ -248,10 +250,10 @@ class CheckpointDirectory:
     def _storage(self, session: Session | None = None) -> Storage:
         if self.dir is not None:
             return open_storage(self.dir, self._storage_options, self.retries)
-        if self._place is not None:
-            return self._place
-        own = session.run_directory if session else registry.run_directory()
-        return own or open_storage(".")
+        if self._opened is not None:
+            return self._opened
+        storage = session.run_directory if session else registry.run_directory()
+        return storage or open_storage(".")
 
     def _catalog(self) -> Catalog:
         finish_all()

@@ -33,7 +33,7 @@ def read(
 
     Args:
         checkpoint: ``None`` for the last one in `storage`, an epoch in it, a path or URL of a
-            checkpoint's directory, or a ``ray.train.Checkpoint`` (also a pointer to one).
+            checkpoint directory, or a ``ray.train.Checkpoint`` (also a pointer to one).
         storage: The run directory.
         options: For the fsspec file system of a URL.
 
@@ -61,7 +61,7 @@ def read(
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
     catalog = Catalog(storage)
-    for chosen in catalog.live() if epoch is None else [int(epoch)]:
+    for chosen in catalog.current_branch() if epoch is None else [int(epoch)]:
         try:
             manifest = catalog.manifest(chosen)
         except CheckpointNotFoundError:
@@ -96,7 +96,7 @@ def load(
 
     Args:
         model: Changed in place.
-        checkpoint: The path or URL of a checkpoint's directory, or a ``ray.train.Checkpoint``.
+        checkpoint: The path or URL of a checkpoint directory, or a ``ray.train.Checkpoint``.
         device: Where to move `model` before its state is loaded.
         strict: Whether names that are missing or unexpected are an error.
 

@@ -25,7 +25,7 @@ def storage_on(filesystem: Any, path: str = "/data/run") -> Storage:
 def checkpointer_on(storage: Storage) -> Checkpointer:
     """A Checkpointer whose directory that is."""
     made = Checkpointer(blocking=True)
-    made._place = storage
+    made._opened = storage
     return made
 
 

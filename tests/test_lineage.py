@@ -65,7 +65,7 @@ def test_going_back_to_an_abandoned_branch_makes_it_the_present_one(tmp_path: Pa
     _, _, log, first = train(tmp_path, 7, continue_from=6)
     assert first == 7
     catalog = Checkpointer(tmp_path)._catalog()
-    assert list(catalog.live()) == [7, 6, 5, 4, 2, 1], "3 is of the branch that was left"
+    assert list(catalog.current_branch()) == [7, 6, 5, 4, 2, 1], "3 is of the branch that was left"
     assert catalog.last_prior_to(4) == 2
     assert [entry["epoch"] for entry in log] == [1, 2, 3, 4, 5, 6, 7]
 

@@ -33,7 +33,7 @@ def make_newer(directory: Path, epoch: int) -> None:
 
 
 def live(directory: Path) -> list[int]:
-    return sorted(Catalog(LocalStorage(str(directory))).live())
+    return sorted(Catalog(LocalStorage(str(directory))).current_branch())
 
 
 def failing(name: str, error: Exception, *, lost: bool = False) -> Any:

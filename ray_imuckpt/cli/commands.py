@@ -28,15 +28,17 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def _ls(options: argparse.Namespace) -> int:
-    CheckpointDirectory(options.dir)  # refuses the directory of a single checkpoint
-    found = listing.listing(_storage(options))
+    CheckpointDirectory(options.dir)  # refuses a checkpoint directory
+    overview = listing.listing(_storage(options))
     if options.json:
-        terminal.say([structured.dumps(found)])
+        terminal.say([structured.dumps(overview)])
     else:
-        terminal.say(text.of_listing(found))
-    if found.problem:
-        terminal.complain(f"which of them are of abandoned branches is not known: {found.problem}")
-    return 2 if found.problem else 0
+        terminal.say(text.of_listing(overview))
+    if overview.problem:
+        terminal.complain(
+            f"which of them are of abandoned branches is not known: {overview.problem}"
+        )
+    return 2 if overview.problem else 0
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -90,16 +92,16 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _plot(options: argparse.Namespace) -> int:
     directory = CheckpointDirectory(options.dir)
-    found = series.series(directory, _epochs(directory), options.metric)
-    for verdict in found.unread:
+    curve = series.series(directory, _epochs(directory), options.metric)
+    for verdict in curve.unread:
         terminal.complain(verdict.problem)
-    if not found.points:
+    if not curve.points:
         raise ValueError(f"no checkpoint has a finite number for the metric {options.metric!r}")
     if options.json:
-        terminal.say([structured.dumps(found)])
+        terminal.say([structured.dumps(curve)])
     else:
-        terminal.say(text.of_series(found, terminal.width()))
-    return checking.status(verdict.state for verdict in found.unread)
+        terminal.say(text.of_series(curve, terminal.width()))
+    return checking.status(verdict.state for verdict in curve.unread)
 
 
 COMMANDS: dict[str, Command] = {

@@ -87,13 +87,13 @@ def compare(storage: Storage, first: LoadedCheckpoint, second: LoadedCheckpoint)
     """
     models = Weights(storage, first), Weights(storage, second)
     names = dict.fromkeys([*models[0].in_order(), *models[1].in_order()])
-    found = (_difference(name, *models) for name in names)
+    differences = (_difference(name, *models) for name in names)
     manifests = first.manifest, second.manifest
     return Comparison(
         first.epoch,
         second.epoch,
         len(names),
-        tuple(sorted((d for d in found if d is not None), key=lambda d: d.name)),
+        tuple(sorted((d for d in differences if d is not None), key=lambda d: d.name)),
         # As they are stored: values of any type can be compared there.
         _changes(manifests[0].metrics, manifests[1].metrics, first.metrics, second.metrics),
         _changes(*[manifest.versions for manifest in manifests] * 2),

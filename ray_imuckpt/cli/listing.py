@@ -134,7 +134,7 @@ def counted(left: leftovers.Leftovers) -> LeftoverFiles:
 def _current_branch(catalog: Catalog) -> tuple[set[int] | None, str]:
     """Return the epochs of the current branch; or ``None``, and why that cannot be told."""
     try:
-        return set(catalog.live()), ""
+        return set(catalog.current_branch()), ""
     except (ImuckptError, OSError) as error:
         return None, str(error)
 

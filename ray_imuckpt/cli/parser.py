@@ -113,7 +113,9 @@ def _command(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=text, description=text)
-    command.add_argument("dir", help="the directory of the checkpoints: a path or an fsspec URL")
+    command.add_argument(
+        "dir", help="the run directory, which holds the checkpoints: a path or an fsspec URL"
+    )
     return command
 
 

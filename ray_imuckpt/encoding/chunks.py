@@ -107,16 +107,16 @@ def cut(ends: Sequence[int], begin: int, end: int) -> list[tuple[int, int, int]]
         begin: The first byte.
         end: Behind the last byte, at most ``ends[-1]``.
     """
-    found = []
+    cuts = []
     which = bisect_right(ends, begin)
     while begin < end:
         base = ends[which - 1] if which else 0
         stop = min(end, ends[which])
         if stop > begin:
-            found.append((which, begin - base, stop - base))
+            cuts.append((which, begin - base, stop - base))
         begin = stop
         which += 1
-    return found
+    return cuts
 
 
 def _join_small(pieces: list[memoryview]) -> list[memoryview]:

@@ -71,7 +71,7 @@ class Decider:
     """A chooser of checkpoints on rank 0, which is asked again until its choice is sound.
 
     Args:
-        storage: The directory of the checkpoints, which must be writable.
+        storage: The run directory, which must be writable.
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, if it may be a restart.
         offer: What the surroundings offer.
@@ -145,7 +145,7 @@ class Decider:
                 directory,
             )
             self._below = choice
-        for epoch in catalog.live(self._below):
+        for epoch in catalog.current_branch(self._below):
             try:
                 return Decision(catalog.manifest(epoch))
             except CheckpointNotFoundError:  # deleted right now
@@ -193,7 +193,7 @@ class Decider:
         """Return whether what is offered lies, or lay, in this directory."""
         target = None
         with contextlib.suppress(CorruptCheckpointError):  # a cut pointer lies beside its own
-            target = pointed_at(*offer, own=self._storage)
+            target = pointed_at(*offer, home=self._storage)
         return same_directory((target or offer.directory).parent(), self._storage)
 
     def _led_to_newest(self, offered: Manifest) -> bool:
@@ -212,7 +212,7 @@ class Decider:
         return newest is not None and newest.run_id == self._run_id
 
     def _newest(self) -> Manifest | None:
-        for epoch in self._catalog.live():
+        for epoch in self._catalog.current_branch():
             with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
                 return self._catalog.manifest(epoch)
         return None

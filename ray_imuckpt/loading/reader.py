@@ -46,7 +46,7 @@ class Reader:
     """The files of one checkpoint. In a gang every method is a collective, but for `url`.
 
     Args:
-        storage: The checkpoint's directory; read on rank 0 only.
+        storage: The checkpoint directory; read on rank 0 only.
         manifest: Its commit record.
         gang: The gang.
     """

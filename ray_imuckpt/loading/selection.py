@@ -48,7 +48,7 @@ def begin(
 
     Args:
         gang: The gang.
-        storage: The directory of the checkpoints.
+        storage: The run directory.
         choice: `LAST`, `NONE` or an epoch.
         identity: Which run this is, as far as the surroundings know.
         targets: The live objects.
@@ -100,7 +100,7 @@ def restore(
 
     Args:
         gang: The gang.
-        storage: The directory of the checkpoints, which must be writable; used on rank 0 only.
+        storage: The run directory, which must be writable; used on rank 0 only.
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, which a restarted gang shares; then the run's
             own newest checkpoint goes before `choice`.

@@ -35,7 +35,7 @@ class Audit:
     """
 
     def __init__(self) -> None:
-        self._told: set[str] = set()
+        self._warned_of: set[str] = set()
         self._started: set[str] | None = None
         self._held: set[str] = set()
         self._has_log = False
@@ -193,8 +193,8 @@ class Audit:
             )
 
     def _warn(self, gang: Gang, about: str, message: str, *arguments: object) -> None:
-        if about not in self._told:
-            self._told.add(about)
+        if about not in self._warned_of:
+            self._warned_of.add(about)
             if gang.rank == 0:
                 logger.warning(message, *arguments)
 

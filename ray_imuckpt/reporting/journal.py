@@ -38,7 +38,7 @@ class Journal:
 
         Args:
             gang: The gang.
-            url: The directory of the checkpoints.
+            url: The run directory.
             loaded: What was restored; ``None`` from scratch.
             seconds: What it took.
             looked: Whether a checkpoint would have been taken, had there been one.
@@ -63,7 +63,7 @@ class Journal:
         """Return what tells of a save; it holds what was trained up to it.
 
         Args:
-            url: The directory of the checkpoints.
+            url: The run directory.
             epoch: Of the checkpoint.
             began: When it was asked for, by ``time.perf_counter()``.
         """

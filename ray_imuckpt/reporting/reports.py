@@ -24,7 +24,7 @@ class Report:
     Attributes:
         session: Who is reported to.
         metrics: Of the epoch, if there are any.
-        storage: The directory of the checkpoints.
+        storage: The run directory.
         operation: The save that was begun at its end, if one was.
     """
 

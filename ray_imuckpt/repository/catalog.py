@@ -69,7 +69,7 @@ class Catalog:
         )
         return record[0], epochs
 
-    def live(self, below: int | None = None) -> Iterator[int]:
+    def current_branch(self, below: int | None = None) -> Iterator[int]:
         """Yield the committed epochs that are not abandoned, the latest first.
 
         Reads few manifests: of the epochs that the record lists, and one that shows whether the
@@ -105,12 +105,12 @@ class Catalog:
             yield epoch
 
     def last(self) -> int | None:
-        """Return the latest live epoch."""
-        return next(self.live(), None)
+        """Return the latest epoch of the current branch, ``None`` if there is none."""
+        return next(self.current_branch(), None)
 
     def last_prior_to(self, epoch: int) -> int | None:
-        """Return the latest live epoch before `epoch`."""
-        return next(self.live(below=epoch), None)
+        """Return the latest epoch of the current branch before `epoch`."""
+        return next(self.current_branch(below=epoch), None)
 
     def manifest(self, epoch: int) -> Manifest:
         """Return the commit record of `epoch`.
@@ -255,18 +255,18 @@ class Catalog:
     def _rebuilt(self, damage: CorruptCheckpointError) -> Lineage:
         """Return what the manifests tell, with a warning.
 
-        A checkpoint whose own manifest is damaged counts as live, as it does without a record: who
-        picks it finds the damage, says so and passes it over.
+        A checkpoint whose own manifest is damaged counts as one of the current branch, as it does
+        without a record: who picks it finds the damage, says so and passes it over.
         """
-        found: list[Manifest] = []
+        manifests: list[Manifest] = []
         for epoch in self.committed():
             try:
-                found.append(self.manifest(epoch))
+                manifests.append(self.manifest(epoch))
             except (CorruptCheckpointError, CheckpointNotFoundError):
                 continue
             except UnsupportedFormatError as error:
                 raise damage from error
-        lineage, tip = of_newest(found)
+        lineage, tip = of_newest(manifests)
         logger.warning(
             "%s By the manifests the current branch is that of epoch %s, and %s are abandoned. The "
             "next save writes the record anew.",

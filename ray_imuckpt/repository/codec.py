@@ -55,7 +55,7 @@ class TrainingState:
         log: The training log.
         other: The user's values, those of `objects` being states.
         objects: The names in `other` whose values are states of objects.
-        ranks: Each rank's own state, as `encode_rank` gave it, in rank order.
+        ranks: The rank states, as `encode_rank` returned them, in rank order.
         classes: The names of the classes of `objects`.
     """
 
@@ -69,7 +69,7 @@ class TrainingState:
 
 
 def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
-    """Return a rank's own state as bytes, to be sent to rank 0."""
+    """Return a rank state as bytes, to be sent to rank 0."""
     stored: dict[str, torch.Tensor] = {}
     data = tree.encode(dict(state), stored, f"ranks.{rank}")
     text = tree.dumps(data).decode("ascii")

@@ -31,7 +31,7 @@ class DecodedState:
         other: The user's values, those of `objects` being states.
         objects: The names in `other` whose values are states of objects.
         classes: The names of the classes of `objects`, as far as they were saved.
-        ranks: Each rank's own state, in rank order.
+        ranks: The rank states, in rank order.
         optimizer: The optimizer's tree, still undecoded.
     """
 
@@ -55,7 +55,7 @@ class _Random:
 
 @dataclass(frozen=True)
 class _Rank:
-    """A rank's own state."""
+    """A rank state."""
 
     random: _Random
     per_rank: dict[str, Any]
@@ -96,8 +96,8 @@ def decode_state(
     """Return what the ``state`` part holds.
 
     Args:
-        texts: Its trees: what is the same for all ranks in one of them, each rank's own state in
-            any one.
+        texts: Its trees: what is the same for all ranks in one of them, each rank state in any
+            one.
         tensors: Its tensors. Each must have memory of its own: in the file a byte tensor may lie at
             any address, and torch crashes the process when it is given the state of a generator at
             an odd one.

@@ -34,7 +34,7 @@ class CheckedFile:
 
     Args:
         storage: What holds the checkpoint.
-        directory: The checkpoint's directory in it; ``""`` when the storage is that directory.
+        directory: The checkpoint directory in it; ``""`` when the storage is that directory.
         epoch: Of the checkpoint, for errors.
         entry: What the manifest says of the file, or of its header as if that were a file.
         hint: What to do if it is damaged, for errors.
@@ -116,15 +116,15 @@ class CheckedFile:
 
     def verify(self) -> None:
         """Read and check every byte, in memory of one chunk a thread; errors as above."""
-        own = threading.local()
+        scratch = threading.local()
         self.check_size()
         spans = chunks.ranges(self.entry.size, self.entry.chunk_size)
 
         def read(index: int) -> None:
             begin, end = spans[index]
-            if len(getattr(own, "buffer", b"")) < end - begin:
-                own.buffer = memoryview(bytearray(end - begin))
-            self.read_chunk(index, [own.buffer[: end - begin]])
+            if len(getattr(scratch, "buffer", b"")) < end - begin:
+                scratch.buffer = memoryview(bytearray(end - begin))
+            self.read_chunk(index, [scratch.buffer[: end - begin]])
 
         parallel.each(read, len(spans), self._storage.connections)
 

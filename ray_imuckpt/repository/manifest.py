@@ -9,7 +9,7 @@ The rules that a reader applies, in this order (`Manifest.from_bytes`):
    without ``checksum``. Otherwise: corrupt.
 4. Every field is there with its type and in its bounds, at every level; further fields are passed
    over. Every file has the name that its part, the save, and its rank give it, so that none lies
-   outside the checkpoint's directory; no rank has two files of one part and kind. Otherwise:
+   outside the checkpoint directory; no rank has two files of one part and kind. Otherwise:
    corrupt.
 
 `docs/manifest.schema.json` says the fourth rule to programs.
@@ -43,7 +43,7 @@ class FileEntry:
     Attributes:
         part: What it holds: ``model``, ``model_frozen``, ``optimizer`` or ``state``.
         rank: Which rank of the gang wrote it.
-        name: Its name in the checkpoint's directory.
+        name: Its name in the checkpoint directory.
         size: Bytes.
         chunk_size: Bytes covered by each checksum (the last may cover fewer).
         checksums: XXH3-128 of each chunk, in order.

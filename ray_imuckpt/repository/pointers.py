@@ -1,4 +1,4 @@
-"""Files that name the directory of a checkpoint elsewhere, and how far they are followed.
+"""Files that name a checkpoint directory elsewhere, and how far they are followed.
 
 Who may write a pointer could have this process send requests, and its credentials, wherever he
 likes. So a pointer leads to where its reader is already: to the file system that holds the pointer,
@@ -32,14 +32,14 @@ class _Pointer:
 
 
 def pointed_at(
-    directory: Storage, options: dict[str, Any] | None = None, own: Storage | None = None
+    directory: Storage, options: dict[str, Any] | None = None, home: Storage | None = None
 ) -> Storage | None:
     """Return the directory that a pointer in `directory` names; ``None`` when there is no pointer.
 
     Args:
         directory: Where the pointer would be.
         options: For the fsspec file system of the directory.
-        own: The reader's run directory, to whose file system a pointer may lead.
+        home: The reader's run directory, to whose file system a pointer may lead.
 
     Raises:
         CorruptCheckpointError: The pointer is damaged.
@@ -48,7 +48,7 @@ def pointed_at(
     where = join(directory.url, paths.POINTER)
     try:
         pointer = msgspec.convert(strictjson.loads(directory.get(paths.POINTER)), _Pointer)
-        return _followed(pointer, directory, options, own)
+        return _followed(pointer, directory, options, home)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, NotAFileError) as error:
@@ -60,14 +60,14 @@ def pointed_at(
 
 
 def _followed(
-    pointer: _Pointer, directory: Storage, options: dict[str, Any] | None, own: Storage | None
+    pointer: _Pointer, directory: Storage, options: dict[str, Any] | None, home: Storage | None
 ) -> Storage:
     if b"\0" in os.fsencode(pointer.url):  # which raises where no name of a file can hold it
         raise ValueError("its url holds a zero byte")
     if pointer.sibling is not None and paths.parse_checkpoint_name(pointer.sibling) is not None:
         # First where the pointer is: the directories may have been moved together.
         return directory.parent().child(pointer.sibling)
-    allowed = {_origin(directory.url), None if own is None else _origin(own.url), ""}
+    allowed = {_origin(directory.url), None if home is None else _origin(home.url), ""}
     if _origin(pointer.url) not in allowed - {None}:
         raise ImuckptError(
             f"The pointer to a checkpoint leads to another file system: {pointer.url:.300}.",

@@ -44,7 +44,7 @@ def prune(
     those whose directory is a symbolic link (what it leads to is another's).
 
     Args:
-        storage: The directory of the checkpoints.
+        storage: The run directory.
         rules: What to keep.
         protected: Epochs that stay whatever the rules say: what this run has come from.
         dry_run: Delete nothing, only return what would be deleted.
@@ -74,7 +74,7 @@ def _prune(
 ) -> list[int]:
     catalog = Catalog(storage)
     record = catalog.record()
-    epochs = sorted(catalog.live())
+    epochs = sorted(catalog.current_branch())
     if not epochs:
         return []
     newest = _newest_sound(catalog, storage, epochs, sound)
@@ -108,7 +108,7 @@ def _delete(
     """
     try:
         lineage = catalog.recorded(record)
-    except CorruptCheckpointError:  # so that the manifests told what is live
+    except CorruptCheckpointError:  # then the manifests told the current branch
         lineage = Lineage()
     stored = storage.together([partial(_stored, catalog, epoch, lineage) for epoch in doomed])
     judged = [(epoch, data) for epoch, data in zip(doomed, stored, strict=True) if data is not None]

@@ -136,7 +136,7 @@ class TrainSession:
         """Return, as JSON, the manifests that Ray lacks: the one resumed from, its run's before."""
         lacking: list[str] = []
         catalog = Catalog(storage)
-        for epoch in catalog.live(below=manifest.epoch + 1):
+        for epoch in catalog.current_branch(below=manifest.epoch + 1):
             try:
                 before = catalog.manifest(epoch)
             except CorruptCheckpointError:

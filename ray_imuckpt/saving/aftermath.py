@@ -38,7 +38,7 @@ class Aftermath:
         """Do what follows a commit; failures are warnings.
 
         Args:
-            storage: The directory of the checkpoints.
+            storage: The run directory.
             run: The memory of the run.
             manifest: What was committed.
             prunes: Whether to delete old checkpoints: not where the surroundings do.

@@ -124,7 +124,7 @@ def confirm(storage: Storage, run: Run, epoch: int) -> None:
 
 
 def _join(storage: Storage, run: Run, epoch: int) -> None:
-    """Take the present branch for that of a run without start(), which knows no other."""
+    """Take the current branch for that of a run without start(), which knows no other."""
     catalog = Catalog(storage)
     record = catalog.record()
     if run.joined and record == run.record:

@@ -93,7 +93,7 @@ class Taken:
         """Return the state of the gang, complete on rank 0; a collective where a part is sharded.
 
         Args:
-            ranks: Each rank's own state, in rank order; on rank 0.
+            ranks: The rank states, in rank order; on rank 0.
         """
         sources, model = self.sources, self.model
         state = codec.TrainingState(
@@ -135,15 +135,15 @@ def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits, int | N
     first = run.compared != _identity(sources)
     shards = traits.of_shards({"other": taken.other, "per_rank": taken.rank["per_rank"]})
     tensors = traits.Shapes(taken.model, taken.optimizer, shards)
-    kept = traits.fingerprints(sources.other, taken.other, tensors=first)
+    may_differ = traits.fingerprints(sources.other, taken.other, tensors=first)
     if not first:
-        return taken, Traits(tensors=tensors, may_differ=kept), size
+        return taken, Traits(tensors=tensors, may_differ=may_differ), size
     per_rank = sources.per_rank
-    kept |= traits.buffer_values(sources.model, per_rank, taken.model)
+    may_differ |= traits.buffer_values(sources.model, per_rank, taken.model)
     values = traits.replicated_values(
         sources.model, sources.optimizer, per_rank, taken.model, taken.optimizer
     )
-    return taken, Traits(tensors=tensors, values=values, may_differ=kept), size
+    return taken, Traits(tensors=tensors, values=values, may_differ=may_differ), size
 
 
 def compared(run: Run, sources: Sources) -> None:
@@ -185,11 +185,11 @@ def _take(sources: Sources, rank: int) -> Taken:
         optimizer = take_optimizer(sources.optimizer, sources.model)
     per_rank = {name: sources.per_rank[name] for name in sorted(sources.per_rank)}
     states = _states(per_rank)
-    own = {"random": take_random(), "per_rank": states, "classes": classes(sources.per_rank)}
+    rank_state = {"random": take_random(), "per_rank": states, "classes": classes(sources.per_rank)}
     spread = any(map(is_zero_redundancy, per_rank.values())) or shards_in(states, "per_rank")
-    encoded = None if spread else codec.encode_rank(own, rank)
+    encoded = None if spread else codec.encode_rank(rank_state, rank)
     return Taken(
-        sources, take_model(sources.model), optimizer, _states(sources.other), own, encoded
+        sources, take_model(sources.model), optimizer, _states(sources.other), rank_state, encoded
     )
 
 

@@ -40,7 +40,7 @@ def commit(
     """Write all parts, then the manifest: from that instant the checkpoint exists.
 
     Args:
-        storage: The directory of the checkpoints.
+        storage: The run directory.
         draft: The manifest without its files and its branch.
         parts: What to write.
         run: Whose checkpoint it is. The unchanged files of its last one need not be sent again.
@@ -154,13 +154,13 @@ def _replaceable(
     """
     url = join(storage.url, directory)
     try:
-        found = Manifest.from_bytes(old, url)
+        other = Manifest.from_bytes(old, url)
     except ImuckptError:
         return None
-    if run.may_replace(found):
-        return found
+    if run.may_replace(other):
+        return other
     raise LastingFailureError(
-        f"Nothing was committed: run {found.run_id} has saved this epoch since this run, {run.id}, "
+        f"Nothing was committed: run {other.run_id} has saved this epoch since this run, {run.id}, "
         "looked at the directory.",
         url=url,
         epoch=manifest.epoch,

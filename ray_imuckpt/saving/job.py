@@ -32,7 +32,7 @@ def job(
     """Return what writes and commits one checkpoint, and returns its manifest as committed.
 
     Args:
-        storage: The directory of the checkpoints.
+        storage: The run directory.
         run: The memory of the run; its parent becomes the committed checkpoint.
         plan: What to store, its tensors as they are to be written.
         label: What the checkpoint is to be known by.

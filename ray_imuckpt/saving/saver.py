@@ -118,7 +118,7 @@ class Saver:
 
         Args:
             gang: The gang; all ranks call this.
-            storage: The directory of the checkpoints.
+            storage: The run directory.
             state: Returns what to store, complete on rank 0; called on every rank.
             label: What the checkpoint is to be known by.
             background: Whether to return once the state is copied. Otherwise the state is written

@@ -42,7 +42,7 @@ class Phase(IntEnum):
     FILLED = 2
     """The model or its optimizer, into whose memory the bytes are read."""
     OVERLAPPING = 3
-    """It has tensors of these two as well, of which each rank's own state counts: after them."""
+    """It has tensors of these two as well, of which the rank state counts: after them."""
     RANDOM = 4
     """Random generators, from which everything before may draw."""
 

@@ -16,7 +16,7 @@ def checkpointer_on(subject: Subject) -> Checkpointer:
     if subject.url is not None:
         return Checkpointer(subject.url, blocking=True, storage_options=subject.options)
     made = Checkpointer(blocking=True)
-    made._place = subject.again()  # as Ray's session hands it over
+    made._opened = subject.again()  # as Ray's session hands it over
     return made
 
 

@@ -161,12 +161,14 @@ def takes(live: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
 
 def disjoint(live: Mapping[K, torch.Tensor]) -> dict[K, torch.Tensor]:
     """Return those tensors that share no memory with another one before them."""
-    kept = {}
+    alone = {}
     for device in {tensor.device for tensor in live.values()}:
-        mine = [(tensor.data_ptr(), key) for key, tensor in live.items() if tensor.device == device]
+        begins = [
+            (tensor.data_ptr(), key) for key, tensor in live.items() if tensor.device == device
+        ]
         end = 0
-        for begin, key in sorted(mine):
+        for begin, key in sorted(begins):
             if begin >= end:
-                kept[key] = tensor = live[key]
+                alone[key] = tensor = live[key]
                 end = begin + tensor.nbytes
-    return kept
+    return alone

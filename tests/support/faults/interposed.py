@@ -55,7 +55,7 @@ def checkpointer_on(
 ) -> Checkpointer:
     """Return a Checkpointer whose storage calls this before each call."""
     made = Checkpointer(None, continue_from=continue_from, blocking=True)
-    made._place = Interposed(open_storage(url), before)
+    made._opened = Interposed(open_storage(url), before)
     return made
 
 

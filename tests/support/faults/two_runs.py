@@ -225,7 +225,7 @@ class TwoRuns(RuleBasedStateMachine):
         return {(name, s.st_ino, s.st_size, s.st_mtime_ns) for name, s in found}
 
     @invariant()
-    def the_last_is_of_the_present_branch(self) -> None:
+    def the_last_is_of_the_current_branch(self) -> None:
         """The last, and the last before it, are of the current branch."""
         if not self.model.there:
             return
