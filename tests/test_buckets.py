@@ -47,7 +47,7 @@ def test_a_bucket_that_is_missing_is_an_error_at_start_and_not_made() -> None:
 def test_trying_an_object_store_costs_two_requests() -> None:
     """One put, one delete; then a run goes on as ever, and no bucket is asked for."""
     filesystem, storage = bucket()
-    storage.check_writable()
+    storage.check_writable()()
     assert filesystem.calls == ["put", "delete"]
     checkpointer = checkpointer_on(storage)
     assert checkpointer.start(small_model()).start_epoch == 1

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from ray_imuckpt import Checkpointer, StorageError
@@ -96,6 +97,24 @@ def test_a_tiny_save_takes_four_round_trips(
         simulated_store.configure(Settings(latency=0.4))  # what is asked at once comes at once
         simulated_store.reset()
         checkpointer.checkpoint(2, model=nn.Linear(2, 2))
+    assert simulated_store.report().round_trips <= 4
+
+
+def test_a_tiny_restore_takes_four_round_trips(
+    options: dict[str, Any], simulated_store: SimulatedStore
+) -> None:
+    """A probe, then the listing and the record, then the manifest, then all data."""
+    with Checkpointer("s3://bucket/run", storage_options=options, blocking=True) as checkpointer:
+        model = nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(2)).sum().backward()
+        optimizer.step()
+        checkpointer.start(model, optimizer)
+        checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    simulated_store.configure(Settings(latency=0.4))  # what is asked at once comes at once
+    simulated_store.reset()
+    started = Checkpointer("s3://bucket/run", storage_options=options).start(model, optimizer)
+    assert started.start_epoch == 2
     assert simulated_store.report().round_trips <= 4
 
 

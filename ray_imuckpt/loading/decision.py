@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.lineage import in_history
 from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.pointers import pointed_at
+from ray_imuckpt.repository.survey import survey
 from ray_imuckpt.storage import Storage, same_directory
 
 logger = logging.getLogger("ray_imuckpt")
@@ -75,7 +77,7 @@ class Decider:
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, if it may be a restart.
         offer: What the surroundings offer.
-        first: Called before anything is decided.
+        first: Called with what was read of the directory, before anything is decided.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class Decider:
         choice: str | int,
         run_id: str | None,
         offer: Offer | None,
-        first: Callable[[], None],
+        first: Callable[[Overview], None],
     ) -> None:
         self._offered_directory = storage
         self._storage = storage
@@ -92,7 +94,7 @@ class Decider:
         self._choice = choice
         self._run_id = run_id
         self._offer = offer
-        self._first: Callable[[], None] | None = first
+        self._first: Callable[[Overview], None] | None = first
         self._below: int | None = None
         self._damaged: CorruptCheckpointError | None = None
 
@@ -107,15 +109,17 @@ class Decider:
         if self._first is not None:
             first, self._first = self._first, None
             # Before the first epoch, not after it; and by itself, since it loses patience soon.
-            self._storage.check_writable()
-            first()
-            offered = self._of_another_run()
+            remove_probe = self._storage.check_writable()
+            overview = survey(self._storage, beside=remove_probe)
+            first(overview)
+            offered = self._of_another_run(overview)
             if offered is not None:
                 self._offered_directory = offered.storage
                 return Decision(offered.manifest, offered=True)
-            if self._offer is not None or self._is_restart():
+            if self._offer is not None or self._is_restart(overview):
                 self._choice = LAST  # a restarted gang goes on where it was, whatever was asked for
-        return self._pick()
+            return self._pick(overview)
+        return self._pick(None)  # what was read then has turned out to be wrong: read it anew
 
     def directory(self, decision: Decision) -> Storage:
         """Return the directory of the checkpoint that was decided on; only rank 0's is to be read.
@@ -131,23 +135,23 @@ class Decider:
         """Do not choose this epoch, nor a later one: it turned out to be damaged."""
         self._below, self._damaged = epoch, damage
 
-    def _pick(self) -> Decision:
+    def _pick(self, overview: Overview | None) -> Decision:
         choice, catalog = self._choice, self._catalog
         directory = self._storage.url
         if choice == NONE:
             return Decision()
         if isinstance(choice, int) and self._below is None:
             with contextlib.suppress(CheckpointNotFoundError):
-                return Decision(catalog.manifest(choice), exact=True)
+                return Decision(self._manifest(choice, overview), exact=True)
             logger.warning(
                 "There is no checkpoint of epoch %d in %s; looking for the last one before it.",
                 choice,
                 directory,
             )
             self._below = choice
-        for epoch in catalog.current_branch(self._below):
+        for epoch in catalog.current_branch(self._below, overview):
             try:
-                return Decision(catalog.manifest(epoch))
+                return Decision(self._manifest(epoch, overview))
             except CheckpointNotFoundError:  # deleted right now
                 continue
             except CorruptCheckpointError as error:
@@ -160,15 +164,21 @@ class Decider:
                 hint='Restore the directory from a copy, or begin anew with continue_from="none" '
                 "and newly built objects.",
             ) from self._damaged
-        self._warn_of_scratch()
+        self._warn_of_scratch(catalog.committed() if overview is None else overview.epochs)
         return Decision()
 
-    def _warn_of_scratch(self) -> None:
+    def _manifest(self, epoch: int, overview: Overview | None) -> Manifest:
+        """Return a manifest that was read already, or read it; errors as `Catalog.manifest`."""
+        if overview is not None and epoch in overview.manifests:
+            return overview.manifests[epoch]
+        return self._catalog.manifest(epoch)
+
+    def _warn_of_scratch(self, abandoned: Sequence[int]) -> None:
         if isinstance(self._choice, int):
             logger.warning(
                 "There is no checkpoint before epoch %d; beginning from scratch.", self._choice
             )
-        elif abandoned := self._catalog.committed():
+        elif abandoned:
             logger.warning(
                 "All checkpoints in %s are of branches that were left behind (%s); beginning from "
                 "scratch. To go on from one of them, give its epoch as continue_from.",
@@ -176,7 +186,7 @@ class Decider:
                 units.listed([str(epoch) for epoch in abandoned]),
             )
 
-    def _of_another_run(self) -> LoadedCheckpoint | None:
+    def _of_another_run(self, overview: Overview) -> LoadedCheckpoint | None:
         """Return what is offered, unless this directory's own newest goes before it."""
         if self._offer is None:
             return None
@@ -187,7 +197,7 @@ class Decider:
             if self._lay_here(self._offer) and self._catalog.last() is not None:
                 return None
             raise
-        return None if self._led_to_newest(offered.manifest) else offered
+        return None if self._led_to_newest(offered.manifest, overview) else offered
 
     def _lay_here(self, offer: Offer) -> bool:
         """Return whether what is offered lies, or lay, in this directory."""
@@ -196,23 +206,23 @@ class Decider:
             target = pointed_at(*offer, home=self._storage)
         return same_directory((target or offer.directory).parent(), self._storage)
 
-    def _led_to_newest(self, offered: Manifest) -> bool:
+    def _led_to_newest(self, offered: Manifest, overview: Overview) -> bool:
         """Return whether it is of this directory, or its newest checkpoint came from it."""
         with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
-            if self._catalog.manifest(offered.epoch).save_id == offered.save_id:
+            if self._manifest(offered.epoch, overview).save_id == offered.save_id:
                 return True
-        newest = self._newest()
+        newest = self._newest(overview)
         return newest is not None and in_history(offered.epoch, offered.run_id, newest)
 
-    def _is_restart(self) -> bool:
+    def _is_restart(self, overview: Overview) -> bool:
         """Return whether the directory's newest checkpoint is of this very run."""
         if self._run_id is None:
             return False
-        newest = self._newest()
+        newest = self._newest(overview)
         return newest is not None and newest.run_id == self._run_id
 
-    def _newest(self) -> Manifest | None:
-        for epoch in self._catalog.current_branch():
+    def _newest(self, overview: Overview) -> Manifest | None:
+        for epoch in self._catalog.current_branch(overview=overview):
             with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
-                return self._catalog.manifest(epoch)
+                return self._manifest(epoch, overview)
         return None

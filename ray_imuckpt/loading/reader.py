@@ -61,6 +61,7 @@ class Reader:
     def prefetch(self) -> None:
         """Read all headers and small files in one meeting, from which the other methods take them.
 
+        Of a small checkpoint that is all there is, so that one round trip to a store reads it.
         A process alone has nobody to meet, and reads each when it is asked for, unless the storage
         takes its time to answer.
 
@@ -69,8 +70,10 @@ class Reader:
         """
         if self._gang.world_size == 1 and not self._storage.waits:
             return
-        whole = [entry for entry in self._manifest.files if _is_small(entry)]
-        heads = [entry.header for entry in self._manifest.files if not _is_small(entry)]
+        files = self._manifest.files
+        tiny = sum(entry.size for entry in files) <= _SMALL  # then one round trip reads all
+        whole = [entry for entry in files if tiny or _is_small(entry)]
+        heads = [entry.header for entry in files if not tiny and not _is_small(entry)]
         wanted = [*whole, *(head for head in heads if head is not None and head.size <= _WINDOW)]
 
         def read() -> bytes:

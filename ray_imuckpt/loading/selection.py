@@ -15,6 +15,7 @@ from ray_imuckpt.loading.decision import Decider, Decision, Offer
 from ray_imuckpt.loading.restore import Restore
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_checkpoint
 from ray_imuckpt.loading.targets import Targets
+from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.run import Run, RunIdentity
 from ray_imuckpt.saving import branch
 from ray_imuckpt.storage import Storage
@@ -60,8 +61,8 @@ def begin(
     """
     run = Run(identity.id or uuid.uuid4().hex, None, branch_begun=False)
 
-    def look() -> None:
-        run.view = branch.look(storage)
+    def look(overview: Overview) -> None:
+        run.view = branch.view(storage, overview)
         branch.claim(storage, run)
 
     known = identity.id if identity.may_be_restart else None
@@ -91,7 +92,7 @@ def restore(
     *,
     strict: bool,
     offer: Offer | None = None,
-    first: Callable[[], None] = lambda: None,
+    first: Callable[[Overview], None] = lambda _overview: None,
 ) -> Resumed | None:
     """Restore the checkpoint to continue from into live objects, on every rank; a collective.
 
@@ -109,7 +110,7 @@ def restore(
         offer: What the surroundings offer; used on rank 0 only. This directory's
             own newest goes before it if it came from it, or if it lay in this directory and is gone
             or damaged; one of another run is taken, but the optimizer keeps its own options.
-        first: Called on rank 0 before anything is decided.
+        first: Called on rank 0 with what was read of the directory, before anything is decided.
 
     Returns:
         What it continues from, ``None`` from scratch.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from ray_imuckpt.errors import (
@@ -23,6 +23,7 @@ from ray_imuckpt.errors import (
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.lineage import Abandoned, Lineage, lost, of_newest
 from ray_imuckpt.repository.manifest import USE_ANOTHER, Manifest, stated_maker
+from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
 
@@ -60,16 +61,19 @@ class Catalog:
         epochs = (paths.parse_checkpoint_name(name) for name in names)
         return sorted(epoch for epoch in epochs if epoch is not None)
 
-    def overview(self) -> tuple[bytes | None, list[int]]:
-        """Return what `record` and `committed` do, asked for at once; errors as there."""
+    def listed(self, beside: Sequence[Callable[[], None]] = ()) -> Overview:
+        """Return what `record` and `committed` do, asked for at once; errors as there.
+
+        Args:
+            beside: Called at the same time.
+        """
         record: list[bytes | None] = []
         epochs: list[int] = []
-        self._storage.together(
-            [lambda: record.append(self.record()), lambda: epochs.extend(self.committed())]
-        )
-        return record[0], epochs
+        both = (lambda: record.append(self.record()), lambda: epochs.extend(self.committed()))
+        self._storage.together([*beside, *both])
+        return Overview(record[0], tuple(epochs))
 
-    def current_branch(self, below: int | None = None) -> Iterator[int]:
+    def current_branch(self, below: int | None = None, overview: Overview | None = None) -> Iterator[int]:
         """Yield the committed epochs that are not abandoned, the latest first.
 
         Reads few manifests: of the epochs that the record lists, and one that shows whether the
@@ -77,19 +81,20 @@ class Catalog:
 
         Args:
             below: Only epochs before this one.
+            overview: What was read of the directory; ``None``: it is read now.
 
         Raises:
             CorruptCheckpointError: See `lineage`.
             UnsupportedFormatError: A newer release wrote the record.
         """
-        record, epochs = self.overview()
-        lineage, confirmed = self._lineage(record), False
-        for epoch in reversed(epochs):
+        overview = overview or self.listed()
+        lineage, confirmed = self._lineage(overview.record), False
+        for epoch in reversed(overview.epochs):
             if below is not None and epoch >= below:
                 continue
             if epoch in lineage.abandoned or not confirmed:
                 try:
-                    manifest = self.seen(epoch)
+                    manifest = overview.manifests.get(epoch) or self.seen(epoch)
                 except CheckpointNotFoundError:
                     continue
                 if manifest is None:

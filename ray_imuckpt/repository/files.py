@@ -110,8 +110,7 @@ class CheckedFile:
         """Return all bytes of a small file; errors as for `read_chunk`."""
         buffer = bytearray(self.entry.size)
         row = chunks.Chunks([memoryview(buffer)], self.entry.chunk_size)
-        for index in range(len(row)):
-            self.read_chunk(index, row.pieces(index))
+        self._storage.read_all([self.chunk(index, row, index) for index in range(len(row))])
         return bytes(buffer)
 
     def verify(self) -> None:

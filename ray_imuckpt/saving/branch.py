@@ -26,6 +26,7 @@ from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.lineage import Abandoned, Lineage, Point, in_history
 from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.run import Run, View
 from ray_imuckpt.saving.failures import LastingFailureError
 from ray_imuckpt.storage import ConflictError, Storage
@@ -39,17 +40,19 @@ _CURE = (
 )
 
 
-def look(storage: Storage) -> View:
-    """Return what a directory holds now."""
+def view(storage: Storage, overview: Overview) -> View:
+    """Return what a run remembers of a directory in which it starts."""
     catalog = Catalog(storage)
-    record, epochs = catalog.overview()
-    lineage = _checked(catalog, record)
-    if lineage is None or any(map(lineage.is_behind, _seen(catalog, epochs[-1:]))):
-        branch, listed = _largest(_seen(catalog, epochs)), epochs
+    epochs, manifests = overview.epochs, overview.manifests
+    lineage = _checked(catalog, overview.record)
+    newest = [manifests[epoch] for epoch in epochs[-1:] if epoch in manifests]
+    if lineage is None or any(map(lineage.is_behind, newest)):
+        branch, listed = _largest(manifests.values()), epochs
     else:
-        branch, listed = lineage.branch, [e for e in epochs if e in lineage.abandoned]
-    save_ids = {epoch: catalog.maker(epoch).save_id for epoch in listed}
-    return View(record, frozenset(epochs), branch, save_ids)
+        branch, listed = lineage.branch, tuple(e for e in epochs if e in lineage.abandoned)
+    makers = {e: manifests[e] if e in manifests else catalog.maker(e) for e in listed}
+    save_ids = {epoch: maker.save_id for epoch, maker in makers.items()}
+    return View(overview.record, frozenset(epochs), branch, save_ids)
 
 
 def claim(storage: Storage, run: Run) -> None:

@@ -72,10 +72,14 @@ class Storage(Protocol):
     connections: int
     waits: bool
 
-    def check_writable(self) -> None:
+    def check_writable(self) -> Callable[[], None]:
         """Make the directory, where the storage knows directories, and try to write into it.
 
-        No bucket is made. What is written is removed again, and has a name that nobody reads.
+        No bucket is made. What is written has a name that nobody reads.
+
+        Returns:
+            Removes what was written, where that is still there: best called together with
+            something else. That it cannot be removed is a warning.
 
         Raises:
             StorageError: It cannot be written, or could not be replaced in one step.

@@ -44,12 +44,13 @@ class LocalStorage:
         self._top = path  # links are followed down to here, and no further
         self._named: set[str] = set()  # directories whose names are on the disk
 
-    def check_writable(self) -> None:
-        """Implement `Storage.check_writable`."""
+    def check_writable(self) -> Callable[[], None]:
+        """Implement `Storage.check_writable`. Nothing is left to be removed."""
         try:
             self._probe()
         except OSError as error:
             raise disk_error("cannot be written", self.url, error) from error
+        return lambda: None
 
     def _probe(self) -> float:
         """Write a file that nobody reads, and remove it; return when that was."""

@@ -103,8 +103,8 @@ class RemoteStorage:
         """Let another directory have the connections of this one, and what it has found out."""
         other._engine, other._budget, other._heeds = self._engine, self._budget, self._heeds
 
-    def check_writable(self) -> None:
-        """Implement `Storage.check_writable`. Two requests to an object store, within seconds."""
+    def check_writable(self) -> Callable[[], None]:
+        """Implement `Storage.check_writable`. One request to an object store, within seconds."""
         self._check_replaces()
         probe = temporary_name("probe")
         engine = self._engine.hurried()
@@ -119,14 +119,15 @@ class RemoteStorage:
             with contextlib.suppress(OSError):
                 engine.engine.remove(self._path(probe))
             raise listings.unusable(engine, self.url, "cannot be written", error) from error
-        try:
-            engine.remove(self._path(probe))
-        except OSError as error:
-            logger.warning(
-                "%s cannot be removed (%s): old checkpoints will not be, either.",
-                join(self.url, probe),
-                error,
-            )
+
+        def remove() -> None:
+            try:
+                engine.remove(self._path(probe))
+            except OSError as error:
+                text = "%s cannot be removed (%s): old checkpoints will not be, either."
+                logger.warning(text, join(self.url, probe), error)
+
+        return remove
 
     def _check_renames(self, name: str) -> None:
         """Raise unless what `put` does replaces a file that is there."""

@@ -119,7 +119,7 @@ class ReadingContract:
 
     def test_a_directory_that_is_empty_holds_nothing(self, subject: Subject) -> None:
         """Nor one that is not there, where that can be told."""
-        subject.storage.check_writable()
+        subject.storage.check_writable()()
         try:
             assert subject.storage.holding("m") == []
         except FileNotFoundError:

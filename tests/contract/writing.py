@@ -171,10 +171,10 @@ class WritingContract:
 
     def test_that_it_can_be_written_is_tried_and_leaves_nothing(self, subject: Subject) -> None:
         """Before anything is there, and after."""
-        subject.storage.check_writable()
+        subject.storage.check_writable()()
         assert subject.side.names() == []
         subject.storage.put("a/m", b"1")
-        subject.storage.check_writable()
+        subject.storage.check_writable()()
         assert subject.side.names() == ["a/m"]
 
     def test_what_is_missing_above_is_told_and_not_made(self, subject: Subject) -> None:
