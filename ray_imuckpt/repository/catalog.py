@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 from ray_imuckpt.errors import (
@@ -61,16 +61,12 @@ class Catalog:
         epochs = (paths.parse_checkpoint_name(name) for name in names)
         return sorted(epoch for epoch in epochs if epoch is not None)
 
-    def listed(self, beside: Sequence[Callable[[], None]] = ()) -> Overview:
-        """Return what `record` and `committed` do, asked for at once; errors as there.
-
-        Args:
-            beside: Called at the same time.
-        """
+    def listed(self) -> Overview:
+        """Return what `record` and `committed` do, asked for at once; errors as there."""
         record: list[bytes | None] = []
         epochs: list[int] = []
         both = (lambda: record.append(self.record()), lambda: epochs.extend(self.committed()))
-        self._storage.together([*beside, *both])
+        self._storage.together(both)
         return Overview(record[0], tuple(epochs))
 
     def current_branch(self, below: int | None = None, overview: Overview | None = None) -> Iterator[int]:
