@@ -69,7 +69,9 @@ class Catalog:
         self._storage.together(both)
         return Overview(record[0], tuple(epochs))
 
-    def current_branch(self, below: int | None = None, overview: Overview | None = None) -> Iterator[int]:
+    def current_branch(
+        self, below: int | None = None, overview: Overview | None = None
+    ) -> Iterator[int]:
         """Yield the committed epochs that are not abandoned, the latest first.
 
         Reads few manifests: of the epochs that the record lists, and one that shows whether the
