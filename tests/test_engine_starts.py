@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
@@ -66,14 +67,29 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra that is the faster way."""
     import fsspec.core
 
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
     def missing(*_: Any, **__: Any) -> Any:
         raise ImportError("Install s3fs to access S3") from ImportError(name="s3fs")
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr("importlib.metadata.version", absent)
     monkeypatch.setattr("ray_imuckpt.storage.opening.url_to_fs", missing)
     assert fsspec.core is not None
     with pytest.raises(StorageError, match=r"s3fs.*\n.*ray-imuckpt\[obstore\].*pip install s3fs"):
         open_storage("s3://bucket/run")
+
+
+def test_an_obstore_that_leaves_uploads_is_not_used(
+    simulated_store: SimulatedStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Before 0.12 it did not give up an upload of which a part was refused."""
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: "0.11.1")
+    with caplog.at_level(logging.DEBUG, "ray_imuckpt"):
+        open_storage("s3://bucket/run", simulated_store.options)
+    assert "by way of fsspec: obstore 0.12 is not installed" in caplog.text
 
 
 def test_why_fsspec_is_used_is_told(

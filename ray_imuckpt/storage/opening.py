@@ -6,7 +6,7 @@ file system, which takes the same URL and the same options.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import logging
 import os
 import posixpath
@@ -113,8 +113,8 @@ def _obstore(
     """Return the engine of obstore, ``None`` where it cannot do the same as fsspec."""
     if not translation.knows(scheme):
         return None
-    if importlib.util.find_spec("obstore") is None:
-        logger.debug("%s://%s by way of fsspec: obstore is not installed", scheme, path)
+    if not _obstore_aborts():
+        logger.debug("%s://%s by way of fsspec: obstore 0.12 is not installed", scheme, path)
         return None
     from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
     from ray_imuckpt.storage.engines.shared import shared
@@ -135,6 +135,15 @@ def _obstore(
         return ObstoreEngine(connection, budget, patience, by_fsspec)
 
     return shared(scheme, options, patience, make)
+
+
+def _obstore_aborts() -> bool:
+    """Return whether there is an obstore that gives up an upload of which a part was refused."""
+    try:
+        version = importlib.metadata.version("obstore")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return tuple(map(int, version.split(".")[:2])) >= (0, 12)
 
 
 def _at(
