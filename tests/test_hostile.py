@@ -1,4 +1,4 @@
-"""Whatever lies in a checkpoint's directory: an error of ours or accepted, within bounds.
+"""Whatever lies in a checkpoint directory: an error of ours or accepted, within bounds.
 
 Who can write there can give a manifest its right checksum. See SECURITY.md for what is promised.
 """
