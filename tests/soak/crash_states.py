@@ -13,7 +13,7 @@ import pytest
 from support.disk.operations import SyncDirectory, SyncFile
 from support.faults.invariants import Tally
 from support.faults.stories import STORIES, Story
-from support.faults.sweeps import crashes, second_faults
+from support.faults.sweeps import crashes, requests, second_faults
 from support.faults.two_runs import drive
 
 SHARE = float(os.environ.get("SOAK_SHARE", "0.02"))
@@ -23,6 +23,15 @@ SHARE = float(os.environ.get("SOAK_SHARE", "0.02"))
 def test_every_crash_of_a_story(story: Story, tmp_path: Path, tally: Tally) -> None:
     """Killed before each operation, torn in each write, and up to 48 subsets of unsynced names."""
     found = crashes(story, tmp_path, most=48, share=1.0)
+    tally.merge(found)
+    assert found.reports == []
+
+
+@pytest.mark.parametrize("how", ["die", "refuse", "lose"])
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+def test_a_fault_at_any_request_to_an_object_store(story: Story, how: str, tally: Tally) -> None:
+    """The process dies, the store refuses, or its answer is lost, at each request."""
+    found = requests(story, how)
     tally.merge(found)
     assert found.reports == []
 

@@ -99,18 +99,19 @@ def second_faults(
     raise AssertionError("the story never ended")
 
 
-def requests(story: Story, how: str) -> Tally:
-    """Disturb each request to an object store, and check what is then there.
+def requests(story: Story, how: str, stride: int = 1) -> Tally:
+    """Disturb one request after the other to an object store, and check what is then there.
 
     Args:
         story: What is told.
         how: As for `Disturbance`.
+        stride: From one request to the next that is disturbed; 1: each is.
     """
     found = Tally()
     url = "objects://bucket/run"
     before, entered = Bucket(), Ledger()
     story.before(entered, url, storage_options={"bucket": before})
-    for count in range(1, LONGEST):
+    for count in range(1, LONGEST, stride):
         bucket, ledger = Bucket(dict(before.objects)), Ledger()
         ledger.expect(entered.now)
         bucket.disturbance = Disturbance(count, how)
