@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 
 import ray_imuckpt
-from benchmarks import epochs, limits, many, memory, restores, saves, stores
+from benchmarks import epochs, limits, many, memory, restores, saves
 from benchmarks.measure import build, table
+from benchmarks.stores import tables as stores
 
 TABLES = ("stall", "durable", "restore", "memory", "tensors", "checkpoints", "epochs", "stores")
 

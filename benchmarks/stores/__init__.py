@@ -4,9 +4,3 @@ The store is simulated (`tools.simulated_store`): so many milliseconds before ea
 megabytes a second of each connection. Its process takes part of the same processors, which is why
 the raw engine is measured beside what connections and rate would allow.
 """
-
-from __future__ import annotations
-
-from benchmarks.stores.tables import tables
-
-__all__ = ["tables"]

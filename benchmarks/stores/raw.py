@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -46,57 +46,56 @@ class Raw:
         of_model = sum(parameter.nbytes for parameter in model.parameters())
         values = chain.from_iterable(state.values() for state in optimizer.state.values())
         of_optimizer = sum(value.nbytes for value in values)
-        self._files = {f"{directory}/model": of_model, f"{directory}/optimizer": of_optimizer}
+        model_path, optimizer_path = f"{directory}/model", f"{directory}/optimizer"
+        self._sizes = {model_path: of_model, optimizer_path: of_optimizer}
+        self._begins = {model_path: 0, optimizer_path: of_model}
         self._memory = torch.ones(of_model + of_optimizer, dtype=torch.uint8).numpy().data
 
-    def _ranges(self) -> Iterator[tuple[str, int, memoryview]]:
-        """Yield file, offset and memory of ranges that give each connection the same to do."""
-        size = _even(sum(self._files.values()))
-        begin = 0
-        for path, length in self._files.items():
-            memory = self._memory[begin : begin + length]
-            begin += length
-            for offset in range(0, length, size):
-                yield path, offset, memory[offset : offset + size]
-
     def save(self) -> None:
-        """Send both objects, their parts side by side."""
-        size = _even(sum(self._files.values()))
+        """Send both objects, their parts side by side, over 16 connections in all."""
+        total = len(self._memory)
 
         def send(path: str) -> None:
-            parts = [view for of, _, view in self._ranges() if of == path]
-            several = len(parts) > 1
+            parts = self._ranges(path, total)
             obstore.put(
                 self._store,
                 path,
-                iter(parts),
-                use_multipart=several,
-                chunk_size=size,
-                max_concurrency=CONNECTIONS,
+                (memory for _, memory in parts),
+                use_multipart=len(parts) > 1,
+                chunk_size=len(parts[0][1]),
+                max_concurrency=max(1, CONNECTIONS * self._sizes[path] // total),
             )
 
-        list(self._threads.map(send, self._files))
+        list(self._threads.map(send, self._sizes))
+
+    def _ranges(self, path: str, total: int) -> list[tuple[int, memoryview]]:
+        """Return offset and memory of ranges of a file, of like size.
+
+        Args:
+            path: The file's.
+            total: Bytes of all files that are sent or read together.
+        """
+        rounds = max(1, math.ceil(total / (CONNECTIONS * _MOST)))
+        most = max(_LEAST, math.ceil(total / (CONNECTIONS * rounds)))
+        memory = self._memory[self._begins[path] :][: self._sizes[path]]
+        count = max(1, min(round(len(memory) / most), len(memory) // _LEAST))
+        size = math.ceil(len(memory) / count)
+        return [(at, memory[at : at + size]) for at in range(0, len(memory), size)]
 
     def restore(self) -> None:
         """Read both objects into the memory that they came from."""
-        self._read(list(self._ranges()))
+        self._read(list(self._sizes))
 
     def restore_model(self) -> None:
         """Read the object of the model alone."""
-        (path, length), *_ = self._files.items()
-        size = _even(length)
-        starts = range(0, length, size)
-        self._read([(path, at, self._memory[at : min(at + size, length)]) for at in starts])
+        self._read(list(self._sizes)[:1])
 
-    def _read(self, ranges: list[tuple[str, int, memoryview]]) -> None:
+    def _read(self, paths: list[str]) -> None:
         def read(wanted: tuple[str, int, memoryview]) -> None:
             path, offset, memory = wanted
             found = obstore.get_range(self._store, path, start=offset, length=len(memory))
             memory[:] = memoryview(found)
 
+        total = sum(self._sizes[path] for path in paths)
+        ranges = [(path, *found) for path in paths for found in self._ranges(path, total)]
         list(self._threads.map(read, ranges))
-
-
-def _even(total: int) -> int:
-    rounds = max(1, math.ceil(total / (CONNECTIONS * _MOST)))
-    return max(_LEAST, math.ceil(total / (CONNECTIONS * rounds)))
