@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from servers.wire import Wire, completion, send_part
-from tools.simulated_store import Action, Fault, Seen, Settings, SimulatedStore
+from tools.simulated_store import Action, Fault, Seen, Settings, SimulatedStore, bodies
 
 BROKEN = (ConnectionError, http.client.HTTPException)
 
@@ -203,6 +205,22 @@ def test_a_rate_is_kept_by_the_bytes_that_are_under_way(
     data = bytes(range(256)) * 8192
     wire.ask("PUT", "/bucket/large", data)
     assert wire.ask("GET", "/bucket/large")[1] == data
+
+
+def test_a_rate_is_kept_however_a_body_tells_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that sends chunks, as pyarrow does, is no faster than one that does not."""
+    slept: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append)
+    monkeypatch.setattr(bodies, "time", clock)
+    chunked = b"64\r\n" + bytes(100) + b"\r\n" + b"32\r\n" + bytes(50) + b"\r\n0\r\n\r\n"
+    for headers, sent in (
+        ({"content-length": "150"}, bytes(150)),
+        ({"transfer-encoding": "chunked"}, chunked),
+    ):
+        slept.clear()
+        body = bodies.read(io.BufferedReader(io.BytesIO(sent)), headers, rate=10)
+        assert b"".join(body) == bytes(150)
+        assert slept[-1] == 15
 
 
 def test_a_client_that_breaks_off_does_nothing(wire: Wire, simulated_store: SimulatedStore) -> None:

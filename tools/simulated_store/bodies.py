@@ -45,7 +45,7 @@ def read(
         BrokenConnectionError: The client is gone, or `half`.
     """
     if "chunked" in headers.get("transfer-encoding", ""):
-        body = [_read_chunks(stream)]
+        body = [_read_chunks(stream, rate)]
         if half:
             raise BrokenConnectionError
     else:
@@ -71,15 +71,17 @@ def _read_all(stream: io.BufferedReader, size: int, rate: float) -> memoryview:
     return view.toreadonly()
 
 
-def _read_chunks(stream: io.BufferedReader) -> memoryview:
+def _read_chunks(stream: io.BufferedReader, rate: float) -> memoryview:
     """Return a body whose size is told chunk by chunk (RFC 9112, 7.1)."""
     body = bytearray()
+    pace = Pace(rate)
     while size := int(stream.readline().split(b";")[0] or b"0", 16):
         chunk = stream.read(size)
         stream.readline()
         if len(chunk) < size:
             raise BrokenConnectionError
         body += chunk
+        pace.passed(len(body))
     while stream.readline().strip():  # trailers
         pass
     return memoryview(body).toreadonly()
