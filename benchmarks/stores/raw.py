@@ -19,7 +19,7 @@ _LEAST = 5 * 1024 * 1024  # bytes of a part, by the rules of S3
 
 
 class Raw:
-    """One object for the model and one for the optimizer, each as large as the tensors are.
+    """One object as large as the tensors; a model is its beginning.
 
     What is saved is one piece of memory, and what is restored goes there again: nothing of it is
     the live objects'.
@@ -42,60 +42,46 @@ class Raw:
         self._threads = ThreadPoolExecutor(CONNECTIONS)
 
     def begin(self, directory: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Take the sizes of the objects, and fill as much memory."""
-        of_model = sum(parameter.nbytes for parameter in model.parameters())
+        """Take the size of the object, and fill as much memory."""
+        self._of_model = sum(parameter.nbytes for parameter in model.parameters())
         values = chain.from_iterable(state.values() for state in optimizer.state.values())
-        of_optimizer = sum(value.nbytes for value in values)
-        model_path, optimizer_path = f"{directory}/model", f"{directory}/optimizer"
-        self._sizes = {model_path: of_model, optimizer_path: of_optimizer}
-        self._begins = {model_path: 0, optimizer_path: of_model}
-        self._memory = torch.ones(of_model + of_optimizer, dtype=torch.uint8).numpy().data
+        size = self._of_model + sum(value.nbytes for value in values)
+        self._path = f"{directory}/state"
+        self._memory = torch.ones(size, dtype=torch.uint8).numpy().data
 
     def save(self) -> None:
-        """Send both objects, their parts side by side, over 16 connections in all."""
-        total = len(self._memory)
-
-        def send(path: str) -> None:
-            parts = self._ranges(path, total)
-            obstore.put(
-                self._store,
-                path,
-                (memory for _, memory in parts),
-                use_multipart=len(parts) > 1,
-                chunk_size=len(parts[0][1]),
-                max_concurrency=max(1, CONNECTIONS * self._sizes[path] // total),
-            )
-
-        list(self._threads.map(send, self._sizes))
-
-    def _ranges(self, path: str, total: int) -> list[tuple[int, memoryview]]:
-        """Return offset and memory of ranges of a file, of like size.
-
-        Args:
-            path: The file's.
-            total: Bytes of all files that are sent or read together.
-        """
-        rounds = max(1, math.ceil(total / (CONNECTIONS * _MOST)))
-        most = max(_LEAST, math.ceil(total / (CONNECTIONS * rounds)))
-        memory = self._memory[self._begins[path] :][: self._sizes[path]]
-        count = max(1, min(round(len(memory) / most), len(memory) // _LEAST))
-        size = math.ceil(len(memory) / count)
-        return [(at, memory[at : at + size]) for at in range(0, len(memory), size)]
+        """Send the object, its parts side by side."""
+        size = _even(len(self._memory))
+        parts = [self._memory[at : at + size] for at in range(0, len(self._memory), size)]
+        obstore.put(
+            self._store,
+            self._path,
+            iter(parts),
+            use_multipart=len(parts) > 1,
+            chunk_size=size,
+            max_concurrency=CONNECTIONS,
+        )
 
     def restore(self) -> None:
-        """Read both objects into the memory that they came from."""
-        self._read(list(self._sizes))
+        """Read the object into the memory that it came from."""
+        self._read(len(self._memory))
 
     def restore_model(self) -> None:
-        """Read the object of the model alone."""
-        self._read(list(self._sizes)[:1])
+        """Read as much of it as the model has."""
+        self._read(self._of_model)
 
-    def _read(self, paths: list[str]) -> None:
-        def read(wanted: tuple[str, int, memoryview]) -> None:
-            path, offset, memory = wanted
-            found = obstore.get_range(self._store, path, start=offset, length=len(memory))
+    def _read(self, length: int) -> None:
+        size = _even(length)
+
+        def read(at: int) -> None:
+            memory = self._memory[at : min(at + size, length)]
+            found = obstore.get_range(self._store, self._path, start=at, length=len(memory))
             memory[:] = memoryview(found)
 
-        total = sum(self._sizes[path] for path in paths)
-        ranges = [(path, *found) for path in paths for found in self._ranges(path, total)]
-        list(self._threads.map(read, ranges))
+        list(self._threads.map(read, range(0, length, size)))
+
+
+def _even(total: int) -> int:
+    """Return the size of pieces that give each connection the same to do."""
+    rounds = max(1, math.ceil(total / (CONNECTIONS * _MOST)))
+    return max(_LEAST, math.ceil(total / (CONNECTIONS * rounds)))
