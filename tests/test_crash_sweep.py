@@ -30,7 +30,7 @@ def test_nothing_is_lost_or_torn_by_a_fault_at_a_request_to_an_object_store(
     story: Story, how: str, tally: Tally
 ) -> None:
     """The process dies, the store refuses, or its answer is lost."""
-    found = requests(story, how, stride=2)  # each one: make soak
+    found = requests(story, how, stride=4)  # each one: make soak
     tally.merge(found)
     assert found.reports == []
 

@@ -12,4 +12,4 @@ def test_the_last_checkpoint_is_of_the_branch_that_was_committed_last(
     tally: Tally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two writers, prune beside rewind, lost and old records, wrong clocks, removal by hand."""
-    drive(monkeypatch, stories=300, steps=25)
+    drive(monkeypatch, stories=200, steps=25)

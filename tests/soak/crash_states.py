@@ -49,5 +49,5 @@ def test_power_loss_after_another_fault(
 
 
 def test_the_lineage_of_long_stories(tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state machine of `make test`, with twenty times as many stories of twice the length."""
+    """The state machine of `make test`, with 25 times as many stories of twice the length."""
     drive(monkeypatch, stories=5000, steps=50, derandomize=False)
