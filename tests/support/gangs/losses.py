@@ -137,20 +137,27 @@ def _rank(story: Callable[..., Any], directory: Path, rank: int, port: int) -> N
 
 
 def main() -> None:
-    """Run the stories named on the command line, each in a directory of its own."""
+    """Run the story named on the command line in a directory of its own."""
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
-        directory = Path(sys.argv[1], name)
-        directory.mkdir()
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        children = []
-        for rank in range(RANKS):
-            child = os.fork()
-            if child == 0:
-                _rank(globals()[name], directory, rank, store.port)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
+    name = sys.argv[2]
+    directory = Path(sys.argv[1], name)
+    directory.mkdir()
+    # The store has threads, which may hold a lock of the C library at any moment: a process that is
+    # forked then waits for it for ever. So it is made behind the forks, and its port is sent.
+    children = []
+    ports = []
+    for rank in range(RANKS):
+        receives, sends = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _rank(globals()[name], directory, rank, int(os.read(receives, 16)))
+        children.append(child)
+        ports.append(sends)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for sends in ports:
+        os.write(sends, str(store.port).encode())
+    for child in children:
+        os.waitpid(child, 0)
 
 
 if __name__ == "__main__":
