@@ -8,7 +8,6 @@ the processor's caches, and what storage holds is read once.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -77,16 +76,10 @@ class Reader:
         wanted = [*whole, *(head for head in heads if head is not None and head.size <= _WINDOW)]
 
         def read() -> bytes:
-            data: dict[int, bytes] = {}
-
-            def read_whole(number: int) -> None:
-                data[number] = self._file(wanted[number]).whole()
-
-            calls: list[Callable[[], None]] = []
-            calls += [self._file(entry).check_size for entry in self._manifest.files]
-            calls += [functools.partial(read_whole, number) for number in range(len(wanted))]
-            self._storage.together(calls)
-            return b"".join(data[number] for number in range(len(wanted)))
+            calls: list[Callable[[], bytes | None]] = []
+            calls += [self._file(entry).check_size for entry in files]
+            calls += [self._file(entry).whole for entry in wanted]
+            return b"".join(filter(None, self._storage.together(calls)))
 
         data = memoryview(self._gang.run_on_zero(read))
         for number, entry in enumerate(wanted):

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
@@ -58,17 +59,14 @@ def commit(
     directory = paths.checkpoint_name(draft.epoch)
     try:
         files = _write_all(storage, directory, draft, parts, run)
-        branch: list[int] = []
-        old: list[bytes | NotAFileError | None] = []
-        storage.together(
-            [
-                lambda: _check_complete(storage, directory, parts, files),
-                lambda: branch.append(prepare()),
-                lambda: old.append(_standing_manifest(storage, directory)),
-            ]
-        )
-        manifest = dataclasses.replace(draft, files=files, branch=branch[0])
-        replaced = _put_manifest(storage, directory, manifest, run, old[0])
+        calls: list[Callable[[], Any]] = [
+            lambda: _check_complete(storage, directory, parts, files),
+            prepare,
+            lambda: _standing_manifest(storage, directory),
+        ]
+        _, branch, old = storage.together(calls)
+        manifest = dataclasses.replace(draft, files=files, branch=branch)
+        replaced = _put_manifest(storage, directory, manifest, run, old)
     except Exception as error:
         if not isinstance(error, UnknownOutcomeError):
             _discard(storage, directory, draft.save_id)

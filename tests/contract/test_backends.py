@@ -103,38 +103,40 @@ class TestLocalByPyarrow(StorageContract):
         return by_arrow(subtree, "run", LocalSide(tmp_path / "run"), objects=False)
 
 
+@pytest.fixture
+def memory_root(tmp_path: Path) -> Iterator[str]:
+    """Return a path of ``memory://``, which is emptied after the test."""
+    yield f"/{tmp_path.name}/run"
+    MemoryFileSystem.store.clear()
+
+
 class TestMemory(StorageContract):
     """``memory://``."""
 
     @pytest.fixture
-    def subject(self, tmp_path: Path) -> Iterator[Subject]:
+    def subject(self, memory_root: str) -> Subject:
         """A directory that holds nothing."""
-        root = f"/{tmp_path.name}/run"
-        yield by_url(f"memory:/{root}", {}, MemorySide(root), objects=False)
-        MemoryFileSystem.store.clear()
+        return by_url(f"memory:/{memory_root}", {}, MemorySide(memory_root), objects=False)
 
 
 class TestMemoryThroughCache(StorageContract):
     """``simplecache::``, which is seen through."""
 
     @pytest.fixture
-    def subject(self, tmp_path: Path) -> Iterator[Subject]:
+    def subject(self, memory_root: str) -> Subject:
         """A directory that holds nothing."""
-        root = f"/{tmp_path.name}/run"
-        yield by_url(f"simplecache::memory:/{root}", {}, MemorySide(root), objects=False)
-        MemoryFileSystem.store.clear()
+        url = f"simplecache::memory:/{memory_root}"
+        return by_url(url, {}, MemorySide(memory_root), objects=False)
 
 
 class TestMemoryByPyarrow(StorageContract):
     """An fsspec file system inside of one of pyarrow's."""
 
     @pytest.fixture
-    def subject(self, tmp_path: Path) -> Iterator[Subject]:
+    def subject(self, memory_root: str) -> Subject:
         """A directory that holds nothing."""
-        root = f"/{tmp_path.name}/run"
-        inside = pyarrow.fs.FSSpecHandler(fsspec.filesystem("memory"))
-        yield by_arrow(pyarrow.fs.PyFileSystem(inside), root, MemorySide(root), objects=False)
-        MemoryFileSystem.store.clear()
+        inside = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fsspec.filesystem("memory")))
+        return by_arrow(inside, memory_root, MemorySide(memory_root), objects=False)
 
 
 class TestSimulatedS3(StorageContract):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import urllib.parse
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from servers.processes import NotInstalledError, free_port, running
+from servers.wire import ask
 
 BUCKET = "bucket"
 
@@ -37,14 +37,7 @@ class GoogleServer:
         Raises:
             FileNotFoundError: It is an error.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            said = answer.read()
-        if answer.status >= 400:
-            raise FileNotFoundError(f"{method} {path}: {said.decode()}")
-        return said
+        return ask(self.port, method, path, body, Content_Type="application/json")
 
     def keys(self) -> list[str]:
         """Return the names of all objects."""

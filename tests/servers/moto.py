@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import importlib.util
 import sys
 import xml.etree.ElementTree as ET
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from servers.processes import NotInstalledError, free_port, running
+from servers.wire import ask
 
 BUCKET = "bucket"
 _SIGNED = "AWS4-HMAC-SHA256 Credential=nobody/20260101/us-east-1/s3/aws4_request, Signature=none"
@@ -39,14 +39,7 @@ class MotoServer:
         Raises:
             FileNotFoundError: It is an error.
         """
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        with contextlib.closing(connection):
-            connection.request(method, path, body, {"Authorization": _SIGNED})
-            answer = connection.getresponse()
-            said = answer.read()
-        if answer.status >= 400:
-            raise FileNotFoundError(f"{method} {path}: {said.decode()}")
-        return said
+        return ask(self.port, method, path, body, Authorization=_SIGNED)
 
     def keys(self) -> list[str]:
         """Return the keys of all objects."""

@@ -1,7 +1,8 @@
-"""Plain HTTP to a store that speaks S3, without a client that would try again. Touches sockets."""
+"""Plain HTTP to a store, without a client that would try again. Touches sockets."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import xml.etree.ElementTree as ET
 
@@ -42,6 +43,20 @@ class Wire:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+
+def ask(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
+    """Return the body of a server's answer, which is asked once; headers as for `Wire.ask`.
+
+    Raises:
+        FileNotFoundError: The answer is an error.
+    """
+    wire = Wire(f"http://127.0.0.1:{port}")
+    with contextlib.closing(wire):
+        status, answer, _ = wire.ask(method, path, body, **headers)
+    if status >= 400:
+        raise FileNotFoundError(f"{method} {path}: {answer.decode()}")
+    return answer
 
 
 def completion(*parts: tuple[int, str]) -> bytes:

@@ -18,6 +18,7 @@ logger = logging.getLogger("ray_imuckpt")
 
 T = TypeVar("T")
 
+_USUAL = Retries()
 _FIRST_SPAN, _LONGEST_SPAN = 0.2, 10.0  # seconds; a wait is half of it on average
 
 
@@ -40,8 +41,8 @@ class Patience:
         seconds: After the first try, from when on there is no other.
     """
 
-    attempts: int = Retries.attempts
-    seconds: float = 120.0
+    attempts: int = _USUAL.attempts
+    seconds: float = _USUAL.seconds
 
     @classmethod
     def of(cls, retries: Retries) -> Patience:
