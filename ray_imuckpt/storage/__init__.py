@@ -100,8 +100,8 @@ class Storage(Protocol):
     def write_all(self, files: Sequence[NewFile]) -> None:
         """Create files as `write` does, at the same time where that is faster.
 
-        On an error no file stays that this has created. On a store extra memory is at most 128 MiB,
-        however large the files.
+        On an error no file stays that this has created. On a store the parts that are copied take
+        128 MiB at most, however large the files.
         """
 
     def put(self, name: str, data: bytes) -> None:
