@@ -28,6 +28,8 @@ FORKED = [
         "storage_is_read_on_rank_zero_only",
         "a_rank_that_fails_is_not_waited_for_in_a_gathering",
         "every_rank_keeps_layouts",
+        "every_rank_knows_its_piece",
+        "a_sum_that_is_spread_is_refused",
         "what_differs_between_ranks_is_told_once",
         "every_rank_gets_the_same_error",
         "what_does_not_fit_changes_nothing_on_any_rank",

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 
 from support.forking import import_all, on_ranks
-from support.gangs import errors, layouts, meetings, policies, shards, stories, values
+from support.gangs import errors, layouts, meetings, owners, policies, shards, stories, values
 
 RANKS = 2
-TOPICS = (stories, errors, layouts, meetings, policies, shards, values)
+TOPICS = (stories, errors, layouts, meetings, owners, policies, shards, values)
 
 
 def play(directory: Path, names: list[str], rank: int) -> None:

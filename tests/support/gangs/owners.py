@@ -1,0 +1,58 @@
+"""Which piece of a sharded tensor each rank holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from ray_imuckpt import UnsupportedStateError
+from ray_imuckpt.state import pieces
+from support.gangs.common import error_of, full
+
+PLACEMENTS = (
+    ((2,), [Shard(0)]),
+    ((2,), [Shard(1)]),
+    ((2,), [Replicate()]),
+    ((1, 2), [Replicate(), Shard(0)]),
+    ((2, 1), [Shard(1), Shard(0)]),
+    ((1, 2), [Shard(0), Shard(0)]),
+)
+
+
+def every_rank_knows_its_piece(directory: Path, rank: int) -> None:
+    """What a rank is said to hold is that part of the whole, also of uneven and empty ones."""
+    for mesh_shape, placements in PLACEMENTS:
+        mesh = init_device_mesh("cpu", mesh_shape)
+        for shape in ((4, 6), (5, 3), (1, 1), (3, 2, 2)):
+            whole = torch.arange(float(torch.Size(shape).numel())).reshape(shape)
+            sharded = distribute_tensor(whole, mesh, placements)
+            local, piece = pieces.share_of(sharded)
+            if piece is None:
+                assert torch.equal(local, whole)
+            elif local.numel():
+                ends = [b + n for b, n in zip(piece.offset, local.shape, strict=True)]
+                part = tuple(slice(b, e) for b, e in zip(piece.offset, ends, strict=True))
+                assert torch.equal(local, whole[part])
+                assert piece.shape == shape
+            again = pieces.from_share(sharded.to_local().clone(), sharded)
+            assert again.placements == sharded.placements  # type: ignore[attr-defined]
+            assert torch.equal(full(again), whole)
+    places = pieces.place_in_mesh(sharded)
+    everyone: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, places)
+    assert everyone == [(0, 0), (0, 1)]
+
+
+def a_sum_that_is_spread_is_refused(directory: Path, rank: int) -> None:
+    """``Partial`` is no state: the error says what to do."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    spread = DTensor.from_local(torch.ones(2), mesh, [Partial()])
+    error = error_of(lambda: pieces.share_of(spread))
+    assert isinstance(error, UnsupportedStateError)
+    assert "redistribute" in str(error)
