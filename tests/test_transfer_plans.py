@@ -10,29 +10,43 @@ from ray_imuckpt.storage import plans
 from ray_imuckpt.storage.engines.protocol import MIB
 
 
+def cut(sizes: list[int], least: int = 5 * MIB, most: int = 16 * MIB) -> tuple[list[int], int]:
+    """Return the sizes of the parts of files, and how many parts all files have that take time."""
+    parts = plans.part_sizes(sizes, 16, least, most)
+    pairs = zip(sizes, parts, strict=True)
+    return parts, sum(math.ceil(size / part) for size, part in pairs if size > MIB)
+
+
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "share"),
     [
-        (200_000_000, 100_000_000, 2_000, 100),
-        (400_000_000, 200_000_000, 5_000),
-        (67_000_001, 67_000_001, 67_000_001),
+        ([200_000_000, 100_000_000, 2_000, 100], 0.98),
+        ([1_200_000_000, 600_000_000, 5_000], 0.99),
+        ([67_000_001, 67_000_001, 67_000_001], 0.93),
+        ([250_000_000, 17_000_000], 0.96),
+        ([100_000_000], 1.0),
     ],
 )
-def test_the_last_parts_of_files_do_not_begin_another_round(sizes: tuple[int, ...]) -> None:
-    """So many parts as all connections send in whole rounds, whatever is left of each file."""
-    size = plans.part_size(sizes, 16, 5 * MIB, 16 * MIB)
-    rounds = math.ceil(sum(sizes) / (16 * plans.even(sum(sizes), 16, 5 * MIB, 16 * MIB)))
-    assert sum(math.ceil(of / size) for of in sizes) <= 16 * rounds
-    assert 5 * MIB <= size <= 16 * MIB
+def test_all_connections_end_together(sizes: list[int], share: float) -> None:
+    """Whole rounds of parts, whatever is left of each file, the largest hardly above the mean."""
+    parts, count = cut(sizes)
+    rounds = math.ceil(count / 16)
+    assert sum(sizes) / (16 * rounds * max(parts)) >= share
+    assert rounds <= math.ceil(sum(sizes) / (16 * 16 * MIB)) + 1
+    assert 5 * MIB <= min(parts)
+    assert max(parts) <= 16 * MIB
 
 
 def test_parts_are_no_larger_than_an_engine_likes() -> None:
-    """Where no allowed size saves the round, the round is paid for, and not memory."""
-    sizes = [16 * 16 * MIB - 1, 1]
-    assert plans.part_size(sizes, 16, 5 * MIB, 16 * MIB) == 16 * MIB
+    """Where no allowed size saves a round, it is paid for, and not memory; all share it evenly."""
+    parts, count = cut([16 * 16 * MIB, 10 * MIB])
+    assert max(parts) <= 16 * MIB
+    assert 16 < count <= 32
+    assert max(parts) <= 9 * MIB
 
 
 def test_an_object_has_no_more_parts_than_s3_allows() -> None:
-    """10,000 parts, of whatever size that takes."""
-    size = plans.part_size([10**12], 16, 5 * MIB, 16 * MIB)
-    assert math.ceil(10**12 / size) <= 10_000
+    """10,000 parts, of whatever size that takes; no part but the last is below 5 MiB."""
+    assert cut([10**12])[1] <= 10_000
+    assert cut([6 * MIB])[0] == [5 * MIB]
+    assert cut([])[0] == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ray_imuckpt.storage.content import Content, Observer, Reading
 from ray_imuckpt.storage.engines.protocol import MIB
 
 _SMALLEST_READ = 4 * MIB  # below this the round trip counts for more than the rate
+_NO_TIME = MIB // 4  # sent within the time of a round trip
 _MOST_PARTS = 10_000  # of an object, by the rules of S3; other stores allow more
 
 
@@ -30,22 +32,34 @@ def even(total: int, workers: int, least: int, most: int) -> int:
         most: Bytes of the largest piece that is allowed.
     """
     rounds = max(1, math.ceil(total / (workers * most)))
-    size = math.ceil(total / (workers * rounds) / MIB) * MIB
-    return max(least, min(size, most))
+    return max(least, math.ceil(total / (workers * rounds)))
 
 
-def part_size(sizes: Sequence[int], workers: int, least: int, most: int) -> int:
-    """Return the size of the parts of files that are uploaded together; arguments as for `even`.
+def part_sizes(sizes: Sequence[int], workers: int, least: int, most: int) -> list[int]:
+    """Return the size of the parts of each of the files that are uploaded together.
 
-    Every file ends with a part of its own, which may be one too many: 33 parts for 16 workers take
-    half as long again as 32. So parts are larger where that saves a round.
+    All files together have as many parts as all workers send in whole rounds, as few rounds as may
+    be, and each file is cut evenly: then all end at the same time. One part too many would be a
+    round of its own. Files that take no time, but for the round trip, do not count: they are sent
+    while the uploads of the others are begun.
+
+    Args:
+        sizes: Bytes of each file.
+        workers: How many parts are sent at once.
+        least: Bytes of the smallest part that is allowed, but for the last of a file.
+        most: Bytes of the largest part that is wanted, unless a file would have too many.
     """
-    size = even(sum(sizes), workers, least, most)
-    rounds = max(1, math.ceil(sum(sizes) / (workers * size)))
-    larger = range(size, most + 1, MIB)
-    fitting = (s for s in larger if sum(math.ceil(of / s) for of in sizes) <= workers * rounds)
-    size = next(fitting, size)
-    return max(size, math.ceil(max(sizes, default=0) / _MOST_PARTS))
+    least = max(least, math.ceil(max(sizes, default=0) / _MOST_PARTS))
+    most = max(least, most)
+    counted = [size for size in sizes if size > _NO_TIME]
+
+    def parts_of(part: int) -> int:
+        return sum(math.ceil(size / part) for size in counted)
+
+    allowed = workers * math.ceil(parts_of(most) / workers)
+    fitting = range(least, most + 1)  # the larger the parts, the fewer
+    largest = fitting[bisect_left(fitting, True, key=lambda part: parts_of(part) <= allowed)]
+    return [max(least, math.ceil(size / max(1, math.ceil(size / largest)))) for size in sizes]
 
 
 class StoppedError(OSError):

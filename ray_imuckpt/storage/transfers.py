@@ -33,14 +33,14 @@ def write_all(
     """
     files = sorted(files, key=lambda pair: pair[1].content.size, reverse=True)
     sizes = [file.content.size for _, file in files]
-    most = engine.largest_part
-    size = plans.part_size(sizes, budget.connections, engine.smallest_part, most)
+    smallest, largest = engine.smallest_part, engine.largest_part
+    parts = plans.part_sizes(sizes, budget.connections, smallest, largest)
     stop = threading.Event()
 
     def send(number: int) -> None:
         path, file = files[number]
         try:
-            _send(engine, budget, path, file, plans.Cut(size, stop.is_set))
+            _send(engine, budget, path, file, plans.Cut(parts[number], stop.is_set))
         except BaseException:
             stop.set()
             raise
