@@ -132,6 +132,9 @@ def test_a_tiny_restore_takes_four_round_trips(
     started = Checkpointer("s3://bucket/run", storage_options=options).start(model, optimizer)
     assert started.start_epoch == 2
     assert simulated_store.report().round_trips <= 4
+    simulated_store.reset()
+    Checkpointer("s3://bucket/run", storage_options=options).load(model, 1)
+    assert simulated_store.report().round_trips <= 2, "the manifest, then all of the model"
 
 
 @pytest.mark.parametrize("more", [{}, BY_FSSPEC], ids=["obstore", "s3fs"])

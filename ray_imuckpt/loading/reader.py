@@ -57,19 +57,21 @@ class Reader:
         self._whole: dict[str, bytes] = {}
         self._heads: dict[str, bytes] = {}
 
-    def prefetch(self) -> None:
-        """Read all headers and small files in one meeting, from which the other methods take them.
+    def prefetch(self, files: Sequence[FileEntry]) -> None:
+        """Read headers and small files in one meeting, from which the other methods take them.
 
-        Of a small checkpoint that is all there is, so that one round trip to a store reads it.
+        Of few bytes that is all there is, so that one round trip to a store reads it.
         A process alone has nobody to meet, and reads each when it is asked for, unless the storage
         takes its time to answer.
+
+        Args:
+            files: What is wanted.
 
         Raises:
             CorruptCheckpointError: A file is missing or cut, or one of these was altered.
         """
         if self._gang.world_size == 1 and not self._storage.waits:
             return
-        files = self._manifest.files
         tiny = sum(entry.size for entry in files) <= _SMALL  # then one round trip reads all
         whole = [entry for entry in files if tiny or _is_small(entry)]
         heads = [entry.header for entry in files if not tiny and not _is_small(entry)]

@@ -196,6 +196,7 @@ def restore_model(
         CorruptCheckpointError: As for `Restore.run`.
     """
     with located(loaded.url, epoch=loaded.epoch):
+        loaded.prepare_model()
         restorable = RestorableModel(model, loaded.saved_model, device, strict=strict)
         loaded.left_out = restorable.check()
         restorable.apply(loaded.fill(restorable.memory(), optimizer=False))

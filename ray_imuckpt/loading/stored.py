@@ -29,6 +29,7 @@ from ray_imuckpt.state.restorable import Filled, Memory
 from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
 
+_MODEL = codec.MODEL, codec.MODEL_FROZEN
 _POINTERS = 4  # one after the other; ours leads to the checkpoint itself
 
 
@@ -122,10 +123,15 @@ class LoadedCheckpoint:
         Raises:
             CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
         """
-        self._reader.prefetch()
+        self._reader.prefetch(self.manifest.files)
         _ = self.metrics, self._state, *self._model_parts
         if optimizer:
             _ = self._optimizer_part
+
+    def prepare_model(self) -> None:
+        """Read all of the model but its tensors, as `prepare` does."""
+        self._reader.prefetch([entry for entry in self.manifest.files if entry.part in _MODEL])
+        _ = self._model_parts
 
     @cached_property
     def saved_model(self) -> SavedModel:
@@ -185,7 +191,7 @@ class LoadedCheckpoint:
 
     @cached_property
     def _model_parts(self) -> tuple[StoredPart, StoredPart]:
-        model, frozen = self._part(codec.MODEL), self._part(codec.MODEL_FROZEN)
+        model, frozen = map(self._part, _MODEL)
         twice = model.header.tensors.keys() & frozen.header.tensors.keys()
         if twice:
             raise CorruptCheckpointError(
