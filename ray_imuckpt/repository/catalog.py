@@ -22,7 +22,7 @@ from ray_imuckpt.errors import (
 )
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.lineage import Abandoned, Lineage, lost, of_newest
-from ray_imuckpt.repository.manifest import USE_ANOTHER, Manifest, stated_maker
+from ray_imuckpt.repository.manifest import USE_ANOTHER, Manifest, Stored, stated_maker
 from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
@@ -116,7 +116,11 @@ class Catalog:
         return next(self.current_branch(below=epoch), None)
 
     def manifest(self, epoch: int) -> Manifest:
-        """Return the commit record of `epoch`.
+        """Return the commit record of `epoch`; errors as for `read`."""
+        return self.read(epoch).manifest
+
+    def read(self, epoch: int) -> Stored:
+        """Return the commit record of `epoch`, and its bytes.
 
         Raises:
             CheckpointNotFoundError: It is not committed.
@@ -126,12 +130,13 @@ class Catalog:
         url = f"{self.url(epoch)}/{paths.MANIFEST}"
         data = self.stored(epoch)
         try:
-            return Manifest.from_bytes(data, url, epoch)
+            return Stored(Manifest.from_bytes(data, url, epoch), data)
         except CorruptCheckpointError:
             again = self.stored(epoch)
             if again == data:
                 raise
-            return Manifest.from_bytes(again, url, epoch)  # one bad read is not damage
+            # One bad read is not damage.
+            return Stored(Manifest.from_bytes(again, url, epoch), again)
 
     def stored(self, epoch: int) -> bytes:
         """Return the bytes of the commit record of `epoch`.

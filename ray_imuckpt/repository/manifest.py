@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -174,6 +174,17 @@ class Manifest:
                 hint="The directory was renamed or copied over; give it back its own name.",
             )
         return manifest
+
+
+class Stored(NamedTuple):
+    """A manifest, and its very bytes, by which a deletion knows it again."""
+
+    manifest: Manifest
+    data: bytes
+
+    def light(self) -> Stored:
+        """Return the same without its files, to be kept: of large checkpoints these are many."""
+        return Stored(replace(self.manifest, files=()), self.data)
 
 
 def stated_maker(data: bytes) -> tuple[str | None, str | None]:

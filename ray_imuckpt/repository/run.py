@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.manifest import Manifest, Stored
 from ray_imuckpt.storage import Claim
 
 
@@ -54,6 +54,8 @@ class Run:
         branch: The number of this run's branch; 0 while none was begun.
         joined: Whether that is another run's branch: this one was not started.
         claim: Tells other processes of this machine that the directory is in use.
+        stored: The manifests, without their files, that retention need not read again, by epoch;
+            they count as long as the record of branches is this run's.
         sound: The ids of saves whose files this process has written, or read and found sound.
     """
 
@@ -68,6 +70,7 @@ class Run:
     branch: int = 0
     joined: bool = False
     claim: Claim | None = None
+    stored: dict[int, Stored] = field(default_factory=dict)
     sound: set[str] = field(default_factory=set)
 
     def may_replace(self, manifest: Manifest) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.options import Retention
 from ray_imuckpt.repository import paths, retention
-from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.manifest import Manifest, Stored
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.storage.names import join
@@ -48,6 +48,7 @@ class Aftermath:
         if self._rules is None:
             return
         if prunes:
+            run.stored[manifest.epoch] = Stored(manifest, manifest.to_bytes()).light()
             self._prune(self._rules, storage, run)
         elif not self._left_alone:
             self._left_alone = True
@@ -68,7 +69,8 @@ class Aftermath:
         try:
             protected = [] if run.resumed_from is None else [run.resumed_from]
             sweep = self._swept != storage.url
-            retention.prune(storage, rules, protected, sound=run.sound, sweep=sweep)
+            known = retention.Known(run.record, run.stored)
+            retention.prune(storage, rules, protected, sound=run.sound, known=known, sweep=sweep)
             self._swept = storage.url
         except Exception as error:  # noqa: BLE001 - the next save tries it again
             logger.warning(

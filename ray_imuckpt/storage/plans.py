@@ -57,8 +57,8 @@ def part_sizes(sizes: Sequence[int], workers: int, least: int, most: int) -> lis
         return sum(math.ceil(size / part) for size in counted)
 
     allowed = workers * math.ceil(parts_of(most) / workers)
-    fitting = range(least, most + 1)  # the larger the parts, the fewer
-    largest = fitting[bisect_left(fitting, True, key=lambda part: parts_of(part) <= allowed)]
+    tried = range(least, most + 1)  # the larger the parts, the fewer
+    largest = tried[bisect_left(tried, -allowed, key=lambda part: -parts_of(part))]
     return [max(least, math.ceil(size / max(1, math.ceil(size / largest)))) for size in sizes]
 
 
