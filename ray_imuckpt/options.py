@@ -133,14 +133,15 @@ class Retries:
     """The choice of how often, and for how long, what fails in passing is tried again.
 
     Args:
-        attempts: How many tries there are in all; 1 tries nothing again.
-        deadline: Seconds or a ``timedelta`` after the first try, from when on there is no other.
+        attempts: How many tries of a request there are in all; 1 tries nothing again.
+        deadline: Seconds or a ``timedelta`` after its first failure, from when on there is no other
+            try. One that is under way is waited for.
 
     Raises:
         ValueError, TypeError: A value is not positive, or of the wrong type.
     """
 
-    attempts: int = 20
+    attempts: int = 50
     deadline: float | timedelta = 120.0
 
     def __post_init__(self) -> None:

@@ -46,7 +46,7 @@ def start_ray(where: int | str, **environment: str) -> None:
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed for a passing reason is tried again at once."""
-    monkeypatch.setattr(retrying, "_FIRST_SPAN", 0.0)
+    monkeypatch.setattr(retrying, "FIRST_SPAN", 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,10 @@ class LinkedDirectoryError(OSError):
         return type(self), (self.filename,)
 
 
+class ExhaustedError(OSError):
+    """A failure that might have passed, and was tried again for as long as it may be: no more."""
+
+
 class ConflictError(OSError):
     """Another process has put something else there; what was to be put is not, and will not be."""
 

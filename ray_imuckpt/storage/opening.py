@@ -24,7 +24,7 @@ from ray_imuckpt.storage.engines.budget import CONNECTIONS, Budget
 from ray_imuckpt.storage.engines.connection import UnknownOptionError
 from ray_imuckpt.storage.engines.filesystems import unwrapped
 from ray_imuckpt.storage.engines.fsspec_engine import FsspecEngine
-from ray_imuckpt.storage.engines.retrying import Patience
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.storage.names import shown
 from ray_imuckpt.storage.remote import RemoteStorage
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
 
 _S3_URLS = ("s3://", "s3a://")
-# What botocore does not do: as many connections as we use. What it need not do: we try again.
-_FOR_S3 = {"max_pool_connections": 2 * CONNECTIONS, "retries": {"max_attempts": 1}}
+# What botocore does not do: as many connections as we use. What it need not do: we try again
+# ("max_attempts" does not count the first).
+_FOR_S3 = {"max_pool_connections": 2 * CONNECTIONS, "retries": {"total_max_attempts": 1}}
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -55,9 +56,9 @@ def open_url(
         StorageError: Its package is missing, an option is wrong, or it cannot be connected to.
     """
     url = shown(name.rpartition("::")[2])
-    budget, patience = Budget(), Patience.of(retries or Retries())
+    budget, patience = Budget(), Patience.of(retries)
     scheme, _, path = url.partition("://")
-    engine = _obstore(scheme, path, options, patience)
+    engine = _obstore(scheme, path, options)
     if engine is not None:
         return RemoteStorage(engine, path, budget=engine.budget, patience=patience)
     filesystem, path = _filesystem(name, url, options)
@@ -107,9 +108,7 @@ def _missing(error: ImportError, url: str) -> StorageError:
     )
 
 
-def _obstore(
-    scheme: str, path: str, options: Mapping[str, Any], patience: Patience
-) -> ObstoreEngine | None:
+def _obstore(scheme: str, path: str, options: Mapping[str, Any]) -> ObstoreEngine | None:
     """Return the engine of obstore, ``None`` where it cannot do the same as fsspec."""
     if not translation.knows(scheme):
         return None
@@ -129,12 +128,12 @@ def _obstore(
 
     def by_fsspec() -> FsspecEngine:
         filesystem, _ = _filesystem(url, url, options)
-        return FsspecEngine(filesystem, budget, patience)
+        return FsspecEngine(filesystem, budget)
 
     def make() -> ObstoreEngine:
-        return ObstoreEngine(connection, budget, patience, by_fsspec)
+        return ObstoreEngine(connection, budget, by_fsspec)
 
-    return shared(scheme, options, patience, make)
+    return shared(scheme, options, make)
 
 
 def _obstore_aborts() -> bool:
@@ -161,10 +160,12 @@ def _at(
     made_with = filesystems.made_with(filesystem)
     if made_with is not None:  # by Ray, say, on a worker: the same engine as for the URL
         scheme, options = made_with
-        faster = _obstore(scheme, path, options, patience)
+        faster = _obstore(scheme, path, options)
         if faster is not None:
             return RemoteStorage(faster, path, url, budget=faster.budget, patience=patience)
-    engine = FsspecEngine(filesystem, budget, patience)
+        if scheme == "s3":  # the same, without its own repetitions
+            filesystem, path = _filesystem(f"s3://{path}", f"s3://{path}", options)
+    engine = FsspecEngine(filesystem, budget)
     return RemoteStorage(engine, path, url, budget=budget, patience=patience)
 
 

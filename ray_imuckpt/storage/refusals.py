@@ -6,6 +6,7 @@ import errno
 import re
 
 from ray_imuckpt.errors import StorageError
+from ray_imuckpt.storage.failures import ExhaustedError
 
 _EXPIRED = re.compile(r"ExpiredToken|token has expired", re.IGNORECASE)
 _UNREACHABLE = re.compile(r"error sending request|Could not connect|Cannot connect|refused")
@@ -38,7 +39,8 @@ def store_error(what: str, url: str, error: OSError, *, objects: bool) -> Storag
         error: What the file system said.
         objects: Whether it is an object store, where only a bucket can be missing.
     """
-    says = str(error) if type(error) is OSError else f"{type(error).__name__}: {error}"
+    plain = type(error) in (OSError, ExhaustedError)
+    says = str(error) if plain else f"{type(error).__name__}: {error}"
     cure = "Look at the credentials, the endpoint and `dir`."
     if _EXPIRED.search(says):
         cure = "Renew the credentials: those that were used have expired."

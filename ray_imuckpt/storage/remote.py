@@ -31,9 +31,9 @@ from ray_imuckpt.storage import (
 )
 from ray_imuckpt.storage.content import Content, NewFile, Observer, Reading
 from ray_imuckpt.storage.engines.budget import Budget
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.persistent import PersistentEngine
 from ray_imuckpt.storage.engines.protocol import Condition, Engine, Kind
-from ray_imuckpt.storage.engines.retrying import Patience
 from ray_imuckpt.storage.names import MAX_RECORD, join, temporary_name
 from ray_imuckpt.storage.refusals import unfit
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +13,10 @@ from torch import nn
 
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
+from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.options import Retries
-from ray_imuckpt.storage import open_storage
+from ray_imuckpt.storage import Storage, open_storage
+from ray_imuckpt.storage.engines.protocol import MIB
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 pytestmark = pytest.mark.usefixtures("loopback_only")
@@ -142,8 +146,8 @@ def test_what_passes_fails_no_restore(
 def test_a_store_that_is_killed_and_comes_back_fails_no_save(
     options: dict[str, Any], simulated_store: SimulatedStore
 ) -> None:
-    """In the middle of an upload; it is down until it has been looked for in vain."""
-    run = checkpointer(options, attempts=30)
+    """In the middle of an upload; `make soak` lets it be down for 20 s."""
+    run = checkpointer(options, attempts=10**6)  # how long it is down depends on the deadline alone
     run.start(model_of(0))
     simulated_store.configure(Settings(rate=20e6))
     simulated_store.reset()
@@ -186,3 +190,69 @@ def test_a_listing_that_lags_shows_nothing_torn(
     simulated_store.configure(Settings())
     assert 3 in checkpointer(options).list_existing_checkpoint_indices()
     checkpointer(options).verify(3)
+
+
+def in_parts(storage: Storage, name: str) -> None:
+    """Write a file of three parts."""
+    storage.write(name, Chunks([bytes(12 * MIB)], MIB), lambda *_: None)
+
+
+def read(storage: Storage, name: str) -> None:
+    """Read a range of a file."""
+    storage.read_into(name, 5, [memoryview(bytearray(9))], lambda _: None)
+
+
+OPERATIONS: dict[str, tuple[str | None, int, Callable[[Storage], object]]] = {
+    # What fails, on how many of its requests at once, in which operation.
+    "get": (None, 1, lambda storage: storage.get("small")),
+    "range": (
+        None,
+        1,
+        lambda storage: read(storage, "large"),
+    ),
+    "size": (None, 1, lambda storage: storage.size("small")),
+    "put": (None, 1, lambda storage: storage.put("small", b"2")),
+    "put of more than one MiB": (None, 1, lambda storage: storage.put("small", bytes(2 * MIB))),
+    "list": (None, 1, lambda storage: storage.files("")),
+    "delete": (None, 1, lambda storage: storage.delete("small")),
+    "begin an upload": ("create upload", 1, lambda storage: in_parts(storage, "new")),
+    "send parts": ("upload part", 3, lambda storage: in_parts(storage, "new")),
+    "complete an upload": ("complete upload", 1, lambda storage: in_parts(storage, "new")),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_request_is_made_as_often_as_was_said_and_no_more(
+    options: dict[str, Any], simulated_store: SimulatedStore, operation: str
+) -> None:
+    """One layer repeats it: no client below, and nothing above begins the whole file anew."""
+    kind, at_once, call = OPERATIONS[operation]
+    storage = open_storage(URL, options, Retries(attempts=3, deadline=60))
+    storage.put("small", b"1")
+    in_parts(storage, "large")
+    simulated_store.fail(Fault(Action.SLOW_DOWN, kind, times=None))
+    simulated_store.reset()
+    with pytest.raises(OSError, match="tries in|SlowDown"):
+        call(storage)
+    asked = simulated_store.report().requests
+    if kind is None:
+        assert set(asked.values()) == {3}
+    else:
+        assert 3 <= asked[kind] <= 3 * at_once
+        assert asked["create upload"] == (3 if kind == "create upload" else 1)
+    assert simulated_store.uploads() == []
+
+
+@pytest.mark.parametrize("kind", ["put", "upload part"])
+def test_the_deadline_ends_all_tries(
+    options: dict[str, Any], simulated_store: SimulatedStore, kind: str
+) -> None:
+    """It is that of `Retries`, whoever repeats: the next try would be later than the deadline."""
+    storage = open_storage(URL, options, Retries(attempts=10**6, deadline=0.5))
+    simulated_store.fail(Fault(Action.SLOW_DOWN, kind, times=None))
+    simulated_store.reset()
+    began = time.monotonic()
+    with pytest.raises(OSError, match="tries in"):
+        storage.put("small", b"1") if kind == "put" else in_parts(storage, "new")
+    assert time.monotonic() - began < 20  # of the usual 120
+    assert simulated_store.report().requests[kind] > 1

@@ -16,9 +16,9 @@ _PASSING_CODES = frozenset(
     {"BandwidthLimitExceeded", "InternalError", "InternalServerError", "OperationAborted"}
     | {"OperationTimedOut", "RequestLimitExceeded", "RequestTimeout", "RequestTimeTooSkewed"}
     | {"ServerBusy", "ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException"}
-    | {"ThrottledException", "TooManyRequests", "TransactionInProgressException", "NoSuchUpload"}
-    | {"IncompleteBody", "InvalidPart"}  # a part that was lost: the whole upload is begun again
+    | {"ThrottledException", "TooManyRequests", "TransactionInProgressException", "IncompleteBody"}
 )
+_LOST_CODES = frozenset({"InvalidPart", "NoSuchUpload"})
 _EXPIRED_CODES = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
     | {"InvalidAuthenticationInfo"}
@@ -56,6 +56,8 @@ def of_fsspec(error: BaseException) -> Fault:
         names = {base.__name__ for base in type(cause).__mro__}
         if str(code) in _EXPIRED_CODES or names & _EXPIRED_CLASSES or status == 401:
             return Fault.EXPIRED
+        if str(code) in _LOST_CODES:
+            return Fault.LOST
         if str(code) in _PASSING_CODES or _passes(code) or _passes(status):
             return Fault.PASSING
         if names & _PASSING_CLASSES:
@@ -71,6 +73,8 @@ def of_obstore(error: BaseException) -> Fault:
         status = {int(found) for found in _OBSTORE_STATUS.findall(text)}
         if codes & _EXPIRED_CODES or 401 in status:
             return Fault.EXPIRED
+        if codes & _LOST_CODES:
+            return Fault.LOST
         if codes & _PASSING_CODES or status & _PASSING_STATUS:
             return Fault.PASSING
         if not status and _OBSTORE_PASSING.search(text):

@@ -20,6 +20,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from ray_imuckpt.storage.engines import faults, filesystems, fsspec_listings, fsspec_uploads
 from ray_imuckpt.storage.engines.budget import Budget
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import (
     MIB,
     Absent,
@@ -31,7 +32,6 @@ from ray_imuckpt.storage.engines.protocol import (
     Source,
     Tagged,
 )
-from ray_imuckpt.storage.engines.retrying import Patience
 from ray_imuckpt.storage.entries import Upload
 from ray_imuckpt.threads import parallel
 
@@ -48,23 +48,16 @@ class FsspecEngine:
     Args:
         filesystem: Unwrapped (`filesystems.unwrapped`).
         budget: What it shares with others.
-        patience: For the parts of an upload; whole operations are repeated by who asks for them.
     """
 
     smallest_part = 5 * MIB  # S3's; of a stream it is what is written at once
     largest_part = largest_read = 8 * MIB  # copied, once for each connection
 
-    def __init__(
-        self,
-        filesystem: fsspec.AbstractFileSystem,
-        budget: Budget | None = None,
-        patience: Patience | None = None,
-    ) -> None:
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, budget: Budget | None = None) -> None:
         self.filesystem = filesystem
         self.name = type(filesystem).__name__
         self.kind = filesystems.kind(filesystem)
         self.budget = budget or Budget()
-        self.patience = patience or Patience()
         self._ranges = True
         self._creating = filesystems.create_keywords(filesystem)
         self.replaces = filesystems.replaces_atomically(filesystem)
@@ -183,9 +176,9 @@ class FsspecEngine:
                 raise RefusedError(*error.args) from error
             filesystem.invalidate_cache()
 
-    def upload(self, path: str, source: Source) -> None:
+    def upload(self, path: str, source: Source, patience: Patience) -> None:
         """Implement `Engine.upload`."""
-        fsspec_uploads.upload(self, path, source)
+        fsspec_uploads.upload(self, path, source, patience)
         self.filesystem.invalidate_cache()
 
     def tag(self, path: str) -> str | None:

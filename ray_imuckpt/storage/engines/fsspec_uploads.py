@@ -17,6 +17,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Protocol
 
 import fsspec
@@ -24,8 +25,9 @@ from fsspec.asyn import sync
 
 from ray_imuckpt.storage.engines import filesystems
 from ray_imuckpt.storage.engines.budget import Budget
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import MIB, Kind, Source
-from ray_imuckpt.storage.engines.retrying import Judge, Patience, patiently
+from ray_imuckpt.storage.engines.retrying import Judge, patiently
 from ray_imuckpt.storage.entries import Upload
 from ray_imuckpt.threads.parallel import each
 
@@ -38,7 +40,6 @@ class Caller(Judge, Protocol):
     filesystem: fsspec.AbstractFileSystem
     kind: Kind
     budget: Budget
-    patience: Patience
     writers: int
 
     def calling(self) -> AbstractContextManager[fsspec.AbstractFileSystem]:
@@ -48,12 +49,12 @@ class Caller(Judge, Protocol):
         """Create or replace a file by one request."""
 
 
-def upload(engine: Caller, path: str, source: Source) -> None:
+def upload(engine: Caller, path: str, source: Source, patience: Patience) -> None:
     """Create or replace a file; see `Engine.upload`."""
     if filesystems.speaks_s3(engine.filesystem):
-        _to_s3(engine, path, source)
+        _to_s3(engine, path, source, patience)
     elif filesystems.speaks_azure(engine.filesystem):
-        _to_azure(engine, path, source)
+        _to_azure(engine, path, source, patience)
     elif engine.kind is Kind.OBJECTS and source.size <= _PUT_WHOLE:
         data = b"".join(view for views in source.parts() for view in views)
         with engine.budget.taken(len(data)):
@@ -63,10 +64,15 @@ def upload(engine: Caller, path: str, source: Source) -> None:
             _as_stream(engine, path, source)
 
 
-def _to_s3(engine: Caller, path: str, source: Source) -> None:
+def _to_s3(engine: Caller, path: str, source: Source, patience: Patience) -> None:
     bucket, key, _ = engine.filesystem.split_path(path)
     where = {"Bucket": bucket, "Key": key}
-    upload_id = _s3(engine, "create_multipart_upload", **where)["UploadId"]
+
+    def ask(what: str, method: str, **more: Any) -> Any:
+        call = partial(_s3, engine, method, **where, **more)
+        return patiently(patience, engine, f"{what} {path}", call)
+
+    upload_id = ask("Beginning", "create_multipart_upload")["UploadId"]
     try:
 
         def send(number: int, body: bytes) -> str:
@@ -75,15 +81,10 @@ def _to_s3(engine: Caller, path: str, source: Source) -> None:
             )
             return str(answer["ETag"])
 
-        tags = _side_by_side(engine, path, source, send)
+        tags = _side_by_side(engine, path, source, patience, send)
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
-        _s3(
-            engine,
-            "complete_multipart_upload",
-            **where,
-            UploadId=upload_id,
-            MultipartUpload={"Parts": parts},
-        )
+        upload = {"UploadId": upload_id, "MultipartUpload": {"Parts": parts}}
+        ask("Completing", "complete_multipart_upload", **upload)
     except BaseException:
         with contextlib.suppress(Exception):  # what is not given up here is swept a day later
             _s3(engine, "abort_multipart_upload", **where, UploadId=upload_id)
@@ -95,7 +96,7 @@ def _s3(engine: Caller, method: str, **parameters: Any) -> Any:
         return filesystem.call_s3(method, **parameters)
 
 
-def _to_azure(engine: Caller, path: str, source: Source) -> None:
+def _to_azure(engine: Caller, path: str, source: Source, patience: Patience) -> None:
     """Stage blocks, then commit their list: what is not committed goes after a week."""
     filesystem = engine.filesystem
     container, blob, _ = filesystem.split_path(path)
@@ -103,7 +104,7 @@ def _to_azure(engine: Caller, path: str, source: Source) -> None:
     def call(method: str, *arguments: Any) -> None:
         async def send() -> None:
             async with filesystem.service_client.get_blob_client(container, blob) as client:
-                await getattr(client, method)(*arguments)
+                await getattr(client, method)(*arguments, retry_total=0)  # but ours
 
         with engine.calling():
             sync(filesystem.loop, send)
@@ -115,12 +116,16 @@ def _to_azure(engine: Caller, path: str, source: Source) -> None:
 
     from azure.storage.blob import BlobBlock
 
-    names = _side_by_side(engine, path, source, stage)
-    call("commit_block_list", [BlobBlock(name) for name in names])
+    blocks = [BlobBlock(name) for name in _side_by_side(engine, path, source, patience, stage)]
+    patiently(patience, engine, f"Completing {path}", lambda: call("commit_block_list", blocks))
 
 
 def _side_by_side(
-    engine: Caller, path: str, source: Source, send: Callable[[int, bytes], str]
+    engine: Caller,
+    path: str,
+    source: Source,
+    patience: Patience,
+    send: Callable[[int, bytes], str],
 ) -> list[str]:
     """Send all parts, each copied to one piece of memory, and return what `send` returned."""
     parts = iter(source.parts())
@@ -134,9 +139,7 @@ def _side_by_side(
                 number, views = next(numbered)
                 body = b"".join(views)
             what = f"Sending part {number} of {path}"
-            answers[number - 1] = patiently(
-                engine.patience, engine, what, lambda: send(number, body)
-            )
+            answers[number - 1] = patiently(patience, engine, what, lambda: send(number, body))
 
     numbered = enumerate(parts, 1)
     each(one, count, engine.writers)

@@ -15,9 +15,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ray_imuckpt.storage.engines import faults, obstore_listings, obstore_streams
+from ray_imuckpt.storage.engines import faults, obstore_listings, obstore_streams, retrying
 from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.obstore_errors import raised_as_oserror
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import (
     MIB,
     Absent,
@@ -28,7 +29,6 @@ from ray_imuckpt.storage.engines.protocol import (
     Source,
     Tagged,
 )
-from ray_imuckpt.storage.engines.retrying import Patience
 from ray_imuckpt.storage.entries import Upload
 
 if TYPE_CHECKING:
@@ -45,13 +45,29 @@ _BEHIND_END = re.compile(r"status code: 416|Wanted range starting at")
 _PART = {"timeout": timedelta(seconds=120), **_CONNECT}
 
 
+def _retry(patience: Patience) -> dict[str, Any]:
+    """Return obstore's options for tries that are spread as ours are.
+
+    Its waits lie between the first span and the last wait times the base; with its own base of 2
+    most of them stay short, and 20 tries are over in 7 seconds.
+    """
+    return {
+        "max_retries": patience.attempts - 1,
+        "retry_timeout": timedelta(seconds=patience.seconds),
+        "backoff": {
+            "init_backoff": timedelta(seconds=max(retrying.FIRST_SPAN, 0.001)),
+            "max_backoff": timedelta(seconds=retrying.LONGEST_SPAN),
+            "base": 4,
+        },
+    }
+
+
 class ObstoreEngine:
     """An `Engine` of obstore.
 
     Args:
         connection: What to connect to, and how.
         budget: What it shares with others.
-        patience: For the parts of an upload.
         fallback: Makes the engine for what obstore does not offer: unfinished uploads, and file
             systems for pyarrow.
     """
@@ -67,17 +83,15 @@ class ObstoreEngine:
         self,
         connection: Connection,
         budget: Budget | None = None,
-        patience: Patience | None = None,
         fallback: Callable[[], Any] | None = None,
     ) -> None:
         self._connection = connection
         self.budget = budget or Budget()
         self.readers = self.writers = self.budget.connections
-        self._patience = patience or Patience()
         self._fallback = fallback
         # Google's store compares generations.
         self._tag_name = "version" if connection.scheme in ("gs", "gcs") else "e_tag"
-        self._stores: dict[tuple[str, int], Any] = {}
+        self._stores: dict[tuple[str, int, Patience | None], Any] = {}
         self._lock = threading.Lock()
 
     @property
@@ -98,23 +112,25 @@ class ObstoreEngine:
         with self._lock:
             self._stores.clear()
 
-    def _store(self, path: str, client: Mapping[str, Any] = _SMALL) -> tuple[Any, str]:
+    def _store(
+        self, path: str, client: Mapping[str, Any] = _SMALL, patience: Patience | None = None
+    ) -> tuple[Any, str]:
         """Return the bucket's store, and the key in it.
 
-        Parts and ranges are sent and read again by obstore itself, so that a file is not begun anew
-        for one of them; everything else by `ray_imuckpt.storage.engines.persistent`.
+        Args:
+            path: Of a file.
+            client: Options for HTTP.
+            patience: How often obstore itself makes a request: once, where nothing is given.
         """
         bucket, _, key = path.strip("/").partition("/")
         with self._lock:
-            store = self._stores.get((bucket, id(client)))
+            store = self._stores.get((bucket, id(client), patience))
             if store is None:
-                retry = {
-                    "max_retries": 0 if client is _SMALL else self._patience.attempts - 1,
-                    "retry_timeout": timedelta(seconds=self._patience.seconds),
-                    "backoff": {"max_backoff": timedelta(seconds=10)},
-                }
+                retry: dict[str, Any] = {"max_retries": 0}
+                if patience is not None:
+                    retry = _retry(patience)
                 store = self._connection.store(bucket, client=client, retry=retry)
-                self._stores[bucket, id(client)] = store
+                self._stores[bucket, id(client), patience] = store
         return store, key
 
     def get(self, path: str, limit: int) -> bytes:
@@ -163,11 +179,11 @@ class ObstoreEngine:
         with raised_as_oserror(path):
             obstore.put(store, key, data, mode=mode, use_multipart=False)
 
-    def upload(self, path: str, source: Source) -> None:
+    def upload(self, path: str, source: Source, patience: Patience) -> None:
         """Implement `Engine.upload`. The parts are sent out of the memory where they lie."""
         import obstore
 
-        store, key = self._store(path, _PART)
+        store, key = self._store(path, _PART, patience)
         with raised_as_oserror(path):
             obstore.put(
                 store,

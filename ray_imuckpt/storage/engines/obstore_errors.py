@@ -7,10 +7,13 @@ import re
 from collections.abc import Iterator
 
 from ray_imuckpt.storage.engines.protocol import RefusedError
+from ray_imuckpt.storage.failures import ExhaustedError
 
 _SECRETS = re.compile(r"(?i)((?:sig|signature|token|credential|x-amz-[a-z-]+)=)[^&\s\"')]+")
 
-_REQUEST = re.compile(r"Error performing (\w+) (\S+) in \S+ - (.*)")
+_REQUEST = re.compile(r"Error performing (\w+) (\S+) in [^-]*? - (.*)")
+_REPEATED = re.compile(r" in (\S+), after (\d+) retries, max_retries: (\d+)")
+_REFUSED = re.compile(r"status code: 4\d\d")  # which obstore does not ask for again
 _CODE = re.compile(r"<(?:Code|code)>([^<]*)<")
 _MESSAGE = re.compile(r"<(?:Message|message)>([^<]*)<")
 
@@ -40,7 +43,16 @@ def raised_as_oserror(path: str) -> Iterator[None]:
             raise PermissionError(f"{path}: {text}") from _bare(error)
         if "status code: 404" in text:
             raise FileNotFoundError(f"{path}: {text}") from _bare(error)
-        raise OSError(f"{path}: {text}") from _bare(error)
+        raise _of_class(error)(f"{path}: {text}") from _bare(error)
+
+
+def _of_class(error: BaseException) -> type[OSError]:
+    """Return the class that says whether obstore has made the request as often as it may."""
+    repeated = _REPEATED.search(_line(error))
+    if repeated is None:
+        return OSError
+    in_vain = repeated[2] == repeated[3] or _REFUSED.search(_line(error)) is None
+    return ExhaustedError if in_vain else OSError
 
 
 def _short(error: BaseException) -> str:
@@ -53,7 +65,9 @@ def _short(error: BaseException) -> str:
     code, message = _CODE.search(answer), _MESSAGE.search(answer)
     status = answer.partition(": <")[0].removeprefix("Server returned non-2xx ")
     says = [status, code[1] if code else "", message[1] if message else ""]
-    return f"{method} {url}: {', '.join(word for word in says if word)}"
+    repeated = _REPEATED.search(text)
+    tries = f" ({int(repeated[2]) + 1} tries in {repeated[1]})" if repeated else ""
+    return f"{method} {url}: {', '.join(word for word in says if word)}{tries}"
 
 
 def _line(error: BaseException) -> str:

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import Condition, Engine, Fault, Listed, Source
-from ray_imuckpt.storage.engines.retrying import Patience, patiently
+from ray_imuckpt.storage.engines.retrying import patiently
 from ray_imuckpt.storage.entries import Upload
 
 T = TypeVar("T")
@@ -71,11 +72,12 @@ class PersistentEngine:
         """Implement `Engine.put`."""
         self._do(f"Putting {path}", lambda: self.engine.put(path, data, condition))
 
-    def upload(self, path: str, source: Source) -> None:
-        """Implement `Engine.upload`.
+    def upload(self, path: str, source: Source, patience: Patience | None = None) -> None:
+        """Implement `Engine.upload`; its own patience is for each part, if none is given.
 
         No name is ever used for a second file: where a file of that size is there after a try, it
-        is this one, and only the answer was lost.
+        is this one, and only the answer was lost. A part that was tried for as long as it may be
+        is not tried again with the whole.
         """
         tried: list[str] = []
 
@@ -83,9 +85,9 @@ class PersistentEngine:
             if tried and self._holds(path, source.size):
                 return
             tried.append(path)
-            self.engine.upload(path, source)
+            self.engine.upload(path, source, patience or self.patience)
 
-        self._do(f"Uploading {path}", upload)
+        patiently(self.patience, self.engine, f"Uploading {path}", upload, whole=True)
 
     def _holds(self, path: str, size: int) -> bool:
         with contextlib.suppress(FileNotFoundError):

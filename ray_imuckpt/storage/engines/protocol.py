@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.entries import Upload
 
 MIB = 1024 * 1024
@@ -27,6 +28,7 @@ class Fault(enum.Enum):
     """A failure by what may come of another try."""
 
     PASSING = "the store, or the way to it, had a hiccup"
+    LOST = "what was sent is gone: the whole may pass when it is begun anew"
     EXPIRED = "the credentials are no longer valid: new ones may be had"
     LASTING = "the answer would be the same"
 
@@ -96,7 +98,8 @@ class Engine(Protocol):
     """Moves bytes to and from one kind of remote storage.
 
     Every method does one thing, may be called on any thread, and raises ``OSError``:
-    ``FileNotFoundError`` and ``PermissionError`` where they apply.
+    ``FileNotFoundError`` and ``PermissionError`` where they apply. None does again what failed,
+    but for the parts of an upload: `ray_imuckpt.storage.engines.persistent` does.
 
     Attributes:
         name: What moves the bytes, for the log.
@@ -147,10 +150,18 @@ class Engine(Protocol):
             RefusedError: The condition is not met.
         """
 
-    def upload(self, path: str, source: Source) -> None:
+    def upload(self, path: str, source: Source, patience: Patience) -> None:
         """Create or replace a file in parts, which are sent side by side.
 
         An upload that fails is given up: nothing of it stays, if the store can be reached.
+
+        Args:
+            path: The file's.
+            source: Its bytes.
+            patience: For each part, so that a file is not begun anew for one of them.
+
+        Raises:
+            ExhaustedError: A part failed for a reason that passes, as often as it was tried.
         """
 
     def tag(self, path: str) -> str | None:

@@ -7,19 +7,19 @@ doubles: processes that were refused together do not come back together.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from ray_imuckpt.options import Retries
+from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import Fault
+from ray_imuckpt.storage.failures import ExhaustedError
 
 logger = logging.getLogger("ray_imuckpt")
 
 T = TypeVar("T")
 
-_USUAL = Retries()
-_FIRST_SPAN, _LONGEST_SPAN = 0.2, 10.0  # seconds; a wait is half of it on average
+FIRST_SPAN, LONGEST_SPAN = 0.2, 10.0  # seconds; a wait is half of it on average
 
 
 class Judge(Protocol):
@@ -32,30 +32,9 @@ class Judge(Protocol):
         """Look up the credentials anew."""
 
 
-@dataclass(frozen=True)
-class Patience:
-    """A number of tries and a time for them.
-
-    Attributes:
-        attempts: Tries in all.
-        seconds: After the first try, from when on there is no other.
-    """
-
-    attempts: int = _USUAL.attempts
-    seconds: float = _USUAL.seconds
-
-    @classmethod
-    def of(cls, retries: Retries) -> Patience:
-        """Return what a user chose."""
-        return cls(retries.attempts, retries.seconds)
-
-    @property
-    def brief(self) -> Patience:
-        """Return what is left of it where somebody waits: at the start of a run."""
-        return Patience(min(self.attempts, 4), min(self.seconds, 10.0))
-
-
-def patiently(patience: Patience, judge: Judge, what: str, call: Callable[[], T]) -> T:
+def patiently(
+    patience: Patience, judge: Judge, what: str, call: Callable[[], T], *, whole: bool = False
+) -> T:
     """Return what `call` returns, which may be called more than once.
 
     Args:
@@ -63,33 +42,50 @@ def patiently(patience: Patience, judge: Judge, what: str, call: Callable[[], T]
         judge: Tells which errors pass.
         what: What is done to what, for the log.
         call: Does no harm when it is done twice.
+        whole: Whether it sends a file from its beginning, also one of which a part was lost.
 
     Raises:
-        Exception: The last error of `call`.
+        ExhaustedError: It failed for a reason that passes, each time.
+        Exception: It failed for another reason.
     """
     import tenacity
 
+    failed: list[float] = []  # when, of each try
     renewed: list[BaseException] = []
 
     def again(error: BaseException) -> bool:
+        failed.append(time.monotonic())
         fault = judge.fault(error)
         if fault is Fault.EXPIRED and not renewed:
             renewed.append(error)  # once: credentials that were given do not change
             judge.renew()
             return True
-        return fault is Fault.PASSING
+        passes = fault is Fault.PASSING or (whole and fault is Fault.LOST)
+        return passes and not isinstance(error, ExhaustedError)
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        next_try = failed[-1] + state.upcoming_sleep
+        return len(failed) >= patience.attempts or next_try >= failed[0] + patience.seconds
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        wait = state.next_action.sleep if state.next_action else 0.0
-        logger.info("%s failed, and is tried again in %.1f s: %s", what, wait, error)
+        logger.info(
+            "%s failed, and is tried again in %.1f s: %s", what, state.upcoming_sleep, error
+        )
 
     retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_attempt(patience.attempts)
-        | tenacity.stop_before_delay(patience.seconds),
-        wait=tenacity.wait_random_exponential(multiplier=_FIRST_SPAN, max=_LONGEST_SPAN),
+        stop=stop,
+        wait=tenacity.wait_random_exponential(multiplier=FIRST_SPAN, max=LONGEST_SPAN),
         retry=tenacity.retry_if_exception(again),
         before_sleep=tell,
         reraise=True,
     )
-    return retrying(call)
+    try:
+        return retrying(call)
+    except (FileNotFoundError, PermissionError, ExhaustedError):
+        raise  # whose class tells more
+    except OSError as error:
+        if len(failed) > 1 and judge.fault(error) is Fault.PASSING:
+            took = failed[-1] - failed[0]
+            raise ExhaustedError(f"{error} ({len(failed)} tries in {took:.1f} s)") from error
+        raise

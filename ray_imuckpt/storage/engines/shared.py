@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
-from ray_imuckpt.storage.engines.retrying import Patience
 
 _MOST = 8  # engines; the one that was not asked for the longest goes first
 _READ = ("AWS_", "AZURE_", "GOOGLE_")  # what stores' clients read in the environment begins so
@@ -26,7 +25,6 @@ _LOCK = threading.Lock()
 def shared(
     scheme: str,
     options: Mapping[str, Any],
-    patience: Patience,
     make: Callable[[], ObstoreEngine],
 ) -> ObstoreEngine:
     """Return the engine for a scheme and options, made if there is none yet.
@@ -34,10 +32,9 @@ def shared(
     Args:
         scheme: Of the URL.
         options: As the user gave them; their digest is kept, not they.
-        patience: Of the engine.
         make: Makes it.
     """
-    key = _digest(scheme, options, patience)
+    key = _digest(scheme, options)
     with _LOCK:
         if key not in _ENGINES:
             _ENGINES[key] = make()
@@ -47,9 +44,9 @@ def shared(
         return _ENGINES[key]
 
 
-def _digest(scheme: str, options: Mapping[str, Any], patience: Patience) -> str:
+def _digest(scheme: str, options: Mapping[str, Any]) -> str:
     read = sorted(item for item in os.environ.items() if item[0].startswith(_READ))
-    text = repr((scheme, sorted(options.items()), patience, read))
+    text = repr((scheme, sorted(options.items()), read))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
