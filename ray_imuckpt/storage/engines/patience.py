@@ -1,4 +1,4 @@
-"""How often, and for how long, one operation is tried. Values, touches nothing."""
+"""The number of tries of one operation, and the time for them. Values, touches nothing."""
 
 from __future__ import annotations
 
