@@ -290,4 +290,4 @@ class Checkpointer(CheckpointDirectory):
         return ray_driver.run_config(storage, fresh=self.continue_from != arguments.LAST, **kwargs)
 
     def _access(self) -> Access:
-        return Access(self._storage, self._storage_options, self.get)
+        return Access(self._storage, self._opening, self.get)

@@ -13,7 +13,7 @@ from ray_imuckpt import arguments, source
 from ray_imuckpt.errors import CheckpointNotFoundError, public
 from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
-from ray_imuckpt.options import Best, Retention, Retries
+from ray_imuckpt.options import Best, Opening, Retention, Retries
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
@@ -36,12 +36,12 @@ class Access:
 
     Attributes:
         open: Returns the run directory, as it is for a session.
-        options: For the fsspec file systems of URLs.
+        opening: How further directories are opened.
         get: Returns the ``ray.train.Checkpoint`` of a committed epoch.
     """
 
     open: Callable[[Session], Storage]
-    options: dict[str, Any]
+    opening: Opening
     get: Callable[[int], Any]
 
 
@@ -68,8 +68,8 @@ class CheckpointDirectory:
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
         self.dir = None if dir is None else _of_checkpoints(absolute(dir))
-        self._storage_options = dict(storage_options or {})
         self.retries = arguments.instance(retries, Retries, "retries")
+        self._opening = Opening(dict(storage_options or {}), self.retries)
         self._opened: Storage | None = None  # where there is no `dir`: see `of_result`
         self.left_out = LeftOut()
         self.retention: Retention | None = None
@@ -150,7 +150,7 @@ class CheckpointDirectory:
         finish_all()
         if isinstance(checkpoint, str) and checkpoint == _BEST:
             checkpoint = self._best_of_all()
-        return source.read(checkpoint, self._storage(), self._storage_options)
+        return source.read(checkpoint, self._storage(), self._opening)
 
     def path_to_checkpoint(self, i: int) -> str:
         """Return the path or URL of epoch `i`'s checkpoint, whether it exists or not."""
@@ -249,11 +249,11 @@ class CheckpointDirectory:
 
     def _storage(self, session: Session | None = None) -> Storage:
         if self.dir is not None:
-            return open_storage(self.dir, self._storage_options, self.retries)
+            return open_storage(self.dir, self._opening.options, self.retries)
         if self._opened is not None:
             return self._opened
         storage = session.run_directory if session else registry.run_directory()
-        return storage or open_storage(".")
+        return (storage or open_storage(".")).with_retries(self.retries)
 
     def _catalog(self) -> Catalog:
         finish_all()

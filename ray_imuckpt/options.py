@@ -7,8 +7,10 @@ made with what it cannot mean. Touches nothing.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from ray_imuckpt import arguments
 
@@ -154,3 +156,16 @@ class Retries:
     def seconds(self) -> float:
         """Return the deadline in seconds."""
         return arguments.duration(self.deadline, "deadline").total_seconds()
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The choice of how the storages that a user speaks of are opened; its repr holds no secret.
+
+    Attributes:
+        options: For the fsspec file systems of URLs.
+        retries: How often and how long an operation is tried; ``None``: as usual.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    retries: Retries | None = None

@@ -14,6 +14,7 @@ from ray_imuckpt.loading import stored
 from ray_imuckpt.loading.restore import restore_model
 from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import CheckpointChangedError
@@ -23,19 +24,18 @@ from ray_imuckpt.storage import Storage, absolute, open_storage
 
 T = TypeVar("T")
 
+_AS_USUAL = Opening()
 _TRIES = 5  # to read what others save anew
 
 
-def read(
-    checkpoint: Any, storage: Storage, options: dict[str, Any] | None = None
-) -> LoadedCheckpoint:
+def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> LoadedCheckpoint:
     """Return the checkpoint that `checkpoint` speaks of.
 
     Args:
         checkpoint: ``None`` for the last one in `storage`, an epoch in it, a path or URL of a
             checkpoint directory, or a ``ray.train.Checkpoint`` (also a pointer to one).
         storage: The run directory.
-        options: For the fsspec file system of a URL.
+        opening: How the directory of a path or a URL is opened.
 
     Raises:
         CheckpointNotFoundError: There is none.
@@ -43,9 +43,9 @@ def read(
     """
     of_ray = ray_driver.directory_of(checkpoint)
     if of_ray is not None:
-        directory = of_ray
+        directory = of_ray.with_retries(opening.retries)
     elif isinstance(checkpoint, (str, os.PathLike)):
-        directory = open_storage(absolute(checkpoint), options)
+        directory = open_storage(absolute(checkpoint), opening.options, opening.retries)
     elif checkpoint is None or (
         isinstance(checkpoint, SupportsIndex) and not isinstance(checkpoint, bool)
     ):
@@ -56,7 +56,7 @@ def read(
             f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
         )
     with located(directory.url):
-        return open_directory(directory, options, storage)
+        return open_directory(directory, opening, storage)
 
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:

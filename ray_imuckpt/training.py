@@ -113,7 +113,8 @@ class Training:
             return (chosen, access.open(session), session.offered()), Traits(alike, shapes), None
 
         (chosen, storage, offered), _ = self._meet(gang, "start", request, wait=True)
-        offer = None if offered is None else Offer(offered, access.options)
+        opening = access.opening
+        offer = Offer(offered.with_retries(opening.retries), opening) if offered else None
         loaded = self._continue(session, storage, chosen, offer, targets, strict=strict)
         return started(targets, loaded), loaded
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from torch import nn
 
-from ray_imuckpt import Checkpointer, Retention, Retries, SaveFailedError
+from ray_imuckpt import Checkpointer, Retention, Retries, SaveFailedError, StorageError
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 MODEL = nn.Linear(2, 2)
@@ -71,6 +74,27 @@ def test_how_often_something_is_tried_is_the_users_choice(simulated_store: Simul
             checkpointer.checkpoint(1, model=MODEL)
         expected = [] if attempts == 1 else [1]
         assert checkpointer.list_existing_checkpoint_indices() == expected
+
+
+@pytest.mark.parametrize("way", ["URL", "Checkpoint", "pointer"])
+def test_that_choice_holds_for_whatever_is_read(simulated_store: SimulatedStore, way: str) -> None:
+    """Also where a checkpoint is named by its URL, by Ray, or by a pointer."""
+    checkpointer = Checkpointer(
+        URL, storage_options=simulated_store.options, retries=Retries(attempts=3), blocking=True
+    )
+    checkpointer.checkpoint(1, model=MODEL)
+    told: Any = checkpointer.path_to_checkpoint(1)
+    if way == "Checkpoint":
+        told = checkpointer.get(1)
+    if way == "pointer":
+        pointer = json.dumps({"url": told}).encode()
+        simulated_store.put("elsewhere/imuckpt-pointer.json", pointer)
+        told = "s3://bucket/elsewhere"
+    checkpointer.read(told)
+    simulated_store.fail(Fault(Action.SLOW_DOWN, "get", key="run/.*manifest", times=None))
+    with pytest.raises(StorageError, match="SlowDown"):
+        checkpointer.read(told)
+    assert simulated_store.met() == [3]
 
 
 def test_training_goes_on_while_the_store_is_down(simulated_store: SimulatedStore) -> None:

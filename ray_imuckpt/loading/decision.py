@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ray_imuckpt import units
 from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.lineage import in_history
@@ -30,11 +31,11 @@ class Offer(NamedTuple):
 
     Attributes:
         directory: The checkpoint's, or that of a pointer to it.
-        options: For the fsspec file system that a pointer leads to.
+        opening: How the directory that a pointer names is opened.
     """
 
     directory: Storage
-    options: dict[str, Any] | None = None
+    opening: Opening = Opening()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import parts
 from ray_imuckpt.loading.parts import StoredPart
 from ray_imuckpt.loading.reader import Reader
+from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import codec, decoding, paths
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.pointers import pointed_at
@@ -30,6 +31,7 @@ from ray_imuckpt.storage import NotAFileError, Storage
 from ray_imuckpt.storage.names import join
 
 _MODEL = codec.MODEL, codec.MODEL_FROZEN
+_AS_USUAL = Opening()
 _POINTERS = 4  # one after the other; ours leads to the checkpoint itself
 
 
@@ -255,13 +257,13 @@ def open_checkpoint(
 
 
 def open_directory(
-    storage: Storage, options: dict[str, Any] | None = None, home: Storage | None = None
+    storage: Storage, opening: Opening = _AS_USUAL, home: Storage | None = None
 ) -> LoadedCheckpoint:
     """Return the checkpoint whose directory this is, or that a pointer in it names.
 
     Args:
         storage: A directory.
-        options: For the fsspec file system of the directory that a pointer names.
+        opening: How the directory that a pointer names is opened.
         home: The reader's run directory, to whose file system a pointer may lead.
 
     Raises:
@@ -273,7 +275,7 @@ def open_directory(
         try:
             data = storage.get(paths.MANIFEST)
         except (FileNotFoundError, NotADirectoryError) as error:
-            target = pointed_at(storage, options, home)
+            target = pointed_at(storage, opening, home)
             if target is None:
                 raise CheckpointNotFoundError(
                     "There is no committed checkpoint here: the directory holds no manifest.",

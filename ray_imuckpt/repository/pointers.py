@@ -10,19 +10,21 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from ray_imuckpt.encoding import strictjson
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
+from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.storage import NotAFileError, Storage, open_storage
 from ray_imuckpt.storage.names import join
 
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)")
 _LOCAL = ("file", "local")
+_AS_USUAL = Opening()
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class _Pointer:
 
 
 def pointed_at(
-    directory: Storage, options: dict[str, Any] | None = None, home: Storage | None = None
+    directory: Storage, opening: Opening = _AS_USUAL, home: Storage | None = None
 ) -> Storage | None:
     """Return the directory that a pointer in `directory` names; ``None`` when there is no pointer.
 
     Args:
         directory: Where the pointer would be.
-        options: For the fsspec file system of the directory.
+        opening: How the directory that it names is opened.
         home: The reader's run directory, to whose file system a pointer may lead.
 
     Raises:
@@ -48,7 +50,7 @@ def pointed_at(
     where = join(directory.url, paths.POINTER)
     try:
         pointer = msgspec.convert(strictjson.loads(directory.get(paths.POINTER)), _Pointer)
-        return _followed(pointer, directory, options, home)
+        return _followed(pointer, directory, opening, home)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, NotAFileError) as error:
@@ -60,7 +62,7 @@ def pointed_at(
 
 
 def _followed(
-    pointer: _Pointer, directory: Storage, options: dict[str, Any] | None, home: Storage | None
+    pointer: _Pointer, directory: Storage, opening: Opening, home: Storage | None
 ) -> Storage:
     if b"\0" in os.fsencode(pointer.url):  # which raises where no name of a file can hold it
         raise ValueError("its url holds a zero byte")
@@ -75,7 +77,7 @@ def _followed(
             hint="If that is where the checkpoints are, say so: "
             "Checkpointer(<their directory>).read(...), or the URL itself instead of the pointer.",
         )
-    return open_storage(pointer.url, options)
+    return open_storage(pointer.url, opening.options, opening.retries)
 
 
 def _origin(url: str) -> str | None:

@@ -11,7 +11,7 @@ use ``/``. It knows nothing of checkpoints. Two promises carry the rest of the p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ray_imuckpt.storage.claims import Claim
@@ -93,6 +93,9 @@ class Storage(Protocol):
 
     def parent(self) -> Storage:
         """Return the directory that holds this one; where this is the root of all, that again."""
+
+    def with_retries(self, retries: Retries | None) -> Storage:
+        """Return the same directory, on which operations are tried so often; ``None``: as here."""
 
     def write(self, name: str, content: Content, observe: Observer) -> None:
         """Create the file `name` from `content`, calling `observe` for each; durable on return."""
@@ -222,7 +225,7 @@ class Storage(Protocol):
 
 
 def open_storage(
-    name: str, options: dict[str, Any] | None = None, retries: Retries | None = None
+    name: str, options: Mapping[str, Any] | None = None, retries: Retries | None = None
 ) -> Storage:
     """Return the directory at `name`, a path or any URL that fsspec knows. Nothing is made or read.
 

@@ -73,6 +73,10 @@ class LocalStorage:
         """Implement `Storage.parent`."""
         return LocalStorage(os.path.dirname(self.url.rstrip("/")) or "/")
 
+    def with_retries(self, retries: object) -> LocalStorage:  # noqa: ARG002 - of no use here
+        """Implement `Storage.with_retries`. Nothing is tried again on a disk."""
+        return self
+
     def write(self, name: str, content: Content, observe: Observer) -> None:
         """Implement `Storage.write`. Chunks are written side by side on a few threads."""
         path = self._prepared(name)

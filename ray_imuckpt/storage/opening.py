@@ -43,7 +43,7 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 def open_url(
-    name: str, options: dict[str, Any], retries: Retries | None = None
+    name: str, options: Mapping[str, Any], retries: Retries | None = None
 ) -> LocalStorage | RemoteStorage:
     """Return the directory at a URL.
 

@@ -4,21 +4,21 @@ Object stores publish an object when its upload is completed, never before, and 
 whole: that is what makes `put` atomic there.
 
 Where bytes are visible as they are written (sftp, smb, webdav, …), `put` writes a temporary file
-and renames it. Data files are written under their own names all the same: nobody reads them before
-the manifest names them.
-
+and renames it. Data files have their own names at once: nobody reads them before the manifest is.
 What fails for a passing reason is done again (`ray_imuckpt.storage.engines.persistent`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import posixpath
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ray_imuckpt.errors import StorageError
+from ray_imuckpt.options import Retries
 from ray_imuckpt.storage import (
     Claim,
     Entry,
@@ -86,22 +86,24 @@ class RemoteStorage:
 
     def child(self, name: str) -> RemoteStorage:
         """Implement `Storage.child`."""
-        url = self._given_url and join(self._given_url, name)
-        child = RemoteStorage(self._engine.engine, self._path(name), url)
-        self._share(child)
-        child._top, child._no_links = self._top, self._no_links
-        return child
+        return self._like(self._path(name), self._given_url and join(self._given_url, name))
 
     def parent(self) -> RemoteStorage:
         """Implement `Storage.parent`."""
+        path = posixpath.dirname(self._root)
         url = self._given_url and posixpath.dirname(self._given_url)
-        parent = RemoteStorage(self._engine.engine, posixpath.dirname(self._root), url)
-        self._share(parent)
-        return parent
+        return self._like(path, url, _top=path, _no_links=set())
 
-    def _share(self, other: RemoteStorage) -> None:
-        """Let another directory have the connections of this one, and what it has found out."""
-        other._engine, other._budget, other._heeds = self._engine, self._budget, self._heeds
+    def with_retries(self, retries: Retries | None) -> RemoteStorage:
+        """Implement `Storage.with_retries`."""
+        engine = retries and PersistentEngine(self._engine.engine, Patience.of(retries))
+        return self._like(self._root, self._given_url, _engine=engine or self._engine)
+
+    def _like(self, path: str, url: str | None, **more: Any) -> RemoteStorage:
+        """Return a directory that shares with this one all but what is given."""
+        like, path = copy.copy(self), path.rstrip("/")
+        vars(like).update(_root=path, _given_url=url, url=url or self._engine.url(path), **more)
+        return like
 
     def check_writable(self) -> Callable[[], None]:
         """Implement `Storage.check_writable`. One request to an object store, within seconds."""
