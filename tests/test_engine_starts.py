@@ -13,6 +13,7 @@ from torch import nn
 from ray_imuckpt import Checkpointer, StorageError
 from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import open_storage
+from ray_imuckpt.storage.engines import s3_options
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 BY_FSSPEC = {"config_kwargs": {"user_agent_extra": "tests"}}
@@ -170,3 +171,24 @@ def test_an_upload_that_was_left_is_listed_and_given_up(
     assert left.name == "checkpoint=1/a"
     storage.abort(left)
     assert simulated_store.uploads() == []
+
+
+HTTP = {"endpoint_url": "http://127.0.0.1:9"}
+ALWAYS = {"config_kwargs": {"request_checksum_calculation": "when_supported"}}
+
+
+@pytest.mark.parametrize(
+    ("options", "calculated"),
+    [
+        (HTTP, "when_required"),
+        ({"client_kwargs": HTTP}, "when_required"),
+        (HTTP | ALWAYS, "when_supported"),
+        ({"endpoint_url": "https://127.0.0.1:9"}, None),
+        ({}, None),
+    ],
+    ids=["plain", "plain, inside", "as the user says", "TLS", "Amazon's"],
+)
+def test_s3fs_hashes_a_body_once(options: dict[str, Any], calculated: str | None) -> None:
+    """Without TLS the signature covers it, with TLS a CRC-32 does; and who says so has both."""
+    config = s3_options.for_botocore(options)["config_kwargs"]
+    assert config.get("request_checksum_calculation") == calculated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.options import Retries
 from ray_imuckpt.storage import Storage, open_storage
 from ray_imuckpt.storage.content import NewFile
-from tools.simulated_store import Action, Fault, SimulatedStore
+from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 MIB = 1024 * 1024
+BY_FSSPEC = {"config_kwargs": {"user_agent_extra": "tests"}}  # obstore has no counterpart for it
 PASSING = [
     Action.ERROR,
     Action.SLOW_DOWN,
@@ -26,9 +28,7 @@ PASSING = [
 @pytest.fixture(params=["obstore", "s3fs"])
 def storage(request: pytest.FixtureRequest, simulated_store: SimulatedStore) -> Storage:
     """A directory of the simulated store behind each engine."""
-    options: dict[str, Any] = simulated_store.options
-    if request.param == "s3fs":  # an option that obstore has no counterpart for
-        options = {**options, "config_kwargs": {"user_agent_extra": "tests"}}
+    options = simulated_store.options | (BY_FSSPEC if request.param == "s3fs" else {})
     made = open_storage("s3://bucket/run", options, Retries(attempts=4, deadline=30))
     assert engine_of(made).name == {"obstore": "obstore", "s3fs": "S3FileSystem"}[request.param]
     return made
@@ -59,6 +59,26 @@ def test_files_of_any_size_arrive_as_they_are(
         assert buffer == value
     assert simulated_store.uploads() == []
     assert simulated_store.report().peak_requests <= 16
+
+
+@pytest.mark.parametrize("storage", ["s3fs"], indirect=True)
+@pytest.mark.parametrize("files", [1, 8])
+def test_nothing_that_is_sent_is_copied_as_a_whole(
+    storage: Storage, simulated_store: SimulatedStore, files: int
+) -> None:
+    """A piece of what each of 16 connections sends is all that is copied, however slow they are."""
+    storage.put("first", b"1")  # what is imported for a first request counts for nobody
+    simulated_store.configure(Settings(rate=50e6))
+    data = bytes(40 * MIB // files)
+    new = [NewFile(str(number), Chunks([data]), lambda *_: None) for number in range(files)]
+    tracemalloc.start()
+    try:
+        storage.write_all(new)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MIB
+    assert all(simulated_store.get(f"run/{number}") == data for number in range(files))
 
 
 class Wanted:

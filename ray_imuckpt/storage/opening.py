@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.options import Retries
-from ray_imuckpt.storage.engines import filesystems, translation
-from ray_imuckpt.storage.engines.budget import CONNECTIONS, Budget
+from ray_imuckpt.storage.engines import filesystems, s3_options, translation
+from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.connection import UnknownOptionError
 from ray_imuckpt.storage.engines.filesystems import unwrapped
 from ray_imuckpt.storage.engines.fsspec_engine import FsspecEngine
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
 
 _S3_URLS = ("s3://", "s3a://")
-# What botocore does not do: as many connections as we use. What it need not do: we try again
-# ("max_attempts" does not count the first).
-_FOR_S3 = {"max_pool_connections": 2 * CONNECTIONS, "retries": {"total_max_attempts": 1}}
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -72,7 +69,7 @@ def _filesystem(
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the file system of a URL, and the path on it; errors as for `open_url`."""
     if url.startswith(_S3_URLS):
-        options = {**options, "config_kwargs": {**_FOR_S3, **(options.get("config_kwargs") or {})}}
+        options = s3_options.for_botocore(options)
     try:
         opened: tuple[fsspec.AbstractFileSystem, str] = url_to_fs(name, **options)
     except ImportError as error:

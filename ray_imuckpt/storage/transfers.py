@@ -7,6 +7,7 @@ as there are connections, however many cores there are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -32,15 +33,18 @@ def write_all(
         files: Each with its path.
     """
     files = sorted(files, key=lambda pair: pair[1].content.size, reverse=True)
-    sizes = [file.content.size for _, file in files]
     smallest, largest = engine.smallest_part, engine.largest_part
-    parts = plans.part_sizes(sizes, budget.connections, smallest, largest)
+    sizes = plans.part_sizes(
+        [file.content.size for _, file in files], budget.connections, smallest, largest
+    )
     stop = threading.Event()
 
     def send(number: int) -> None:
         path, file = files[number]
         try:
-            _send(engine, budget, path, file, plans.Cut(parts[number], stop.is_set))
+            cut = plans.Cut(sizes[number], stop.is_set)
+            parts = functools.partial(plans.parts, file.content, cut, file.observe)
+            engine.upload(path, Source(file.content.size, cut.size, parts))
         except BaseException:
             stop.set()
             raise
@@ -63,19 +67,6 @@ def together(engine: PersistentEngine, calls: Sequence[Callable[[], T]]) -> list
 
     parallel.each(call, len(calls), max(1, min(engine.writers, len(calls))))
     return [results[number] for number in range(len(calls))]
-
-
-def _send(
-    engine: PersistentEngine, budget: Budget, path: str, file: NewFile, cut: plans.Cut
-) -> None:
-    source = Source(
-        file.content.size, cut.size, lambda: plans.parts(file.content, cut, file.observe)
-    )
-    if source.size > cut.size:
-        engine.upload(path, source)
-        return
-    with budget.taken(source.size):
-        engine.put(path, b"".join(view for views in source.parts() for view in views))
 
 
 def read_all(

@@ -51,7 +51,7 @@ class FsspecEngine:
     """
 
     smallest_part = 5 * MIB  # S3's; of a stream it is what is written at once
-    largest_part = largest_read = 8 * MIB  # copied, once for each connection
+    largest_read = 8 * MIB  # copied, once for each connection
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, budget: Budget | None = None) -> None:
         self.filesystem = filesystem
@@ -61,6 +61,9 @@ class FsspecEngine:
         self._ranges = True
         self._creating = filesystems.create_keywords(filesystem)
         self.replaces = filesystems.replaces_atomically(filesystem)
+        # Sent out of the memory where they lie; of a stream it is what one connection holds.
+        out_of_views = any(f(filesystem) for f in (filesystems.speaks_s3, filesystems.speaks_azure))
+        self.largest_part = 16 * MIB if out_of_views else 8 * MIB
         self.makes_new = self.kind is Kind.OBJECTS and self._creating is not None
         concurrent = isinstance(filesystem, (ArrowFSWrapper, AsyncFileSystem))
         # One that is not asynchronous is a server's or a test's: asked in a fixed order.

@@ -6,8 +6,9 @@ complete the upload when they are closed, *also after an error*
 error the upload is given up instead.
 
 s3fs sends the parts of one object in groups, each of which waits for its slowest, and adlfs one
-after the other: here each is sent as soon as a connection is free. Google's store takes the parts
-of an object in their order alone (the engine of obstore speaks its other protocol).
+after the other: here each is sent as soon as a connection is free, out of the memory where it lies.
+Google's store takes the parts of an object in their order alone (the engine of obstore speaks its
+other protocol).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import fsspec
 from fsspec.asyn import sync
 
 from ray_imuckpt.storage.engines import filesystems
+from ray_imuckpt.storage.engines.bodies import Body
 from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import MIB, Kind, Source
@@ -31,7 +33,8 @@ from ray_imuckpt.storage.engines.retrying import Judge, patiently
 from ray_imuckpt.storage.entries import Upload
 from ray_imuckpt.threads.parallel import each
 
-_PUT_WHOLE = 64 * MIB  # an object up to this size is sent by one call where parts have an order
+_PUT_WHOLE = 40 * MIB  # an object up to this size is sent by one call where parts have an order
+_COPIES = 3  # of such an object: ours, the client's with its headers, and that of the connection
 
 
 class Caller(Judge, Protocol):
@@ -53,12 +56,11 @@ def upload(engine: Caller, path: str, source: Source, patience: Patience) -> Non
     """Create or replace a file; see `Engine.upload`."""
     if filesystems.speaks_s3(engine.filesystem):
         _to_s3(engine, path, source, patience)
-    elif filesystems.speaks_azure(engine.filesystem):
+    elif filesystems.speaks_azure(engine.filesystem) and source.size > source.part_size:
         _to_azure(engine, path, source, patience)
     elif engine.kind is Kind.OBJECTS and source.size <= _PUT_WHOLE:
-        data = b"".join(view for views in source.parts() for view in views)
-        with engine.budget.taken(len(data)):
-            engine.put(path, data)
+        with engine.budget.taken(_COPIES * source.size):
+            engine.put(path, b"".join(view for views in source.parts() for view in views))
     else:
         with engine.budget.taken():
             _as_stream(engine, path, source)
@@ -67,6 +69,10 @@ def upload(engine: Caller, path: str, source: Source, patience: Patience) -> Non
 def _to_s3(engine: Caller, path: str, source: Source, patience: Patience) -> None:
     bucket, key, _ = engine.filesystem.split_path(path)
     where = {"Bucket": bucket, "Key": key}
+    sync(engine.filesystem.loop, _announce_nothing, engine.filesystem, bucket)
+    if source.size <= source.part_size:
+        _whole_to_s3(engine, where, source)
+        return
 
     def ask(what: str, method: str, **more: Any) -> Any:
         call = partial(_s3, engine, method, **where, **more)
@@ -75,11 +81,9 @@ def _to_s3(engine: Caller, path: str, source: Source, patience: Patience) -> Non
     upload_id = ask("Beginning", "create_multipart_upload")["UploadId"]
     try:
 
-        def send(number: int, body: bytes) -> str:
-            answer = _s3(
-                engine, "upload_part", **where, UploadId=upload_id, PartNumber=number, Body=body
-            )
-            return str(answer["ETag"])
+        def send(number: int, body: Body) -> str:
+            part = {**where, "UploadId": upload_id, "PartNumber": number}
+            return str(_s3(engine, "upload_part", **part, Body=body)["ETag"])
 
         tags = _side_by_side(engine, path, source, patience, send)
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
@@ -89,6 +93,28 @@ def _to_s3(engine: Caller, path: str, source: Source, patience: Patience) -> Non
         with contextlib.suppress(Exception):  # what is not given up here is swept a day later
             _s3(engine, "abort_multipart_upload", **where, UploadId=upload_id)
         raise
+
+
+def _whole_to_s3(engine: Caller, where: dict[str, str], source: Source) -> None:
+    with engine.budget.taken():
+        views = [view for views in source.parts() for view in views]
+        _s3(engine, "put_object", **where, Body=Body(views) if source.size else b"")
+
+
+async def _announce_nothing(filesystem: Any, bucket: str) -> None:
+    """Let a client send bodies at once.
+
+    botocore announces what is no ``bytes`` by a header, and aiohttp waits, without an end, until
+    the store says that it goes on: a round trip for each part, and some know nothing of it.
+    """
+    await filesystem.set_session()
+    client = await filesystem.get_s3(bucket)
+    event = "before-call.s3"
+    client.meta.events.register_last(event, _without_expect, unique_id="ray_imuckpt")
+
+
+def _without_expect(params: dict[str, Any], **_: Any) -> None:
+    params["headers"].pop("Expect", None)
 
 
 def _s3(engine: Caller, method: str, **parameters: Any) -> Any:
@@ -109,7 +135,7 @@ def _to_azure(engine: Caller, path: str, source: Source, patience: Patience) -> 
         with engine.calling():
             sync(filesystem.loop, send)
 
-    def stage(number: int, body: bytes) -> str:
+    def stage(number: int, body: Body) -> str:
         name = base64.b64encode(f"{number:016}".encode()).decode()
         call("stage_block", name, body)
         return name
@@ -125,23 +151,23 @@ def _side_by_side(
     path: str,
     source: Source,
     patience: Patience,
-    send: Callable[[int, bytes], str],
+    send: Callable[[int, Body], str],
 ) -> list[str]:
-    """Send all parts, each copied to one piece of memory, and return what `send` returned."""
-    parts = iter(source.parts())
+    """Send all parts, none of them copied, and return what `send` returned."""
+    parts = enumerate(source.parts(), 1)
     count = -(-source.size // source.part_size)
     answers = [""] * count
     turn = threading.Lock()
 
     def one(_: int) -> None:
-        with engine.budget.taken(source.part_size):
+        with engine.budget.taken():
             with turn:  # parts come in their order, whoever takes them
-                number, views = next(numbered)
-                body = b"".join(views)
+                number, views = next(parts)
             what = f"Sending part {number} of {path}"
-            answers[number - 1] = patiently(patience, engine, what, lambda: send(number, body))
+            answers[number - 1] = patiently(
+                patience, engine, what, lambda: send(number, Body(views))
+            )
 
-    numbered = enumerate(parts, 1)
     each(one, count, engine.writers)
     return answers
 

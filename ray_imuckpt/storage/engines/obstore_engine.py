@@ -183,6 +183,10 @@ class ObstoreEngine:
         """Implement `Engine.upload`. The parts are sent out of the memory where they lie."""
         import obstore
 
+        if source.size <= source.part_size:
+            with self.budget.taken(source.size):
+                self.put(path, b"".join(view for views in source.parts() for view in views))
+            return
         store, key = self._store(path, _PART, patience)
         with raised_as_oserror(path):
             obstore.put(

@@ -153,6 +153,7 @@ class Engine(Protocol):
     def upload(self, path: str, source: Source, patience: Patience) -> None:
         """Create or replace a file in parts, which are sent side by side.
 
+        One that is no larger than a part is sent by one request.
         An upload that fails is given up: nothing of it stays, if the store can be reached.
 
         Args:

@@ -1,13 +1,17 @@
-"""s3fs's options as obstore's. Touches botocore, which finds credentials where none are given."""
+"""s3fs's options, for itself and as obstore's.
+
+Touches botocore, which finds credentials where none are given.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+from ray_imuckpt.storage.engines.budget import CONNECTIONS
 from ray_imuckpt.storage.engines.connection import (
     Connection,
     UnknownOptionError,
@@ -37,6 +41,33 @@ class _Options:
 
     def _named(self, name: str, botocores: str) -> list[tuple[dict[str, Any], str]]:
         return [(self.outer, name), (self.client, botocores), (self.config, botocores)]
+
+
+def for_botocore(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options for s3fs, with what botocore is to do where the user does not say."""
+    config: dict[str, Any] = {
+        "max_pool_connections": 2 * CONNECTIONS,
+        "retries": {"total_max_attempts": 1},  # we try again
+    }
+    if _hashes_twice(dict(options)):
+        config["request_checksum_calculation"] = "when_required"
+    return {**options, "config_kwargs": {**config, **(options.get("config_kwargs") or {})}}
+
+
+def _hashes_twice(options: dict[str, Any]) -> bool:
+    """Return whether botocore would have two checksums of a body.
+
+    Without TLS its signature covers the body, by SHA-256; since 1.36 it adds CRC-32, always.
+    """
+    try:
+        from botocore.config import Config
+
+        known = "request_checksum_calculation" in Config.OPTION_DEFAULTS
+        url = _endpoint(_Options(options, mapping(options, "client_kwargs"), {}))
+    except (ImportError, UnknownOptionError):  # whoever opens the file system says it better
+        return False
+    asked = "AWS_REQUEST_CHECKSUM_CALCULATION" in os.environ
+    return known and not asked and url is not None and url.startswith("http://")
 
 
 def connection(scheme: str, left: dict[str, Any]) -> Connection:
