@@ -3,10 +3,12 @@
 #   make PYTHON=python3.12 test        with another interpreter (3.10 to 3.13)
 #   make CONSTRAINTS= clean demo       with the newest versions, torch with CUDA among them
 #   make PYTEST_ARGS="-m 'not slow'" test
+#   make WORKERS=0 test                one test after the other, in one process
 
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
+WORKERS ?= 2
 BENCH_ARGS ?=
 
 AZURITE := azurite@3.37.0
@@ -30,7 +32,7 @@ demo: $(INSTALLED)
 
 test: lint
 	@echo "== tests"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	@echo "== linter"

@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +17,8 @@ from torch import nn
 
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.storage.engines import retrying
-from support.faults.invariants import Tally
 
-pytest_plugins = ["servers.fixtures"]
+pytest_plugins = ["support.processes", "servers.fixtures"]
 
 HERE = Path(__file__).parent
 
@@ -175,32 +173,3 @@ def in_a_child(call: Callable[[], bool]) -> bool:
         finally:
             os._exit(2)
     return os.waitpid(child, 0)[1] == 0
-
-
-TALLY = pytest.StashKey[Tally]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Count the crash states of the whole test run."""
-    config.stash[TALLY] = Tally()
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Tell how many crash states were checked."""
-    tally = config.stash[TALLY]
-    if tally.checked:
-        terminalreporter.write_line(str(tally))
-
-
-@pytest.fixture
-def tally(
-    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Tally]:
-    """Counts crash states; while they are checked, no disk is waited for and no log is written."""
-    logger = logging.getLogger("ray_imuckpt")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    yield pytestconfig.stash[TALLY]
-    logger.setLevel(level)

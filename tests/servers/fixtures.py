@@ -7,36 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import TypeVar
 
 import pytest
 
 from servers import azurite, gcs, loopback, moto, sftp
 from servers.processes import NotInstalledError
+from support.processes import MISSING
 from tools.simulated_store import SimulatedStore
 
 Server = TypeVar("Server")
 
-MISSING = pytest.StashKey[dict[str, None]]()  # in order, each once
-
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Note nothing as missing yet; turn off what would speak gRPC to a fake that does not."""
-    config.stash[MISSING] = {}
+    """Turn off what would speak gRPC to a fake that does not."""
+    del config
     os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> Generator[None, None, None]:
-    """Name the servers that are not installed here, last of all, so that none counts as tried."""
-    yield
-    missing = config.stash[MISSING]
-    if missing:
-        names = ", ".join(missing)
-        terminalreporter.write_line(f"not tried, since not installed here: {names}", yellow=True)
 
 
 def _started(
