@@ -57,7 +57,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if output is not None:
         tally = session.config.stash[TALLY]
         output["tally"] = [dict(tally.checked), dict(tally.broken)]
-        output["missing"] = list(session.config.stash[MISSING])
+        missing = session.config.stash[MISSING]
+        output["missing"] = list(missing)
 
 
 @pytest.hookimpl(optionalhook=True)
