@@ -25,6 +25,7 @@ from contract.subjects import (
     Subject,
 )
 from ray_imuckpt.storage import from_arrow, open_storage
+from ray_imuckpt.storage.engines import sftp_files
 from servers import azurite, gcs, moto, sftp
 from tools.simulated_store import Settings, SimulatedStore
 
@@ -234,7 +235,7 @@ class TestGoogle(StorageContract):
 class TestSftp(StorageContract):
     """SFTP by an sshd."""
 
-    large = 3 * 1024 * 1024  # paramiko waits for an answer to every 32 KiB
+    large = 9 * 1024 * 1024  # two parts: the server of this machine is not the fastest
 
     @pytest.fixture
     def subject(self, sshd_server: sftp.Sshd, tmp_path: Path) -> Subject:
@@ -243,3 +244,11 @@ class TestSftp(StorageContract):
         root.parent.mkdir()
         url, options = f"sftp://127.0.0.1{root}", sshd_server.options
         return by_url(url, options, LocalSide(root), objects=False)
+
+    @pytest.mark.parametrize("size", [10, 100_000, 10_000_000])
+    def test_no_error_is_passed_over(self, sshd_server: sftp.Sshd, size: int) -> None:
+        """Whichever of the requests that are under way at once it meets; and the client goes on."""
+        filesystem = fsspec.filesystem("sftp", host="127.0.0.1", **sshd_server.options)
+        with filesystem.open("/dev/full", "wb") as file, pytest.raises(OSError):
+            sftp_files.write(file, [memoryview(bytes(size))] * 2)
+        assert filesystem.exists("/dev/full")

@@ -47,7 +47,7 @@ class WritingContract:
         missing_is_listed: Whether a listing in a bucket that is not there is empty, not an error.
     """
 
-    large = 70 * 1024 * 1024
+    large = 45 * 1024 * 1024
     missing_is_listed = False
 
     @pytest.mark.parametrize("size", [0, 1, 10, 1000])

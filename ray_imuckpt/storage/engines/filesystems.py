@@ -92,6 +92,11 @@ def speaks_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
     return "s3" in _protocols(filesystem) and not isinstance(filesystem, ArrowFSWrapper)
 
 
+def speaks_sftp(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Return whether it is fsspec's own by paramiko; sshfs has another client."""
+    return type(filesystem).__module__ == "fsspec.implementations.sftp"
+
+
 def lists_itself(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Return whether ``find`` is a listing of the store's own, no walk that passes over errors."""
     if isinstance(filesystem, AsyncFileSystem):

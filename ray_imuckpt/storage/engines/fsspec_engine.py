@@ -18,7 +18,13 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.arrow import ArrowFSWrapper
 
-from ray_imuckpt.storage.engines import faults, filesystems, fsspec_listings, fsspec_uploads
+from ray_imuckpt.storage.engines import (
+    faults,
+    filesystems,
+    fsspec_listings,
+    fsspec_uploads,
+    sftp_files,
+)
 from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import (
@@ -61,9 +67,8 @@ class FsspecEngine:
         self._ranges = True
         self._creating = filesystems.create_keywords(filesystem)
         self.replaces = filesystems.replaces_atomically(filesystem)
-        # Sent out of the memory where they lie; of a stream it is what one connection holds.
-        out_of_views = any(f(filesystem) for f in (filesystems.speaks_s3, filesystems.speaks_azure))
-        self.largest_part = 16 * MIB if out_of_views else 8 * MIB
+        in_place = filesystems.speaks_s3(filesystem) or filesystems.speaks_azure(filesystem)
+        self.largest_part = 16 * MIB if in_place else 8 * MIB  # or else copied
         self.makes_new = self.kind is Kind.OBJECTS and self._creating is not None
         concurrent = isinstance(filesystem, (ArrowFSWrapper, AsyncFileSystem))
         # One that is not asynchronous is a server's or a test's: asked in a fixed order.
@@ -146,6 +151,9 @@ class FsspecEngine:
             if isinstance(filesystem, ArrowFSWrapper):  # that of older fsspec reads the whole file
                 with filesystem.fs.open_input_file(path) as file:
                     return bytes(file.read_at(length, offset)) if offset < file.size() else b""
+            if filesystems.speaks_sftp(filesystem):
+                with filesystem.open(path, "rb") as file:
+                    return sftp_files.read(file, offset, length)
             if self._ranges:
                 try:
                     data = filesystem.cat_file(path, start=offset, end=offset + length)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import fsspec
 from fsspec.asyn import sync
 
-from ray_imuckpt.storage.engines import filesystems
+from ray_imuckpt.storage.engines import filesystems, sftp_files
 from ray_imuckpt.storage.engines.bodies import Body
 from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.patience import Patience
@@ -173,18 +173,23 @@ def _side_by_side(
 
 
 def _as_stream(engine: Caller, path: str, source: Source) -> None:
+    write = sftp_files.write if filesystems.speaks_sftp(engine.filesystem) else _write
     with engine.calling() as filesystem:
         file = filesystem.open(path, "wb")
     try:
         for views in source.parts():
             with engine.calling():
-                for view in views:
-                    file.write(view)
+                write(file, views)
         with engine.calling():
             file.close()
     except BaseException:
         _abandon(file)
         raise
+
+
+def _write(file: Any, views: Sequence[memoryview]) -> None:
+    for view in views:
+        file.write(view)
 
 
 def _abandon(file: Any) -> None:
