@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,10 +13,10 @@ from torch import nn
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
-from ray_imuckpt.encoding.tensors import bytes_of, put
+from ray_imuckpt.encoding.tensors import flat
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
-from ray_imuckpt.loading import reader
+from ray_imuckpt.loading import filling, reader
 from ray_imuckpt.loading.stored import open_checkpoint
 from ray_imuckpt.storage.local import LocalStorage
 from support.pieces import Cut, Sharded, Share, along, grid, whole
@@ -133,12 +131,12 @@ def test_what_was_cut_is_restored_in_place(tmp_path: Path, name: str) -> None:
 
 
 class Pair(Alone):
-    """Rank 0 of a gang of two whose other rank agrees with everything."""
+    """Rank 0 of a gang of two whose other rank needs the same, and does not see the storage."""
 
     world_size = 2
 
     def all_gather(self, payload: bytes) -> list[bytes]:
-        return [payload, b""]
+        return [payload, payload[:1] + bytes(1) + payload[2:]]
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -147,7 +145,8 @@ def test_a_gang_gets_pieces_window_by_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, window: int
 ) -> None:
     """Windows begin and end anywhere in a piece, also within an element."""
-    monkeypatch.setattr(reader, "_WINDOW", window)
+    monkeypatch.setattr(filling, "WINDOW", window)
+    monkeypatch.setattr(reader, "_SMALL", 0)
     saved(tmp_path)
     expected = Checkpointer(tmp_path).read(1).model
     Sharded(tmp_path / "checkpoint=1", *CUTS[name]).write()
@@ -165,31 +164,6 @@ def test_the_model_alone_is_loaded(tmp_path: Path) -> None:
     model, _ = build(seed=1)
     Checkpointer(tmp_path).load(model, 1)
     assert same_bytes(dict(model.state_dict()), dict(expected.state_dict()))
-
-
-@pytest.mark.parametrize(
-    "view",
-    [lambda t: t[2:5], lambda t: t[:, 1:3], lambda t: t[1:4, 2:5, 1:3], lambda t: t[:, :, 1:2],
-     lambda t: t[2:3, :, 1:]],
-)  # fmt: skip
-def test_bytes_are_put_into_memory_that_is_not_in_a_row(
-    view: Callable[[torch.Tensor], torch.Tensor],
-) -> None:
-    """Wherever the run of bytes begins and ends in the piece."""
-    random = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.complex64, torch.int8, torch.bool):
-        values = torch.randint(0, 100, (6, 5, 4), generator=random).to(dtype)
-        piece = view(values).contiguous()
-        data = bytes_of(piece)
-        for cuts in ([0, 1], [3, 7, 8, 30], [len(data) // 2], [len(data) - 1], []):
-            target = torch.zeros_like(values)
-            ends = [0, *sorted({min(cut, len(data)) for cut in cuts}), len(data)]
-            for begin, end in pairwise(ends):
-                if end > begin:
-                    put(bytes_of(view(target)), begin, data[begin:end].clone())
-            assert same_bytes(view(target).contiguous(), piece)
-            view(target).zero_()
-            assert not target.to(torch.complex64).any()
 
 
 def test_a_writer_of_the_next_epoch_goes_on_from_pieces(tmp_path: Path) -> None:
@@ -219,8 +193,8 @@ def test_the_command_line_reads_pieces(tmp_path: Path, capsys: pytest.CaptureFix
     expected = Checkpointer(tmp_path / "a").read(1).model
     assert main(["export", str(tmp_path / "a"), "2", str(tmp_path / "model.safetensors")]) == 0
     exported = load_file(tmp_path / "model.safetensors")
-    assert {n: bytes_of(t).tolist() for n, t in exported.items()} == {
-        n: bytes_of(t.contiguous()).tolist() for n, t in expected.items()
+    assert {n: flat(t).tolist() for n, t in exported.items()} == {
+        n: flat(t.contiguous()).tolist() for n, t in expected.items()
     }
     capsys.readouterr()
     assert main(["diff", str(tmp_path / "a"), "1", "2"]) == 0

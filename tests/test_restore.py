@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray_imuckpt import (
 )
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
+from ray_imuckpt.loading import filling
 from ray_imuckpt.loading import reader as reading
 from ray_imuckpt.storage.local import LocalStorage
 from support.restores import large, memory
@@ -148,7 +149,7 @@ def test_tied_here_and_not_there_is_loaded_as_torch_loads_it(tmp_path: Path) -> 
 
 
 class Pair(Alone):
-    """Rank 0 of a gang of two whose other rank agrees with everything."""
+    """Rank 0 of a gang of two whose other rank needs the same, and does not see the storage."""
 
     world_size = 2
 
@@ -156,10 +157,10 @@ class Pair(Alone):
         self.sent: list[int] = []
 
     def all_gather(self, payload: bytes) -> list[bytes]:
-        return [payload, b""]
+        return [payload, payload[:1] + bytes(1) + payload[2:]]
 
-    def broadcast_into(self, buffer: torch.Tensor) -> None:
-        self.sent.append(len(buffer))
+    def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
+        self.sent += [len(part) - 1 for _, part in parts]  # how it was read stands behind it
 
 
 @pytest.mark.parametrize("window", [1, 16 * MEGABYTE, 1024 * MEGABYTE])
@@ -167,7 +168,7 @@ def test_a_gang_gets_the_same_bytes_window_by_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     """Whatever the window's size, and wherever tensors end in it."""
-    monkeypatch.setattr(reading, "_WINDOW", window)
+    monkeypatch.setattr(filling, "WINDOW", window)
     saved, _ = large()
     Checkpointer(tmp_path, blocking=True).checkpoint(1, model=saved)
     manifest = Checkpointer(tmp_path).read(1).manifest
@@ -179,10 +180,10 @@ def test_a_gang_gets_the_same_bytes_window_by_window(
     assert read.length == entry.header_size
     odd = [1, 63, 9 * MEGABYTE + 5]
     targets = [torch.empty(n, dtype=torch.uint8) for n in (*odd, entry.size - sum(odd))]
-    reader.fill([(entry, targets)])
+    reader.fill(lambda: (None, [(entry, targets)]))
     stored = (tmp_path / "checkpoint=1" / entry.name).read_bytes()
     assert torch.cat(targets).numpy().tobytes() == stored
-    assert sum(pair.sent) == entry.header_size + entry.size
+    assert sum(pair.sent) == entry.size
     assert max(pair.sent) <= max(window, 8 * MEGABYTE)
 
 

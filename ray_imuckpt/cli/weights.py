@@ -86,9 +86,11 @@ class Weights:
         whole = torch.empty(info.shape, dtype=info.dtype)
         for entry, held, piece in pieces:
             data = self._files[entry.name].read(held.begin, held.end)
-            if piece is not None and data:
-                view = tensors.piece_of(whole, piece, held.shape)
-                tensors.put(tensors.bytes_of(view), 0, torch.frombuffer(data, dtype=torch.uint8))
+            at = 0
+            for slot in tensors.slots(held.shape, piece, whole, None) if data else ():
+                end = at + slot.nbytes
+                tensors.put(slot, 0, torch.frombuffer(data, dtype=torch.uint8)[at:end])
+                at = end
         return tensors.flat(whole).numpy().data
 
 

@@ -81,6 +81,14 @@ class Gang:
         """Fill the one-dimensional uint8 CPU tensor `buffer` with rank 0's bytes, in place."""
         self._transport.broadcast_into(buffer)
 
+    def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Fill each one-dimensional uint8 CPU tensor with its rank's bytes, all at the same time.
+
+        Args:
+            parts: The number of a rank, and what it sends; the same ranks and sizes everywhere.
+        """
+        self._transport.broadcast_each(parts)
+
     def run_all(self, step: Callable[[], T]) -> T:
         """Run `step` on every rank; if it raised on any, raise that on all.
 

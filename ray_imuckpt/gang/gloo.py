@@ -112,10 +112,18 @@ class GlooTransport:
     def broadcast_into(self, buffer: torch.Tensor) -> None:
         """Fill the buffer with rank 0's bytes; see `Transport.broadcast_into`."""
         for piece in torch.split(buffer, _BROADCAST_BYTES):
-            self._broadcast(piece)
+            self.broadcast_each([(0, piece)])
 
-    def _broadcast(self, piece: torch.Tensor) -> None:
-        self._do(lambda: dist.broadcast(piece, group=self._group, group_src=0, async_op=True))
+    def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Fill each tensor with its rank's bytes; see `Transport.broadcast_each`."""
+
+        def begin() -> list[Any]:
+            return [
+                dist.broadcast(part, group=self._group, group_src=rank, async_op=True)
+                for rank, part in parts
+            ]
+
+        self._meet(lambda: [*map(self._wait, begin())])
 
     def _exchange(self, payload: bytes) -> tuple[list[int], list[bytes] | None]:
         """Return the sizes of all payloads and, where all are small, the payloads."""
@@ -139,7 +147,7 @@ class GlooTransport:
         """Run one collective to its end."""
         self._meet(lambda: self._wait(begin()))
 
-    def _meet(self, step: Callable[[], None]) -> None:
+    def _meet(self, step: Callable[[], object]) -> None:
         """Run a step that waits for the other ranks; whatever ends it early ends the gang."""
         if self._broken is not None:
             raise self._broken

@@ -47,6 +47,9 @@ class Transport(Protocol):
     def broadcast_into(self, buffer: torch.Tensor) -> None:
         """Fill the one-dimensional uint8 CPU tensor `buffer` with rank 0's bytes, in place."""
 
+    def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Fill each such tensor with the bytes of the rank beside it, all at the same time."""
+
 
 class Alone:
     """The transport of a gang of one."""
@@ -78,3 +81,6 @@ class Alone:
 
     def broadcast_into(self, buffer: torch.Tensor) -> None:
         """Do nothing: what rank 0 holds is there."""
+
+    def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
+        """Do nothing: what this rank holds is there."""

@@ -6,15 +6,17 @@ gang every function is a collective.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from ray_imuckpt.encoding import tensors
-from ray_imuckpt.loading.reader import Reader
+from ray_imuckpt.loading.reader import Files, Reader
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
+from ray_imuckpt.state.pieces import Share, share_of
 from ray_imuckpt.state.restorable import Memory
+from ray_imuckpt.state.sharding import is_sharded
 
 
 class StoredPart(NamedTuple):
@@ -68,25 +70,34 @@ def open_part(reader: Reader, manifest: Manifest, part: str, url: str) -> Stored
 
 
 def fill(
-    reader: Reader, parts: Sequence[StoredPart], memory: Memory
-) -> list[dict[str, torch.Tensor]]:
+    reader: Reader, parts: Sequence[StoredPart], make_room: Callable[[], Memory]
+) -> list[dict[str, Any]]:
     """Read the tensors of parts, all of them together.
 
+    Args:
+        reader: The checkpoint.
+        parts: The parts.
+        make_room: Called in a meeting of the ranks; returns the tensors that take the bytes of
+            stored ones.
+
     Returns:
-        For each part its tensors by name, contiguous: in the memory of `memory` where that has one,
-        else in new host memory.
+        For each part its tensors by name: what `make_room` gave, or new ones on the host.
 
     Raises:
-        CorruptCheckpointError: A chunk is damaged. What `memory` holds is then not to be used.
+        CorruptCheckpointError: A chunk is damaged. What `make_room` gave is then not to be used.
     """
+    return reader.fill(lambda: _room(parts, make_room()))
+
+
+def _room(parts: Sequence[StoredPart], memory: Memory) -> tuple[list[dict[str, Any]], Files]:
+    """Return what takes the tensors of each part, and the files, each with its row of places."""
     rooms = [tensors.room(part.header, memory) for part in parts]
-    rows = [
-        (entry, tensors.row(header, room))
-        for part, room in zip(parts, rooms, strict=True)
+    shares = [{name: _share(tensor) for name, tensor in room.items()} for room in rooms]
+    return rooms, [
+        (entry, tensors.row(header, taking))
+        for part, taking in zip(parts, shares, strict=True)
         for entry, header in part.files
     ]
-    reader.fill(rows)
-    return rooms
 
 
 def fill_as_saved(reader: Reader, parts: Sequence[StoredPart]) -> list[dict[str, torch.Tensor]]:
@@ -98,5 +109,13 @@ def fill_as_saved(reader: Reader, parts: Sequence[StoredPart]) -> list[dict[str,
     Raises:
         CorruptCheckpointError: A chunk is damaged.
     """
-    rooms = fill(reader, parts, {})
+    holds = reader.holds(entry for part in parts for entry, _ in part.files)
+    rooms = reader.fill(lambda: _room(parts, {}), meets=not holds)
     return [tensors.lay_out(part.header, room) for part, room in zip(parts, rooms, strict=True)]
+
+
+def _share(tensor: torch.Tensor | Share) -> torch.Tensor | Share:
+    """Return the memory of this rank that takes a stored tensor's bytes."""
+    if isinstance(tensor, Share) or not is_sharded(tensor):
+        return tensor
+    return share_of(tensor)

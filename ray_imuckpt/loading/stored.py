@@ -8,7 +8,7 @@ then these are read into the memory of the live ones (`LoadedCheckpoint.fill`).
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -145,12 +145,12 @@ class LoadedCheckpoint:
         """Return `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_optimizer(self._optimizer_part.header.tensors)
 
-    def fill(self, memory: Memory, *, optimizer: bool) -> Filled:
+    def fill(self, make_room: Callable[[], Memory], *, optimizer: bool) -> Filled:
         """Read the tensors of the model, and of the optimizer.
 
         Args:
-            memory: The tensors that take the bytes of stored ones. The others are read into new
-                ones on the host.
+            make_room: Called in a meeting of the ranks; returns the tensors that take the bytes of
+                stored ones. The others are read into new ones on the host.
             optimizer: Whether to read the optimizer's.
 
         Returns:
@@ -161,7 +161,7 @@ class LoadedCheckpoint:
             CorruptCheckpointError: Bytes were altered; what the tensors hold is not to be used.
         """
         stored = (*self._model_parts, self._optimizer_part) if optimizer else self._model_parts
-        trained, frozen, *rest = self._fill(stored, memory)
+        trained, frozen, *rest = self._fill(stored, make_room)
         tensors.lay_out(self._model_parts[0].header, trained, but=self.saved_model.tensors)
         model = self._decoded_model(trained, frozen)
         if not optimizer:
@@ -211,9 +211,11 @@ class LoadedCheckpoint:
         with located(self.url, epoch=self.epoch):
             return parts.open_part(self._reader, self.manifest, part, self.url)
 
-    def _fill(self, stored: Sequence[StoredPart], memory: Memory) -> list[dict[str, torch.Tensor]]:
+    def _fill(
+        self, stored: Sequence[StoredPart], make_room: Callable[[], Memory]
+    ) -> list[dict[str, Any]]:
         with located(self.url, epoch=self.epoch):
-            return parts.fill(self._reader, stored, memory)
+            return parts.fill(self._reader, stored, make_room)
 
     def _fill_as_saved(self, stored: Sequence[StoredPart]) -> list[dict[str, torch.Tensor]]:
         with located(self.url, epoch=self.epoch):

@@ -8,41 +8,51 @@ import torch
 
 
 class Windows:
-    """Host memory through which bytes pass on their way to other devices, or to other ranks.
+    """Two pieces of host memory through which bytes pass on their way to devices or other ranks.
+
+    One is filled while the other is passed on. They are pinned where bytes go to CUDA devices.
 
     Args:
         size: Bytes of a window.
-        devices: Where the bytes go. For CUDA devices there are two windows, pinned and used in
-            turn, so that one is filled while the other is copied.
+        devices: Where the bytes go.
     """
 
     def __init__(self, size: int, devices: Iterable[torch.device]) -> None:
         self._cuda = {device for device in devices if device.type == "cuda"}
-        count = 2 if self._cuda else 1
-        self._buffers = [
-            torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=bool(self._cuda and size))
-            for _ in range(count)
+        self._windows = [
+            _Window(
+                torch.empty(
+                    size, dtype=torch.uint8, device="cpu", pin_memory=bool(self._cuda and size)
+                )
+            )
+            for _ in range(2)
         ]
-        self._copies: list[list[torch.cuda.Event]] = [[] for _ in range(count)]
 
     def next(self) -> torch.Tensor:
-        """Return a window that may be written to."""
-        self._buffers.append(self._buffers.pop(0))
-        self._copies.append(self._copies.pop(0))
-        _wait(self._copies[-1])
-        return self._buffers[-1]
+        """Return the window that may be written to next, by turns."""
+        self._windows.reverse()
+        self._windows[0].wait()
+        return self._windows[0].memory
 
-    def used(self) -> None:
-        """Note that the copies out of the window that `next` returned have begun."""
-        for device in self._cuda:
-            self._copies[-1].append(torch.cuda.current_stream(device).record_event())
+    def used(self, memory: torch.Tensor) -> None:
+        """Note that the copies out of a window have begun, on the devices' current streams."""
+        for window in self._windows:
+            if window.memory is memory:
+                for device in self._cuda:
+                    stream = torch.cuda.current_stream(device)
+                    window.copies.append(stream.record_event())
 
     def finish(self) -> None:
         """Return when all copies have ended."""
-        for copies in self._copies:
-            _wait(copies)
+        for window in self._windows:
+            window.wait()
 
 
-def _wait(events: list[torch.cuda.Event]) -> None:
-    while events:
-        events.pop().synchronize()
+class _Window:
+    def __init__(self, memory: torch.Tensor) -> None:
+        self.memory = memory
+        self.copies: list[torch.cuda.Event] = []
+
+    def wait(self) -> None:
+        while self.copies:
+            self.copies.pop().synchronize()

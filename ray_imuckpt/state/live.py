@@ -14,7 +14,6 @@ from ray_imuckpt.encoding.tensors import (
     TensorInfo,
     TensorKey,
     are_tied,
-    disjoint,
     first_of_tied,
     is_plain,
     takes,
@@ -23,8 +22,9 @@ from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.lazy import may_become, shapes_to_be
 from ray_imuckpt.state.model import apart, is_extra, metadata_of, tensors_in
 from ray_imuckpt.state.names import Names
+from ray_imuckpt.state.pieces import Share, taking, without_overlaps
 from ray_imuckpt.state.rehearsal import custom_loading, rehearse, without_data
-from ray_imuckpt.state.sharding import is_sharded, like
+from ray_imuckpt.state.sharding import is_sharded, like, part_here
 from ray_imuckpt.state.wrappers import bare
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -193,21 +193,25 @@ class LiveModel:
         return _Fit(sorted(missing), sorted(unexpected), {})
 
     @uncollected
-    def memory(self, saved: Mapping[str, TensorInfo]) -> dict[TensorKey, torch.Tensor]:
-        """Return the live tensors whose memory may take the bytes of stored ones, by their key.
+    def memory(self, saved: Mapping[str, TensorInfo]) -> dict[TensorKey, torch.Tensor | Share]:
+        """Return what may take the bytes of stored tensors, by their key: live ones, and new parts.
 
-        Not where a module may rearrange what it is given: it gets tensors in fresh memory.
+        Not where a module may rearrange what it is given: it gets whole tensors in fresh memory.
         """
-        memory: dict[TensorKey, torch.Tensor] = {}
+        memory: dict[TensorKey, torch.Tensor | Share] = {}
         taken: set[str] = set()
         for key, first in self._first.items():
             info = saved.get(self._names[key])
             if info is None or info.key in memory or first in taken:
                 continue
-            if takes(self._state[key], info.dtype, info.shape) and not key.startswith(self._custom):
-                memory[info.key] = self._state[key]
+            if key.startswith(self._custom):
+                continue
+            live = self._state[key]
+            part = live if takes(live, info.dtype, info.shape) else taking(live, info)
+            if part is not None:
+                memory[info.key] = part
                 taken.add(first)
-        return disjoint(memory)
+        return without_overlaps(memory)
 
     @uncollected
     def apply(self, saved: SavedModel) -> None:
@@ -219,7 +223,11 @@ class LiveModel:
         state = self._arranged(saved)
         for key in self._first:
             stored, value = state.get(key), self._state[key]
-            if isinstance(stored, torch.Tensor):
+            if isinstance(stored, Share):
+                if stored.local.numel():
+                    part_here(value.detach()).copy_(stored.local)
+                state[key] = value
+            elif isinstance(stored, torch.Tensor):
                 # What was read into a live tensor is there: torch skips a copy to itself.
                 state[key] = value if are_tied(stored, value, apart) else like(stored, value)
         self._module.load_state_dict(state, strict=False)

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt.encoding.tensors import TensorInfo, TensorKey, disjoint, is_plain, takes
+from ray_imuckpt.encoding.tensors import TensorInfo, TensorKey, is_plain, takes
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.exact import apply_exactly
 from ray_imuckpt.state.fitting import check_layout, check_shapes
 from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import parameter_names
-from ray_imuckpt.state.sharding import detached, is_zero_redundancy
+from ray_imuckpt.state.pieces import Share, new_share, taking, without_overlaps
+from ray_imuckpt.state.sharding import detached, is_sharded, is_zero_redundancy
 from ray_imuckpt.state.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -101,12 +102,13 @@ class LiveOptimizer:
         )
 
     @uncollected
-    def memory(self, saved: OptimizerState) -> dict[TensorKey, torch.Tensor]:
+    def memory(self, saved: OptimizerState) -> dict[TensorKey, torch.Tensor | Share]:
         """Return tensors that may take the bytes of stored ones, by the key of these.
 
-        That is the live state, or new memory on the device of the parameter.
+        That is the live state, or new memory on the device of the parameter; of what is sharded the
+        part on this rank.
         """
-        memory: dict[TensorKey, torch.Tensor] = {}
+        memory: dict[TensorKey, torch.Tensor | Share] = {}
         if is_zero_redundancy(self._optimizer):
             return memory
         states, state = saved["state"], self._optimizer.state
@@ -124,9 +126,13 @@ class LiveOptimizer:
                     # Else a layout has changed, and which one is right is for `apply` to tell.
                     if strides is None and (plain or parameter.shape != shape):
                         memory[stored] = now
+                elif is_sharded(parameter):
+                    part = _part(now, parameter, info)
+                    if part is not None:
+                        memory[stored] = part
                 elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
                     memory[stored] = torch.empty(shape, dtype=dtype, device=parameter.device)
-        return disjoint(memory)
+        return without_overlaps(memory)
 
     @uncollected
     def apply(
@@ -196,6 +202,14 @@ def class_name(value: Any) -> str:
 def _may_be_new(parameter: torch.Tensor) -> bool:
     """Return whether its state may get memory on its device: a scalar may have to stay on host."""
     return is_plain(parameter) and parameter.dim() > 0
+
+
+def _part(now: Any, parameter: torch.Tensor, stored: TensorInfo) -> torch.Tensor | None:
+    """Return what takes the part on this rank of the state of a sharded parameter."""
+    if is_sharded(now):
+        part = taking(now, stored)
+        return new_share(now, stored) if isinstance(part, Share) else part
+    return new_share(parameter, stored)
 
 
 _HAS_NO_HISTORY = {torch.Tensor, bool, int, float, str, type(None)}

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 
-from ray_imuckpt.encoding.tensors import Piece
+from ray_imuckpt.encoding.tensors import Piece, Share, TensorInfo, disjoint, takes
 from ray_imuckpt.errors import UnsupportedStateError
-from ray_imuckpt.state.sharding import is_sharded
+from ray_imuckpt.state.sharding import detached, is_sharded, part_here
 
+__all__ = [
+    "Share",
+    "from_share",
+    "new_share",
+    "place_in_mesh",
+    "share_of",
+    "taking",
+    "without_overlaps",
+]
 
-class Share(NamedTuple):
-    """The part of a tensor that is on this rank.
-
-    Attributes:
-        local: Its elements, in the memory of the tensor itself; without any where this rank holds
-            nothing of it.
-        piece: Where they belong in the whole; ``None``: they are the whole.
-    """
-
-    local: torch.Tensor
-    piece: Piece | None
+K = TypeVar("K")
 
 
 def share_of(tensor: torch.Tensor) -> Share:
@@ -88,3 +88,43 @@ def from_share(local: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         stride=live.stride(),
     )
     return tensor
+
+
+def taking(live: torch.Tensor, stored: TensorInfo) -> torch.Tensor | Share | None:
+    """Return what takes this rank's part of a stored tensor that is to be put into `live`.
+
+    Returns:
+        `live`, if the bytes may be put straight into its part here; else host memory for that part;
+        ``None`` where it is not sharded, or not as the stored one could be.
+    """
+    if not is_sharded(live) or live.shape != stored.shape:
+        return None
+    try:
+        local, piece = share_of(detached(live))
+    except UnsupportedStateError:
+        return None
+    if not local.numel() or takes(local, stored.dtype, tuple(local.shape)):
+        return live
+    return Share(torch.empty(local.shape, dtype=stored.dtype, device="cpu"), piece)
+
+
+def new_share(like: torch.Tensor, stored: TensorInfo) -> torch.Tensor | None:
+    """Return a new tensor that is placed as `like` is, on its device, for a stored one's bytes.
+
+    Returns:
+        ``None`` as for `taking`.
+    """
+    if taking(like, stored) is None:
+        return None
+    part = part_here(like)
+    return from_share(torch.empty(part.shape, dtype=stored.dtype, device=part.device), like)
+
+
+def without_overlaps(memory: Mapping[K, torch.Tensor | Share]) -> dict[K, torch.Tensor | Share]:
+    """Return what takes bytes into memory that nothing before it has."""
+    parts = {
+        key: tensor.local if isinstance(tensor, Share) else part_here(tensor)
+        for key, tensor in memory.items()
+    }
+    alone = disjoint({key: part for key, part in parts.items() if part.numel()})
+    return {key: memory[key] for key, part in parts.items() if key in alone or not part.numel()}

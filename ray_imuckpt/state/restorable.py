@@ -12,12 +12,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from ray_imuckpt.encoding.tensors import TensorKey
+from ray_imuckpt.encoding.tensors import Share, TensorKey
 from ray_imuckpt.state.live import LeftOut, SavedModel
 from ray_imuckpt.state.optimizer import OptimizerState
 
-Memory = dict[TensorKey, torch.Tensor]
-"""The tensors whose memory takes the bytes of stored ones, on any device."""
+Memory = dict[TensorKey, torch.Tensor | Share]
+"""What takes the bytes of stored tensors, on any device; of a sharded tensor its part here does."""
 
 
 class Filled(NamedTuple):

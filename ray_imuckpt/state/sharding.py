@@ -90,11 +90,11 @@ def _gathered(value: Any) -> Any:
 
 
 def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-    """Return `full` sharded as `live` is, or `full` itself where `live` is not sharded.
+    """Return `full` sharded as `live` is, or `full` itself where `live` is not, or `full` is.
 
     Every rank has all of `full`, and takes its part without asking the others.
     """
-    if not is_sharded(live):
+    if not is_sharded(live) or is_sharded(full):
         return full
     from torch.distributed.tensor import distribute_tensor
 

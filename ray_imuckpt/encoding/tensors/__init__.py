@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from ray_imuckpt.encoding.tensors.boxes import (
+    Box,
+    Slot,
+    devices_of,
+    nowhere,
+    put,
+    room_view,
+    slots,
+    wants,
+)
 from ray_imuckpt.encoding.tensors.dtypes import check_storable, is_storable
-from ray_imuckpt.encoding.tensors.filling import lay_out, piece_of, room, row, tensor_at
+from ray_imuckpt.encoding.tensors.filling import lay_out, room, row, tensor_at
 from ray_imuckpt.encoding.tensors.format import check_names, encode
 from ray_imuckpt.encoding.tensors.header import (
     Header,
     Piece,
+    Share,
     TensorInfo,
     TensorKey,
     header_length,
@@ -17,29 +28,29 @@ from ray_imuckpt.encoding.tensors.joining import join
 from ray_imuckpt.encoding.tensors.memory import (
     Bytes,
     byte_view,
-    bytes_of,
     disjoint,
     flat,
     is_plain,
-    put,
-    room_view,
     takes,
 )
 from ray_imuckpt.encoding.tensors.strides import Strides, in_same_order, strides_of
 from ray_imuckpt.encoding.tensors.ties import are_tied, first_of_tied
 
 __all__ = [
+    "Box",
     "Bytes",
     "Header",
     "Piece",
+    "Share",
+    "Slot",
     "Strides",
     "TensorInfo",
     "TensorKey",
     "are_tied",
     "byte_view",
-    "bytes_of",
     "check_names",
     "check_storable",
+    "devices_of",
     "disjoint",
     "encode",
     "first_of_tied",
@@ -50,13 +61,15 @@ __all__ = [
     "is_storable",
     "join",
     "lay_out",
+    "nowhere",
     "parse_header",
-    "piece_of",
     "put",
     "room",
     "room_view",
     "row",
+    "slots",
     "strides_of",
     "takes",
     "tensor_at",
+    "wants",
 ]

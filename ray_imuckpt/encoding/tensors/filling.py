@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from typing import Any, TypeVar
 
 import torch
 
-from ray_imuckpt.encoding.tensors.header import Header, Piece, TensorInfo, TensorKey
-from ray_imuckpt.encoding.tensors.memory import flat
+from ray_imuckpt.encoding.tensors.boxes import Slot, nowhere, slots
+from ray_imuckpt.encoding.tensors.header import Header, Share, TensorInfo, TensorKey
+from ray_imuckpt.encoding.tensors.memory import flat, is_plain
 from ray_imuckpt.encoding.tensors.strides import laid_out
 from ray_imuckpt.threads.parallel import uncollected
+
+T = TypeVar("T")
 
 
 def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
@@ -20,75 +24,68 @@ def tensor_at(data: bytes, info: TensorInfo) -> torch.Tensor:
 
 
 @uncollected
-def room(header: Header, live: Mapping[TensorKey, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a tensor for each stored one, nothing in it yet; tied names share one.
+def room(header: Header, live: Mapping[TensorKey, torch.Tensor | Share]) -> dict[str, Any]:
+    """Return what takes each stored tensor, nothing in it yet; tied names share one.
 
     Args:
         header: The file's, or that of all files of a part.
-        live: The tensors that take the bytes of stored ones. For the others there will be new host
-            tensors.
+        live: What takes the bytes of stored tensors. For the others there will be new host tensors.
     """
-    made: dict[str, torch.Tensor] = {}
+    made: dict[str, Any] = {}
     for name, info in header.tensors.items():
-        tensor = live.get(info.key)
-        if tensor is None:
-            tensor = made.get(info.key[1])  # tied names come behind the one that is stored
-        if tensor is None:
-            tensor = torch.empty(info.shape, dtype=info.dtype, device="cpu")
-        made[name] = tensor
+        taking = live.get(info.key)
+        if taking is None:
+            taking = made.get(info.key[1])  # tied names come behind the one that is stored
+        if taking is None:
+            taking = torch.empty(info.shape, dtype=info.dtype, device="cpu")
+        made[name] = taking
     return made
 
 
-def lay_out(
-    header: Header, filled: dict[str, torch.Tensor], but: Container[str] = ()
-) -> dict[str, torch.Tensor]:
+def lay_out(header: Header, filled: dict[str, T], but: Container[str] = ()) -> dict[str, T]:
     """Give tensors that were read the strides they had; tied names go on sharing one tensor.
 
     Args:
         header: As for `room`.
-        filled: What `room` gave, filled; changed.
+        filled: What `room` gave, filled; changed. What is no plain tensor stays as it is.
         but: Names of tensors that stay as they are.
 
     Returns:
         `filled`.
     """
-    made: dict[TensorKey, torch.Tensor] = {}
+    made: dict[TensorKey, Any] = {}
     for name in header.strided:
         info = header.tensors[name]
-        if info.strides is None or name in but:
+        if info.strides is None or name in but or not is_plain(filled[name]):
             continue
         if info.key not in made:
-            made[info.key] = laid_out(filled[name], info.strides)
+            whole: Any = filled[name]
+            made[info.key] = laid_out(whole, info.strides)
         filled[name] = made[info.key]
     return filled
 
 
 @uncollected
-def row(header: Header, filled: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """Return memory for all bytes of a file in their order: a scratch for the header, then tensors.
+def row(header: Header, filled: Mapping[str, torch.Tensor | Share]) -> list[Slot]:
+    """Return the slots of all bytes of a file in their order, those of the header first.
 
     Args:
         header: The file's.
-        filled: A contiguous tensor of the dtype and the whole shape for each name, on any device;
-            tied names have the same. Of one that the file holds a piece of, the row has a view.
-
-    Returns:
-        Tensors whose elements in order take the bytes. Only views of pieces may have gaps between
-        their elements (`put`).
+        filled: A contiguous tensor of the dtype for each name whose bytes are wanted, on any
+            device: of the whole shape, or with the piece that it takes. Tied names have the same.
     """
-    row = [torch.empty(header.length, dtype=torch.uint8, device="cpu")]
+    row: list[Slot] = [nowhere(header.length)]
     at = header.length
     for name, (_, shape, begin, end, _, _) in header.tensors.items():
         if begin == at < end:
-            piece = header.pieces.get(name)
-            row.append(filled[name] if piece is None else piece_of(filled[name], piece, shape))
+            target, piece = filled.get(name), header.pieces.get(name)
+            if target is None:
+                row.append(nowhere(end - begin))
+            elif isinstance(target, Share):
+                row += slots(shape, piece, target.local, target.piece)
+            elif piece is None:
+                row.append(target)
+            else:
+                row += slots(shape, piece, target, None)
             at = end
     return row
-
-
-def piece_of(tensor: torch.Tensor, piece: Piece, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a view of the piece of a tensor that has that shape."""
-    tensor = tensor.detach()
-    for dimension, (begin, size) in enumerate(zip(piece.offset, shape, strict=True)):
-        tensor = tensor.narrow(dimension, begin, size)
-    return tensor

@@ -63,6 +63,19 @@ class Piece:
     shape: Annotated[tuple[Index, ...], Meta(max_length=_MAX_DIMENSIONS)]
 
 
+class Share(NamedTuple):
+    """The part of a tensor that is on one rank.
+
+    Attributes:
+        local: Its elements, in the memory of the tensor itself; without any where this rank holds
+            nothing of it.
+        piece: Where they belong in the whole; ``None``: they are the whole.
+    """
+
+    local: torch.Tensor
+    piece: Piece | None
+
+
 @dataclass(frozen=True)
 class Header:
     """A parsed header, or those of several files as one.

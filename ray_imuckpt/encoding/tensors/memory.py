@@ -25,6 +25,11 @@ def byte_view(tensor: torch.Tensor) -> Bytes:
     """
     if not (tensor.is_cpu and tensor.is_contiguous()):
         return FetchedBytes(tensor)
+    return byte_address(tensor)
+
+
+def byte_address(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous tensor on the host; see `byte_view` on who holds it."""
     begin = tensor.data_ptr()
     return _ALL[begin : begin + tensor.nbytes]
 
@@ -70,74 +75,6 @@ def flat(tensor: torch.Tensor) -> torch.Tensor:
     if row.is_complex():
         row = torch.view_as_real(row).reshape(-1)
     return row.view(torch.uint8)
-
-
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the memory of a tensor as uint8, not copied: `flat` where the tensor is contiguous.
-
-    Else each element of the last dimension, which must be contiguous, becomes its bytes.
-    """
-    if tensor.is_contiguous():
-        return flat(tensor)
-    tensor = tensor.detach()
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).view(torch.uint8)
-
-
-def put(target: torch.Tensor, begin: int, data: torch.Tensor) -> None:
-    """Copy bytes into memory that need not be in a row.
-
-    Args:
-        target: What `bytes_of` gave, on any device.
-        begin: Which of its bytes, in the order of the indices, is the first to be written.
-        data: One-dimensional, uint8, in host memory.
-    """
-    if target.is_contiguous():
-        target.reshape(-1)[begin : begin + len(data)].copy_(data, non_blocking=True)
-        return
-    row = target.nbytes // len(target)  # of an index of the first dimension
-    first, within = divmod(begin, row)
-    if within:
-        head = min(row - within, len(data))
-        put(target[first], within, data[:head])
-        first, data = first + 1, data[head:]
-    whole = len(data) // row
-    if whole:
-        rows = target[first : first + whole]
-        rows.copy_(data[: whole * row].view(rows.shape), non_blocking=True)
-    if len(data) > whole * row:
-        put(target[first + whole], 0, data[whole * row :])
-
-
-class ScatteredBytes:
-    """Bytes to be read into host memory that is not in a row: by way of a buffer for each slice.
-
-    Args:
-        tensor: As for `bytes_of`.
-    """
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._target = bytes_of(tensor)
-
-    def __len__(self) -> int:
-        """Return the number of bytes."""
-        return self._target.nbytes
-
-    def __getitem__(self, piece: slice) -> memoryview:
-        """Return a new buffer for some of them."""
-        begin, end, _ = piece.indices(len(self))
-        return memoryview(bytearray(end - begin))
-
-    def put(self, begin: int, buffer: memoryview) -> None:
-        """Copy a buffer that was filled to where its bytes belong, from byte `begin` on."""
-        put(self._target, begin, torch.frombuffer(buffer, dtype=torch.uint8))
-
-
-def room_view(tensor: torch.Tensor) -> memoryview | ScatteredBytes:
-    """Return host memory that a tensor's bytes are read into; see `byte_view` on who holds it."""
-    if not tensor.is_contiguous():
-        return ScatteredBytes(tensor)
-    begin = tensor.data_ptr()
-    return _ALL[begin : begin + tensor.nbytes]
 
 
 def is_plain(value: Any) -> bool:
