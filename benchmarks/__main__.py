@@ -4,6 +4,7 @@
     python -m benchmarks --megabytes 200
     python -m benchmarks stall restore        # some of the tables
     python -m benchmarks stores --rate 10     # an object store: at most 300 MB
+    python -m benchmarks gangs                # 2 and 4 ranks, DDP and FSDP2: at most 600 MB
 
 Every figure is a median. "Stall" is how long the training loop stands still, "durable" how long
 until the bytes are committed and would survive a power cut, "restore" from a warm page cache into
@@ -24,10 +25,21 @@ import torch
 
 import ray_imuckpt
 from benchmarks import epochs, limits, many, memory, restores, saves
+from benchmarks.gangs import tables as gangs
 from benchmarks.measure import build, table
 from benchmarks.stores import tables as stores
 
-TABLES = ("stall", "durable", "restore", "memory", "tensors", "checkpoints", "epochs", "stores")
+TABLES = (
+    "stall",
+    "durable",
+    "restore",
+    "memory",
+    "tensors",
+    "checkpoints",
+    "epochs",
+    "stores",
+    "gangs",
+)
 
 
 def main() -> None:
@@ -64,6 +76,8 @@ def main() -> None:
             epochs.tables(root, repeats)
         if "stores" in chosen:
             stores.tables(root, megabytes, repeats, options.latency, options.rate)
+        if "gangs" in chosen:
+            gangs.tables(root, megabytes, repeats)
     finally:
         shutil.rmtree(root)
 

@@ -1,0 +1,1 @@
+"""What a checkpoint costs a gang: replicated and sharded, beside `torch.distributed.checkpoint`."""
