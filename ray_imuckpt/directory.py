@@ -22,7 +22,7 @@ from ray_imuckpt.runtime import ray_driver, registry
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.state.live import LeftOut
-from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.storage import Storage, absolute, open_storage, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -266,7 +266,8 @@ def _of_checkpoints(name: str) -> str:
     epoch = paths.parse_checkpoint_name(last)
     if epoch is not None:
         raise ValueError(
-            f"dir={name!r} is a checkpoint, not a directory of checkpoints. Give dir={parent!r}, "
+            f"dir={shown(name)!r} is a checkpoint, not a directory of checkpoints. Give "
+            f"dir={shown(parent)!r}, "
             f"and continue_from={epoch} to begin from it."
         )
     return name

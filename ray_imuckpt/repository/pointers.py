@@ -20,7 +20,7 @@ from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.storage import NotAFileError, Storage, open_storage
-from ray_imuckpt.storage.names import join
+from ray_imuckpt.storage.names import join, masked
 
 _ORIGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)")
 _LOCAL = ("file", "local")
@@ -72,7 +72,8 @@ def _followed(
     allowed = {_origin(directory.url), None if home is None else _origin(home.url), ""}
     if _origin(pointer.url) not in allowed - {None}:
         raise ImuckptError(
-            f"The pointer to a checkpoint leads to another file system: {pointer.url:.300}.",
+            "The pointer to a checkpoint leads to another file system: "
+            f"{masked(pointer.url):.300}.",
             url=join(directory.url, paths.POINTER),
             hint="If that is where the checkpoints are, say so: "
             "Checkpointer(<their directory>).read(...), or the URL itself instead of the pointer.",

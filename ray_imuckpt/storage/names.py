@@ -20,11 +20,16 @@ import secrets
 
 MAX_RECORD = 64 * 1024 * 1024  # bytes of a file that is read whole; a manifest of 10 TB has 45 MB
 
-_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/@]*@")
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
+_ALMOST_PASSWORD = re.compile(r"(?<=:)[^:]*@")  # also one with a slash, or where `://` is wrong
+_SIGNED = re.compile(
+    r"(?i)([?&](?:sig|signature|x-amz-[a-z-]+|x-goog-[a-z-]+|[a-z_-]*token|[a-z_-]*key)=)[^&/]*"
+)
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]*)://(.*)", re.DOTALL)
 _ALMOST_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]+):(/.*)?", re.DOTALL)
 _URL_INSIDE = re.compile(r"(?:/|::)([A-Za-z][A-Za-z0-9+.\-_]*)://")
 _LOCAL = ("file", "local")
+_SHOWN_WHOLE = ("http", "https")  # whose paths are URLs, with all that is in them
 _CACHES = frozenset({"blockcache", "cached", "filecache", "simplecache"})
 # Schemes in whose URLs a bucket or container comes first.
 _WITH_BUCKET = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "tos"})
@@ -56,8 +61,9 @@ def absolute(name: str | os.PathLike[str]) -> str:
         return _file_url(text, rest) if scheme in _LOCAL else _remote(text, scheme, rest)
     if chained and first in _protocols():
         raise ValueError(
-            f"{text!r}: only caches ({', '.join(sorted(_CACHES))}) may stand before `::`. Give the "
-            f"URL of the place itself; a local directory of this name is {'./' + text!r}."
+            f"{masked(text)!r}: only caches ({', '.join(sorted(_CACHES))}) may stand before `::`. "
+            "Give the URL of the place itself; a local directory of this name is "
+            f"{'./' + masked(text)!r}."
         )
     inside = _URL_INSIDE.search(text)
     if inside and inside[1].lower() in _protocols():
@@ -78,6 +84,11 @@ def shown(name: str) -> str:
     return _PASSWORD.sub(r"\1@", name)
 
 
+def masked(text: str) -> str:
+    """Return what a user gave as a name without whatever in it may be a secret, for an error."""
+    return _SIGNED.sub(r"\1…", _ALMOST_PASSWORD.sub("…@", text))
+
+
 def _file_url(text: str, rest: str) -> str:
     rest = rest.removeprefix("localhost") if rest.startswith("localhost/") else rest
     if not rest.startswith(("/", "~")):
@@ -95,9 +106,9 @@ def _path(text: str) -> str:
     word = re.split(r":|//", text, maxsplit=1)[0]
     if almost or (word != text and "/" not in word and word.lower() in _protocols()):
         raise ValueError(
-            f"{text!r} is neither a URL nor surely a path. A URL is written "
-            f"{word.lower() + '://' + text[len(word) :].lstrip(':/')!r}; a local directory of this "
-            f"name is {'./' + text!r}."
+            f"{masked(text)!r} is neither a URL nor surely a path. A URL is written "
+            f"{word.lower() + '://' + masked(text)[len(word) :].lstrip(':/')!r}; a local directory "
+            f"of this name is {'./' + masked(text)!r}."
         )
     return _expanded(text)
 
@@ -113,7 +124,7 @@ def _expanded(text: str) -> str:
 
 
 def _remote(text: str, scheme: str, rest: str) -> str:
-    text = shown(text)
+    text = masked(text)
     known = _protocols()
     if scheme not in known:
         near = difflib.get_close_matches(scheme, known, n=3, cutoff=0.5)
@@ -130,6 +141,22 @@ def _remote(text: str, scheme: str, rest: str) -> str:
         )
     if "::" in rest:
         raise ValueError(f"{text!r}: fsspec would take `::` for a chain. Use another name.")
+    if _SIGNED.search(rest):
+        raise ValueError(
+            f"{text!r} is signed, and would be shown with its signature wherever it is told. Give "
+            "the URL without what follows `?`, and credentials as storage_options."
+        )
+    if scheme in _SHOWN_WHOLE and shown(f"{scheme}://{rest}") != f"{scheme}://{rest}":
+        raise ValueError(
+            f"{text!r}: fsspec would show its password in every error. Leave it out, and give "
+            "storage_options={'client_kwargs': {'auth': aiohttp.BasicAuth(user, password)}}."
+        )
+    _, _, port = rest.partition("/")[0].rpartition("@")[2].rpartition("]")[2].partition(":")
+    if scheme not in _WITH_BUCKET and port and not port.isdecimal():
+        raise ValueError(
+            f"{scheme}://…: what follows the host's colon is no port. In a password `/` is written "
+            "%2F, and @ is %40."
+        )
     if "?" in rest and (scheme not in _WITH_QUESTION_MARK or "?versionId=" in rest):
         raise ValueError(
             f"{text!r}: what follows `?` would not be a part of the path. Use a name without it, "

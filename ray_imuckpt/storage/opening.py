@@ -19,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.options import Retries
+from ray_imuckpt.storage import secrets
 from ray_imuckpt.storage.engines import filesystems, s3_options, translation
 from ray_imuckpt.storage.engines.budget import Budget
 from ray_imuckpt.storage.engines.connection import UnknownOptionError
@@ -53,6 +54,7 @@ def open_url(
         StorageError: Its package is missing, an option is wrong, or it cannot be connected to.
     """
     url = shown(name.rpartition("::")[2])
+    secrets.check_endpoint(options, url)
     budget, patience = Budget(), Patience.of(retries)
     scheme, _, path = url.partition("://")
     engine = _obstore(scheme, path, options)
@@ -80,12 +82,13 @@ def _filesystem(
             url=url,
             hint=f"They are those of fsspec's file system for {url.partition('://')[0]}://.",
         ) from error
-    except Exception as error:  # of the store's own library, most often: it could not connect
+    except Exception as error:  # noqa: BLE001 - of the store's own library: it could not connect
         raise StorageError(
-            f"The file system cannot be opened: {type(error).__name__}: {error}.",
+            "The file system cannot be opened: "
+            f"{type(error).__name__}: {secrets.without(str(error), options)}.",
             url=url,
             hint="Look at the credentials, the endpoint and storage_options.",
-        ) from error
+        ) from (None if secrets.told_by(error, options) else error)
     if url.startswith(_S3_URLS):
         opened[0].retries = 1  # this instance is ours alone, by its options
     return opened

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 S3 = frozenset({"s3", "s3a"})
 GOOGLE = frozenset({"gs", "gcs"})
@@ -54,6 +55,23 @@ class Connection:
             retry_config=dict(retry),
             **more,
         )
+
+
+def checked_endpoint(url: str) -> str:
+    """Return the URL of an endpoint.
+
+    Raises:
+        UnknownOptionError: It is none (obstore would panic), or holds a password (obstore would
+            tell it in its errors).
+    """
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # of the port
+        known = False
+    if not known or parts.username is not None:
+        raise UnknownOptionError("an endpoint that is no URL of a host alone")
+    return url
 
 
 def timeouts(config: dict[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class ObstoreEngine:
                 retry: dict[str, Any] = {"max_retries": 0}
                 if patience is not None:
                     retry = _retry(patience)
-                store = self._connection.store(bucket, client=client, retry=retry)
+                with raised_as_oserror(path):
+                    store = self._connection.store(bucket, client=client, retry=retry)
                 self._stores[bucket, id(client), patience] = store
         return store, key
 

@@ -11,6 +11,7 @@ from ray_imuckpt.storage.failures import ExhaustedError
 
 _SECRETS = re.compile(r"(?i)((?:sig|signature|token|credential|x-amz-[a-z-]+)=)[^&\s\"')]+")
 
+_DETAILS = re.compile(r"<(?!Code>|Message>)([A-Za-z]+)>[^<]*</\1>", re.IGNORECASE)  # keys, say
 _REQUEST = re.compile(r"Error performing (\w+) (\S+) in [^-]*? - (.*)")
 _REPEATED = re.compile(r" in (\S+), after (\d+) retries, max_retries: (\d+)")
 _REFUSED = re.compile(r"status code: 4\d\d")  # which obstore does not ask for again
@@ -71,7 +72,7 @@ def _short(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return _SECRETS.sub(r"\1…", str(error).partition("\n")[0])
+    return _SECRETS.sub(r"\1…", _DETAILS.sub("", str(error).partition("\n")[0]))
 
 
 def _bare(error: BaseException) -> BaseException:

@@ -15,6 +15,7 @@ from ray_imuckpt.storage.engines.budget import CONNECTIONS
 from ray_imuckpt.storage.engines.connection import (
     Connection,
     UnknownOptionError,
+    checked_endpoint,
     mapping,
     nothing_left,
     timeouts,
@@ -106,7 +107,7 @@ def _endpoint(layers: _Options) -> str | None:
         if not secure:
             raise UnknownOptionError("use_ssl=False without an endpoint")
         return None
-    return str(url) if "://" in url else f"{'https' if secure else 'http'}://{url}"
+    return checked_endpoint(str(url) if "://" in url else f"http{'s' * secure}://{url}")
 
 
 def _add_transport(

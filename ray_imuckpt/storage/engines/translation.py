@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray_imuckpt.storage.engines import s3_options
-from ray_imuckpt.storage.engines.connection import AZURE, GOOGLE, S3, Connection, UnknownOptionError
+from ray_imuckpt.storage.engines.connection import (
+    AZURE,
+    GOOGLE,
+    S3,
+    Connection,
+    UnknownOptionError,
+    checked_endpoint,
+)
 
 # Of no effect on what is asked of a store, or an order that is kept all the same.
 _IGNORED = frozenset(
@@ -103,7 +110,7 @@ def _azure(scheme: str, left: dict[str, Any]) -> Connection:
         chosen["skip_signature"] = True
     endpoint = stated.get("BlobEndpoint")
     if endpoint is not None:
-        chosen["endpoint"] = endpoint
+        chosen["endpoint"] = checked_endpoint(endpoint)
         client["allow_http"] = endpoint.startswith("http://")
     identity = ("az", chosen["account_name"], endpoint)
     return Connection(scheme, identity, chosen, client)
