@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from functools import partial
 from typing import Any, TypeVar
 
 from ray_imuckpt import arguments
@@ -28,14 +27,16 @@ from ray_imuckpt.options import Saving
 from ray_imuckpt.reporting.audit import Audit
 from ray_imuckpt.reporting.journal import Journal
 from ray_imuckpt.reporting.reports import Report, Reports
-from ray_imuckpt.repository.codec import TrainingState
+from ray_imuckpt.repository.codec import Plan
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.runtime import registry
 from ray_imuckpt.runtime.session import Session
-from ray_imuckpt.saving import collect
+from ray_imuckpt.saving import collect, division
 from ray_imuckpt.saving.aftermath import Aftermath
-from ray_imuckpt.saving.collect import Label, Sources
+from ray_imuckpt.saving.collect import Label, Sources, Taken
+from ray_imuckpt.saving.division import Division
+from ray_imuckpt.saving.job import Order
 from ray_imuckpt.saving.operation import says_what_stands
 from ray_imuckpt.saving.pending import PendingSave
 from ray_imuckpt.saving.saver import Saver
@@ -68,7 +69,7 @@ class Training:
         self._aftermath = aftermath
         self._sound = sound
         self._session: Session | None = None
-        self._saver = Saver(saving)
+        self._saver = Saver(saving, timeout)
         self._reports = Reports()
         self._saved_at = time.monotonic()
         self._turns = Turns()
@@ -188,13 +189,23 @@ class Training:
             self._pass(session, storage, label)
             return None
         run = self._known_run(session, storage, label.epoch)
-        taken, sizes = self._meet(
-            gang, "checkpoint", lambda: collect.take(gang, run, sources), wait=True
-        )
+
+        def take() -> tuple[Taken, Traits, Any]:
+            taken, alike = collect.take(gang, run, sources)
+            return taken, alike, division.note(gang, storage, run, label.epoch, taken)
+
+        taken, notes = self._meet(gang, "checkpoint", take, wait=True)
         collect.compared(run, sources)
-        ranks = collect.gather(gang, taken, sizes)
-        state = partial(taken.state, ranks)
-        return self._save(access, session, storage, run, state, sources, label, began)
+        divided = division.divide(gang, storage, run, label.epoch, taken, notes)
+        blobs = None
+        if gang.world_size > 1 and not divided.together:
+            blobs = collect.gather(gang, taken, [told["size"] for told in notes])
+
+        def plan() -> Plan:
+            contents = taken.complete(gang, blobs)
+            return contents.plan(divided.choose if divided.together else None)
+
+        return self._save(access, session, storage, run, plan, divided, sources, label, began)
 
     def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
@@ -214,7 +225,8 @@ class Training:
         session: Session,
         storage: Storage,
         run: Run,
-        state: Callable[[], TrainingState],
+        plan: Callable[[], Plan],
+        divided: Division,
         sources: Sources,
         label: Label,
         began: float,
@@ -230,14 +242,13 @@ class Training:
             story.committed(manifest)
             self._aftermath.follow(storage, run, manifest, prunes=ours)
 
+        order = Order(storage, run, label, session.gang.world_size, divided, committed)
         operation = self._saver.begin(
             session.gang,
-            storage,
-            state,
-            label,
+            order,
+            plan,
             background=not (saving.blocking or session.immediate or epoch in session.registered),
             later=sources.optimizers() if saving.snapshot == "overlap" else None,
-            committed=committed,
         )
         story.returned()
         self._reports.add(Report(session, label.metrics, storage, operation), hold=saving.tolerant)

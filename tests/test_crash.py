@@ -81,17 +81,17 @@ def test_two_writers_of_one_epoch_leave_a_whole_checkpoint(
     trained: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A zombie commits after the restarted gang has: whichever is last is whole."""
-    from ray_imuckpt.saving import commit
+    from ray_imuckpt.saving.files import Files
 
     directory = trained(1)
-    real = commit._check_complete
+    real = Files.check_complete
 
     def meanwhile(*arguments: Any) -> None:
         real(*arguments)
-        monkeypatch.setattr(commit, "_check_complete", real)
+        monkeypatch.setattr(Files, "check_complete", real)
         Checkpointer(directory, blocking=True).checkpoint(2, model=small_model())
 
-    monkeypatch.setattr(commit, "_check_complete", meanwhile)
+    monkeypatch.setattr(Files, "check_complete", meanwhile)
     Checkpointer(directory, blocking=True).checkpoint(2, model=small_model(3))
     Checkpointer(directory).verify(2)
 

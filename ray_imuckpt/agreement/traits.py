@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,9 +68,14 @@ class Shapes:
     optimizer: OptimizerState | None
     shards: Mapping[str, str]
 
-    @uncollected
     def digest(self) -> str:
-        """Return a checksum; made at every save, so that it is made without words."""
+        """Return a checksum."""
+        return self._checksum
+
+    @cached_property
+    @uncollected
+    def _checksum(self) -> str:
+        """Made at every save, so that it is made without words."""
         names, tensors = list(self.model.tensors), list(self.model.tensors.values())
         if self.optimizer is not None:
             for name, values in self.optimizer["state"].items():

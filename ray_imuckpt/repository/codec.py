@@ -5,7 +5,7 @@ Which parts there are, and what each holds, is `docs/format-v1.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from ray_imuckpt import staging
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.encoding.chunks import Chunks
-from ray_imuckpt.encoding.tensors import Strides
+from ray_imuckpt.encoding.tensors import Piece, Strides, is_plain
 from ray_imuckpt.state.model import ModelState
+from ray_imuckpt.state.pieces import Share
+from ray_imuckpt.state.sharding import check_part, holds_shards
 from ray_imuckpt.threads.parallel import uncollected
 
 MODEL = "model"
@@ -46,39 +48,6 @@ class EncodedFile:
 
 
 @dataclass(frozen=True)
-class TrainingState:
-    """The state that rank 0 stores.
-
-    Attributes:
-        model: The model's state.
-        optimizer: The optimizer's, or ``None`` when there is none.
-        log: The training log.
-        other: The user's values, those of `objects` being states.
-        objects: The names in `other` whose values are states of objects.
-        ranks: The rank states, as `encode_rank` returned them, in rank order.
-        classes: The names of the classes of `objects`.
-    """
-
-    model: ModelState
-    optimizer: dict[str, Any] | None
-    log: Any
-    other: Mapping[str, Any]
-    objects: Iterable[str]
-    ranks: list[bytes]
-    classes: Mapping[str, str] = field(default_factory=dict)
-
-
-def encode_rank(state: Mapping[str, Any], rank: int) -> bytes:
-    """Return a rank state as bytes, to be sent to rank 0."""
-    stored: dict[str, torch.Tensor] = {}
-    data = tree.encode(dict(state), stored, f"ranks.{rank}")
-    text = tree.dumps(data).decode("ascii")
-    stored = staging.in_place(stored)
-    views = tensors.encode(stored, metadata={_TREE: text}, strides=tensors.strides_of(stored))
-    return b"".join(view[:] for view in views)
-
-
-@dataclass(frozen=True)
 class TensorFile:
     """A file of tensors that is still to be laid out; `strides` are those of the live tensors."""
 
@@ -87,6 +56,7 @@ class TensorFile:
     aliases: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     strides: Mapping[str, Strides] = field(default_factory=dict)
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -111,35 +81,142 @@ class Plan:
         )
 
 
-@uncollected
-def plan(state: TrainingState) -> Plan:
-    """Return what is to be stored; tensors are the live ones.
+Choose = Callable[[str, torch.Tensor], Share | None]
+"""Says what of a tensor, by its name in the whole checkpoint, is written; ``None``: nothing."""
 
-    Raises:
-        UnsupportedStateError: Something cannot be stored; the message holds the path to it.
+
+class RankState:
+    """What belongs to one rank alone, as a tree and tensors, which are the live ones.
+
+    Args:
+        state: Its random generators, its `per_rank` objects and their classes.
+        rank: The rank.
     """
-    optimizer_tensors: dict[str, torch.Tensor] = {}
-    state_tensors: dict[str, torch.Tensor] = {}
-    trees = {
-        "log": tree.encode_later(state.log, state_tensors, "log"),
-        "other": {
-            name: tree.encode_later(value, state_tensors, f"other.{name}")
-            for name, value in state.other.items()
-        },
-        "objects": sorted(state.objects),
-        "classes": dict(state.classes),
-        "optimizer": tree.encode(state.optimizer, optimizer_tensors, "optimizer"),
-        "ranks": {
-            str(rank): _merge_rank(blob, state_tensors) for rank, blob in enumerate(state.ranks)
-        },
-    }
-    files = list(_model_files(state.model))
-    for part, found in ((OPTIMIZER, optimizer_tensors), (STATE, state_tensors)):
-        if found:
-            files.append(TensorFile(part, found, strides=tensors.strides_of(found)))
-    for file in files:
-        tensors.check_names(file.tensors)
-    return Plan(tuple(files), trees)
+
+    def __init__(self, state: Mapping[str, Any], rank: int) -> None:
+        self.rank = rank
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.tree = tree.encode(dict(state), self.tensors, f"ranks.{rank}")
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def to_bytes(self) -> bytes:
+        """Return it as bytes, to be sent to rank 0."""
+        stored = staging.in_place(self.tensors)
+        text = tree.dumps(self.tree).decode("ascii")
+        views = tensors.encode(stored, metadata={_TREE: text}, strides=tensors.strides_of(stored))
+        return b"".join(view[:] for view in views)
+
+
+class Contents:
+    """What a rank knows of a checkpoint's contents: trees, and the live tensors by part.
+
+    Tensors may be sharded. Of what is the same on all ranks and cannot be shared out, rank 0's
+    counts.
+
+    Args:
+        model: The model's state.
+        leads: Whether this rank is rank 0.
+    """
+
+    def __init__(self, model: ModelState, *, leads: bool) -> None:
+        self.model = model
+        self.leads = leads
+        self.ranks: dict[str, tree.JSON] = {}
+        self.trees: dict[str, tree.JSON] = {"optimizer": None, "other": {}} if leads else {}
+        trained = {n: t for n, t in model.tensors.items() if n not in model.frozen}
+        frozen = {n: t for n, t in model.tensors.items() if n in model.frozen}
+        self.tensors: dict[str, dict[str, torch.Tensor]] = {
+            MODEL: trained, MODEL_FROZEN: frozen, OPTIMIZER: {}, STATE: {},
+        }  # fmt: skip
+        self.alone: dict[str, torch.Tensor] = {}
+        self._metadata: dict[str, str] = {}
+        if leads:
+            self._metadata[VERSIONS] = tree.dumps(dict(model.versions)).decode("ascii")
+        if model.extra and (leads or holds_shards(model.extra)):
+            data = tree.encode(dict(model.extra), trained, EXTRA, check_part)
+            if leads:
+                self._metadata[EXTRA] = tree.dumps(data).decode("ascii")
+
+    @property
+    def plain_size(self) -> int:
+        """Return the bytes of the tensors of `STATE` that are not sharded."""
+        return sum(tensor.nbytes for tensor in self.tensors[STATE].values() if is_plain(tensor))
+
+    def put_optimizer(self, state: Mapping[str, Any] | None) -> None:
+        """Add the optimizer's state."""
+        data = tree.encode(state, self.tensors[OPTIMIZER], OPTIMIZER, check_part)
+        if self.leads:
+            self.trees["optimizer"] = data
+
+    def put_other(self, name: str, value: Any) -> None:
+        """Add a value that was given by keyword, or the state of an object that was."""
+        if self.leads:
+            stored = tree.encode_later(value, self.tensors[STATE], f"other.{name}", check_part)
+            self.trees["other"][name] = stored
+        elif holds_shards(value):
+            tree.encode(value, self.tensors[STATE], f"other.{name}", check_part)
+
+    def put_log(self, log: Any) -> None:
+        """Add the training log."""
+        if self.leads:
+            self.trees["log"] = tree.encode_later(log, self.tensors[STATE], "log")
+
+    def put_objects(self, objects: Iterable[str], classes: Mapping[str, str]) -> None:
+        """Add which of the values given by keyword are states, and of objects of which class."""
+        if self.leads:
+            self.trees |= {"objects": sorted(objects), "classes": dict(classes)}
+
+    def put_rank(self, state: RankState) -> None:
+        """Add the state of this rank."""
+        self.ranks[str(state.rank)] = state.tree
+        self.alone |= state.tensors
+
+    def put_ranks(self, blobs: Iterable[bytes]) -> None:
+        """Add the states of all ranks, as `RankState.to_bytes` made them, in their order."""
+        for rank, blob in enumerate(blobs):
+            header = tensors.parse_header(blob, len(blob), "a rank")
+            infos = header.tensors.items()
+            self.alone |= {name: tensors.tensor_at(blob, info) for name, info in infos}
+            self.ranks[str(rank)] = tree.loads(header.metadata[_TREE])
+
+    @uncollected
+    def plan(self, choose: Choose | None = None) -> Plan:
+        """Return what is to be stored of it; tensors are the live ones.
+
+        Args:
+            choose: Says what of the tensors this rank writes; left out: all, none is sharded.
+
+        Raises:
+            UnsupportedStateError: Something cannot be stored; the message holds the path to it.
+        """
+        files = [self._file(part, found, choose) for part, found in self.tensors.items()]
+        trees = {**self.trees, "ranks": self.ranks}
+        kept = [f for f in files if f.tensors or (self.leads and f.part == MODEL)]
+        for file in kept:
+            tensors.check_names(file.tensors)
+        return Plan(tuple(kept), trees)
+
+    def _file(self, part: str, found: dict[str, torch.Tensor], choose: Choose | None) -> TensorFile:
+        stored, pieces, whole = found, {}, found
+        if choose is not None:
+            shares = {name: choose(f"{part}/{name}", tensor) for name, tensor in found.items()}
+            chosen = {name: share for name, share in shares.items() if share is not None}
+            stored = {name: share.local for name, share in chosen.items()}
+            pieces = {n: share.piece for n, share in chosen.items() if share.piece is not None}
+            whole = {**stored, **{name: found[name] for name in pieces}}
+        strides = tensors.strides_of(whole)
+        if part == STATE:
+            stored = {**stored, **self.alone}
+            strides |= tensors.strides_of(self.alone)
+        aliases: Mapping[str, str] = {}
+        if part in (MODEL, MODEL_FROZEN):
+            aliases = {n: target for n, target in self.model.aliases.items() if target in stored}
+        metadata = self._metadata if part == MODEL else {}
+        return TensorFile(part, stored, aliases, metadata, strides, pieces)
 
 
 @uncollected
@@ -147,25 +224,7 @@ def layout(plan: Plan) -> list[EncodedFile]:
     """Return the files of a checkpoint. No tensor is copied (see `encoding.tensors.encode`)."""
     parts = []
     for file in plan.files:
-        views = tensors.encode(file.tensors, file.aliases, file.metadata, file.strides)
+        views = tensors.encode(file.tensors, file.aliases, file.metadata, file.strides, file.pieces)
         row = Chunks(views, owner=file.tensors)
         parts.append(EncodedFile(file.part, "safetensors", row, views[0][:]))
     return [*parts, EncodedFile(STATE, "json", Chunks([tree.dumps(plan.trees)]))]
-
-
-def _model_files(model: ModelState) -> Iterable[TensorFile]:
-    for part, frozen in ((MODEL, False), (MODEL_FROZEN, True)):
-        stored = {n: t for n, t in model.tensors.items() if (n in model.frozen) == frozen}
-        aliases = {n: target for n, target in model.aliases.items() if target in stored}
-        metadata = {} if frozen else {VERSIONS: tree.dumps(dict(model.versions)).decode("ascii")}
-        if not frozen and model.extra:
-            data = tree.encode(dict(model.extra), stored, EXTRA)
-            metadata[EXTRA] = tree.dumps(data).decode("ascii")
-        if stored or not frozen:
-            yield TensorFile(part, stored, aliases, metadata, tensors.strides_of(stored))
-
-
-def _merge_rank(blob: bytes, into: dict[str, torch.Tensor]) -> Any:
-    header = tensors.parse_header(blob, len(blob), "a rank")
-    into.update({name: tensors.tensor_at(blob, info) for name, info in header.tensors.items()})
-    return tree.loads(header.metadata[_TREE])

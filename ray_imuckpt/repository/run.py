@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_imuckpt.repository.manifest import Manifest, Stored
 from ray_imuckpt.storage import Claim
@@ -38,13 +38,21 @@ class RunIdentity(NamedTuple):
     may_be_restart: bool = False
 
 
+class Remembered(NamedTuple):
+    """What was calculated at the save before, and what it depends on."""
+
+    key: Any
+    value: Any
+
+
 @dataclass
 class Run:
     """The memory that a process has of its run, between saves.
 
     Attributes:
         id: The run's id.
-        parent: The checkpoint that training has come from, the newest of this run's if it has one.
+        parent: The checkpoint that training has come from, the newest of this run's if it has one;
+            on ranks other than 0 it may hold this rank's own files alone.
         branch_begun: Whether what this run leaves behind has been recorded.
         resumed_from: The epoch that this process continued from.
         foreign: Whether `parent` lies in another directory, so that what this one holds is left.
@@ -57,6 +65,9 @@ class Run:
         stored: The manifests, without their files, that retention need not read again, by epoch;
             they count as long as the record of branches is this run's.
         sound: The ids of saves whose files this process has written, or read and found sound.
+        shared: Whether all ranks see the same storage; ``None`` while that is not known.
+        holdings: What the ranks may share out of a save, as it was at the last one.
+        shares: Who wrote what of the last one.
     """
 
     id: str
@@ -72,6 +83,9 @@ class Run:
     claim: Claim | None = None
     stored: dict[int, Stored] = field(default_factory=dict)
     sound: set[str] = field(default_factory=set)
+    shared: bool | None = None
+    holdings: Remembered | None = None
+    shares: Remembered | None = None
 
     def may_replace(self, manifest: Manifest) -> bool:
         """Return whether what is at the epoch to be saved is not another run's newer work."""

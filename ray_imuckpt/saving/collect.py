@@ -1,9 +1,9 @@
-"""Take the state on every rank of a gang, and bring it together on rank 0."""
+"""Take the state on every rank of a gang, and what other ranks hold of it where that must be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,18 +15,20 @@ from ray_imuckpt.encoding import tree
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.state.model import ModelState, take_model
+from ray_imuckpt.state.model import take_model
 from ray_imuckpt.state.objects import classes, is_stateful, take_object
 from ray_imuckpt.state.optimizer import take_optimizer
 from ray_imuckpt.state.random_state import take_random
 from ray_imuckpt.state.sharding import (
     consolidate,
     gathered,
+    holds_shards,
     is_zero_redundancy,
-    shards_in,
     try_state,
 )
 from ray_imuckpt.state.wrappers import bare, bare_optimizer
+
+_SMALL = 1024 * 1024  # bytes of a rank state that is encoded before anyone knows who is to write it
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Sources:
         objects = [self.optimizer, *self.other.values(), *self.per_rank.values()]
         return [value for value in objects if hasattr(value, "param_groups")]
 
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Return the ``id()`` of the model and of the optimizer."""
+        return id(bare(self.model)), id(bare_optimizer(self.optimizer))
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -75,80 +82,103 @@ class Taken:
 
     Attributes:
         sources: What it was taken from.
-        model: The model's state; a tensor that is sharded is this rank's part of it.
-        optimizer: The optimizer's, likewise; ``None`` without one, and before it is consolidated.
-        other: The states of what was given by keyword, likewise.
-        rank: What belongs to this rank alone, likewise.
-        encoded: The same as bytes; ``None`` where other ranks hold a part of it.
+        contents: What of it this rank knows alone: the live tensors, sharded ones as they are.
+        shapes: Shape, dtype and placement of the tensors.
+        rank: What belongs to this rank alone; a tensor that is sharded is its part of it.
+        own: The same, encoded; ``None`` where other ranks hold a part of it.
+        encoded: The same as bytes, where they are few.
     """
 
     sources: Sources
-    model: ModelState
-    optimizer: dict[str, Any] | None
-    other: Mapping[str, Any]
-    rank: dict[str, Any]
+    contents: codec.Contents
+    shapes: traits.Shapes
+    rank: Mapping[str, Any]
+    own: codec.RankState | None
     encoded: bytes | None
 
-    def state(self, ranks: list[bytes]) -> codec.TrainingState:
-        """Return the state of the gang, complete on rank 0; a collective where a part is sharded.
+    def complete(self, gang: Gang, blobs: Sequence[bytes] | None) -> codec.Contents:
+        """Return all that this rank is to know; a collective where a state is spread over ranks.
 
         Args:
-            ranks: The rank states, in rank order; on rank 0.
+            gang: The gang.
+            blobs: The rank states as `gather` gave them, where rank 0 writes for all.
         """
-        sources, model = self.sources, self.model
-        state = codec.TrainingState(
-            model=replace(
-                model,
-                tensors=gathered(dict(model.tensors)),
-                extra=gathered(dict(model.extra)),
-            ),
-            optimizer=gathered(self.optimizer),
-            log=[] if sources.log is None else sources.log,
-            other=_all_of(self.other, sources.other),
-            objects=[name for name, value in sources.other.items() if is_stateful(value)],
-            ranks=ranks,
-            classes=classes(sources.other),
-        )
+        sources, contents = self.sources, self.contents
         optimizer = sources.optimizer
         if optimizer is not None and is_zero_redundancy(optimizer) and consolidate(optimizer):
-            state = replace(state, optimizer=take_optimizer(optimizer, sources.model))
-        return state
+            contents.put_optimizer(take_optimizer(optimizer, sources.model))
+        for name, whole in _consolidated(sources.other).items():
+            contents.put_other(name, whole)
+        if blobs is None:
+            contents.put_rank(self.own or self.whole_rank(gang))
+        else:
+            contents.put_ranks(blobs)
+        return contents
+
+    def whole_rank(self, gang: Gang) -> codec.RankState:
+        """Return what belongs to this rank alone, with what others hold of it; a collective."""
+        per_rank: dict[str, Any] = gathered(dict(self.rank["per_rank"]))
+        per_rank |= _consolidated(self.sources.per_rank)
+        return codec.RankState({**self.rank, "per_rank": per_rank}, gang.rank)
 
 
-def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits, int | None]:
+def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     """Take the state of this rank; no collective.
 
     What is replicated is compared between the ranks when a model and an optimizer are taken for the
     first time in a run; `compared` says that this was done.
 
     Returns:
-        The state; what must be the same on all ranks; and for `gather` how many bytes of state
-        belong to this rank alone, ``None`` where other ranks hold a part of them.
+        The state, and what must be the same on all ranks.
 
     Raises:
         UnsupportedStateError: This rank's state cannot be stored.
     """
-    taken = _take(sources, gang.rank)
-    size = None if taken.encoded is None else len(taken.encoded)
+    model = take_model(sources.model)
+    contents = codec.Contents(model, leads=gang.rank == 0)
+    optimizer = None
+    if is_zero_redundancy(sources.optimizer):
+        try_state(sources.optimizer)
+    elif sources.optimizer is not None:
+        optimizer = take_optimizer(sources.optimizer, sources.model)
+        contents.put_optimizer(optimizer)
+    per_rank = {name: sources.per_rank[name] for name in sorted(sources.per_rank)}
+    states = _states(per_rank)
+    rank = {"random": take_random(), "per_rank": states, "classes": classes(sources.per_rank)}
+    spread = any(map(is_zero_redundancy, per_rank.values())) or holds_shards(states)
+    own = None if spread else codec.RankState(rank, gang.rank)
+    other = _states(sources.other)
+    for name, state in other.items():
+        contents.put_other(name, state)
+    contents.put_log([] if sources.log is None else sources.log)
+    objects = [name for name, value in sources.other.items() if is_stateful(value)]
+    contents.put_objects(objects, classes(sources.other))
+    shards = traits.of_shards({"other": other, "per_rank": states, "extra": dict(model.extra)})
+    shapes = traits.Shapes(model, optimizer, shards)
+    small = own is not None and own.size < _SMALL and gang.world_size > 1
+    encoded = own.to_bytes() if own is not None and small else None
+    taken = Taken(sources, contents, shapes, rank, own, encoded)
     if gang.world_size == 1:
-        return taken, Traits(), size
-    first = run.compared != _identity(sources)
-    shards = traits.of_shards({"other": taken.other, "per_rank": taken.rank["per_rank"]})
-    tensors = traits.Shapes(taken.model, taken.optimizer, shards)
-    may_differ = traits.fingerprints(sources.other, taken.other, tensors=first)
+        return taken, Traits()
+    return taken, _compared(sources, taken, other, first=run.compared != sources.identity)
+
+
+def _compared(sources: Sources, taken: Taken, other: Mapping[str, Any], *, first: bool) -> Traits:
+    """Return what is compared between the ranks."""
+    shapes = taken.shapes
+    may_differ = traits.fingerprints(sources.other, other, tensors=first)
     if not first:
-        return taken, Traits(tensors=tensors, may_differ=may_differ), size
-    per_rank = sources.per_rank
-    may_differ |= traits.buffer_values(sources.model, per_rank, taken.model)
+        return Traits(tensors=shapes, may_differ=may_differ)
+    may_differ |= traits.buffer_values(sources.model, sources.per_rank, shapes.model)
     values = traits.replicated_values(
-        sources.model, sources.optimizer, per_rank, taken.model, taken.optimizer
+        sources.model, sources.optimizer, sources.per_rank, shapes.model, shapes.optimizer
     )
-    return taken, Traits(tensors=tensors, values=values, may_differ=may_differ), size
+    return Traits(tensors=shapes, values=values, may_differ=may_differ)
 
 
 def compared(run: Run, sources: Sources) -> None:
     """Remember that the ranks hold these alike, as far as `take` compares them once only."""
-    run.compared = _identity(sources)
+    run.compared = sources.identity
 
 
 def gather(gang: Gang, taken: Taken, sizes: Sequence[int | None]) -> list[bytes]:
@@ -157,40 +187,18 @@ def gather(gang: Gang, taken: Taken, sizes: Sequence[int | None]) -> list[bytes]
     Args:
         gang: The gang; all ranks have taken their state by now, and hold alike what they should.
         taken: The state of this rank.
-        sizes: What `take` said of the size on each rank.
+        sizes: The length of `Taken.encoded` on each rank, ``None`` where there is none.
     """
     known = [size for size in sizes if size is not None]
     if taken.encoded is not None and len(known) == len(sizes):
         return gang.gather(taken.encoded, known)
 
     def whole() -> tuple[bytes, bytes]:
-        per_rank = _all_of(taken.rank["per_rank"], taken.sources.per_rank)
-        encoded = codec.encode_rank({**taken.rank, "per_rank": per_rank}, gang.rank)
+        encoded = (taken.own or taken.whole_rank(gang)).to_bytes()
         return encoded, str(len(encoded)).encode()
 
     encoded, lengths = gang.exchange(whole)
     return gang.gather(encoded, [int(length) for length in lengths])
-
-
-def _identity(sources: Sources) -> tuple[int, int]:
-    return id(bare(sources.model)), id(bare_optimizer(sources.optimizer))
-
-
-def _take(sources: Sources, rank: int) -> Taken:
-    """Take what can be taken without the other ranks."""
-    optimizer = None
-    if is_zero_redundancy(sources.optimizer):
-        try_state(sources.optimizer)
-    elif sources.optimizer is not None:
-        optimizer = take_optimizer(sources.optimizer, sources.model)
-    per_rank = {name: sources.per_rank[name] for name in sorted(sources.per_rank)}
-    states = _states(per_rank)
-    rank_state = {"random": take_random(), "per_rank": states, "classes": classes(sources.per_rank)}
-    spread = any(map(is_zero_redundancy, per_rank.values())) or shards_in(states, "per_rank")
-    encoded = None if spread else codec.encode_rank(rank_state, rank)
-    return Taken(
-        sources, take_model(sources.model), optimizer, _states(sources.other), rank_state, encoded
-    )
 
 
 def _states(objects: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,10 +213,10 @@ def _states(objects: Mapping[str, Any]) -> dict[str, Any]:
     return states
 
 
-def _all_of(states: Mapping[str, Any], objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states with all that other ranks hold of them, on rank 0; a collective."""
-    whole: dict[str, Any] = gathered(dict(states))
-    for name in sorted(objects):
-        if is_zero_redundancy(objects[name]) and consolidate(objects[name]):
-            whole[name] = take_object(objects[name])
-    return whole
+def _consolidated(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of those that are to be consolidated, on rank 0; a collective."""
+    return {
+        name: take_object(objects[name])
+        for name in sorted(objects)
+        if is_zero_redundancy(objects[name]) and consolidate(objects[name])
+    }

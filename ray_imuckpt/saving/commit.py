@@ -4,49 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
 from ray_imuckpt.repository import codec, paths
-from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.saving.failures import LastingFailureError
+from ray_imuckpt.saving.files import Files
 from ray_imuckpt.storage import (
     ConflictError,
     DoubtfulError,
-    NewFile,
     NotAFileError,
     NotDurableError,
     Storage,
 )
 from ray_imuckpt.storage.names import join
 
-logger = logging.getLogger("ray_imuckpt")
-
 _UNREADABLE = b""  # no manifest is empty
 
 
 def commit(
-    storage: Storage,
+    files: Files,
     draft: Manifest,
     parts: Sequence[codec.EncodedFile],
     run: Run,
     prepare: Callable[[], int],
+    others: Callable[[], Sequence[FileEntry]] = tuple,
 ) -> Manifest:
     """Write all parts, then the manifest: from that instant the checkpoint exists.
 
     Args:
-        storage: The run directory.
+        files: Where they go.
         draft: The manifest without its files and its branch.
         parts: What to write.
         run: Whose checkpoint it is. The unchanged files of its last one need not be sent again.
         prepare: Called between data and manifest; makes sure that the run may commit, and returns
             the number of its branch.
+        others: Returns the files that other ranks have written, once they have.
 
     Returns:
         The manifest as committed.
@@ -56,33 +52,39 @@ def commit(
         SaveFailedError: Nothing was committed; what was committed before, also of the same epoch,
             is as it was.
     """
-    directory = paths.checkpoint_name(draft.epoch)
+    storage = files.storage
     try:
-        files = _write_all(storage, directory, draft, parts, run)
+        own = files.write(parts, run)
+        theirs = others()
         calls: list[Callable[[], Any]] = [
-            lambda: _check_complete(storage, directory, parts, files),
+            lambda: files.check_complete(parts, own),
             prepare,
-            lambda: _standing_manifest(storage, directory),
+            lambda: _standing_manifest(storage, files.directory),
         ]
         _, branch, old = storage.together(calls)
-        manifest = dataclasses.replace(draft, files=files, branch=branch)
-        replaced = _put_manifest(storage, directory, manifest, run, old)
+        manifest = dataclasses.replace(draft, files=(*own, *theirs), branch=branch)
+        replaced = _put_manifest(storage, files.directory, manifest, run, old)
     except Exception as error:
         if not isinstance(error, UnknownOutcomeError):
-            _discard(storage, directory, draft.save_id)
+            files.discard()
         if isinstance(error, ImuckptError):
             raise
-        raise SaveFailedError(
-            f"The save failed, nothing was committed: {type(error).__name__}: {error}.",
-            url=join(storage.url, directory),
-            epoch=draft.epoch,
-            hint="Check that the directory can be written and has space, then save again. "
-            "Earlier checkpoints are untouched.",
-        ) from error
+        raise failed(error, files) from error
     with contextlib.suppress(Exception):  # the commit stands
         for name in replaced:
-            storage.delete(f"{directory}/{name}")
+            storage.delete(files.path(name))
     return manifest
+
+
+def failed(error: Exception, files: Files) -> SaveFailedError:
+    """Return what a foreign error means for a save of which nothing was committed."""
+    return SaveFailedError(
+        f"The save failed, nothing was committed: {type(error).__name__}: {error}.",
+        url=files.url,
+        epoch=files.epoch,
+        hint="Check that the directory can be written and has space, then save again. "
+        "Earlier checkpoints are untouched.",
+    )
 
 
 class UnknownOutcomeError(SaveFailedError):
@@ -196,98 +198,3 @@ def _put(storage: Storage, path: str, manifest: Manifest, old: bytes | None) -> 
             hint="When the storage answers again, look with `imuckpt ls`. What is listed is whole; "
             "saving again does no harm.",
         ) from error
-
-
-def _write_all(
-    storage: Storage,
-    directory: str,
-    draft: Manifest,
-    parts: Sequence[codec.EncodedFile],
-    run: Run,
-) -> tuple[FileEntry, ...]:
-    """Write the file of each part, or have it copied, all at once; return what they hold."""
-    names = [paths.data_file_name(part.part, draft.save_id, part.suffix) for part in parts]
-    sums: list[Sequence[str]] = []
-    new = []
-    for part, name in zip(parts, names, strict=True):
-        path = f"{directory}/{name}"
-        frozen = part.part == codec.MODEL_FROZEN
-        reused = _reuse(storage, path, part, run) if frozen else None
-        if reused is not None:
-            sums.append(reused)
-            continue
-        written = [""] * len(part.chunks)
-        sums.append(written)
-        new.append(NewFile(path, part.chunks, functools.partial(_note, written)))
-    storage.write_all(new)
-    return tuple(map(_entry, parts, names, sums))
-
-
-def _note(sums: list[str], index: int, views: list[memoryview]) -> None:
-    """Note the checksum of a chunk that is written."""
-    sums[index] = chunks.checksum(views)
-
-
-def _entry(part: codec.EncodedFile, name: str, sums: Sequence[str]) -> FileEntry:
-    return FileEntry(
-        part=part.part,
-        rank=0,
-        name=name,
-        size=part.chunks.size,
-        chunk_size=part.chunks.chunk_size,
-        checksums=tuple(sums),
-        header_size=len(part.header),
-        header_checksum=chunks.checksum([part.header]) if part.header else "",
-    )
-
-
-def _reuse(
-    storage: Storage, path: str, part: codec.EncodedFile, run: Run
-) -> tuple[str, ...] | None:
-    """Let the storage copy the previous checkpoint's file if its content is the same.
-
-    The same size and the same 128-bit checksum of every chunk are taken for the same content. That
-    is what the file should hold; one that came from another process is read once, or its rot would
-    be in every later checkpoint.
-    """
-    previous = run.parent
-    old = previous.file(part.part, part.suffix) if previous else None
-    if previous is None or old is None:
-        return None
-    if (old.size, old.chunk_size) != (part.chunks.size, part.chunks.chunk_size):
-        return None
-    for views, stated in zip(part.chunks, old.checksums, strict=True):
-        if chunks.checksum(views) != stated:
-            return None
-    directory = paths.checkpoint_name(previous.epoch)
-    source = f"{directory}/{old.name}"
-    if previous.save_id not in run.sound:
-        try:
-            CheckedFile(storage, directory, previous.epoch, old).verify()
-        except (ImuckptError, OSError) as error:
-            logger.warning("Frozen parameters are written again, not copied: %s", error)
-            return None
-    return old.checksums if storage.copy(source, path) else None
-
-
-def _check_complete(
-    storage: Storage, directory: str, parts: Sequence[codec.EncodedFile], files: Sequence[FileEntry]
-) -> None:
-    planned = sorted((part.part, part.suffix, part.chunks.size) for part in parts)
-    named = [functools.partial(storage.size, f"{directory}/{f.name}") for f in files]
-    sizes = zip(files, storage.together(named), strict=True)
-    written = sorted((f.part, f.name.rsplit(".", 1)[1], size) for f, size in sizes)
-    if planned != written:
-        raise SaveFailedError(
-            f"The storage does not hold what was written: planned {planned}, found {written}.",
-            url=join(storage.url, directory),
-            hint="The storage loses data, or another process removes files. Save elsewhere.",
-        )
-
-
-def _discard(storage: Storage, directory: str, save_id: str) -> None:
-    with contextlib.suppress(Exception):
-        for name in storage.files(directory):
-            if paths.is_data_file_name(name) and save_id in name:
-                storage.delete(f"{directory}/{name}")
-        storage.delete_empty(directory)

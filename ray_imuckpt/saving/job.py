@@ -1,68 +1,190 @@
-"""The part of a save that needs no gang: lay out, write, commit. Runs on rank 0, on any thread."""
+"""The part of a save that needs no gang: lay out, write, commit. Runs on any thread."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 
 import torch
 
+from ray_imuckpt import staging
 from ray_imuckpt._version import __version__
 from ray_imuckpt.encoding import tree
+from ray_imuckpt.errors import ImuckptError, SaveFailedError, to_wire
 from ray_imuckpt.repository import codec, paths
-from ray_imuckpt.repository.manifest import Ancestor, Manifest
+from ray_imuckpt.repository.manifest import Ancestor, FileEntry, Manifest
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.saving import branch, commit
+from ray_imuckpt.saving import branch, commit, receipts
 from ray_imuckpt.saving.collect import Label
+from ray_imuckpt.saving.division import Division
+from ray_imuckpt.saving.files import Files
+from ray_imuckpt.saving.receipts import Patience, Receipt
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.storage.names import join
 
 logger = logging.getLogger("ray_imuckpt")
 
 
-def job(
-    storage: Storage,
-    run: Run,
-    plan: codec.Plan,
-    label: Label,
-    world_size: int,
-) -> Callable[[], Manifest]:
-    """Return what writes and commits one checkpoint, and returns its manifest as committed.
+@dataclass(frozen=True)
+class Order:
+    """What a save is to be, beside what it stores.
 
-    Args:
+    Attributes:
         storage: The run directory.
-        run: The memory of the run; its parent becomes the committed checkpoint.
-        plan: What to store, its tensors as they are to be written.
+        run: The memory of the run; on rank 0 its parent becomes the committed checkpoint.
         label: What the checkpoint is to be known by.
         world_size: How many ranks the gang has.
+        division: Who writes what.
+        committed: Called with what was committed, on rank 0, on the thread that writes.
     """
 
+    storage: Storage
+    run: Run
+    label: Label
+    world_size: int
+    division: Division
+    committed: Callable[[Manifest], None]
+
+    @property
+    def files(self) -> Files:
+        """Return the files that this rank writes."""
+        division = self.division
+        return Files(
+            self.storage,
+            self.label.epoch,
+            division.save_id,
+            division.rank,
+            together=division.together,
+        )
+
+
+def job(order: Order, plan: codec.Plan, patience: Patience) -> Callable[[], Manifest]:
+    """Return what writes one checkpoint, and commits it on rank 0.
+
+    That returns the manifest: on rank 0 as committed, elsewhere with the files of this rank alone.
+
+    Args:
+        order: What is to be done.
+        plan: What to store, its tensors as they are to be written.
+        patience: How long rank 0 waits for the others.
+    """
+    files, run, together, rank = (
+        order.files,
+        order.run,
+        order.division.together,
+        order.division.rank,
+    )
+    draft = _draft(run, order.label, order.world_size, files.save_id)
+    if rank:
+        return partial(_write_part, files, draft, plan, run)
+    left, ranks = order.division.left_to_others(plan), range(1, order.world_size)
+
+    def others() -> list[FileEntry]:
+        if not together:
+            return []
+        found = receipts.collect(files, ranks, patience)
+        _check_bytes(files, found, left)
+        return found
+
     def run_job() -> Manifest:
-        parts = codec.layout(plan)
-        undo: Callable[[], None] | None = None
-
-        def guard() -> int:
-            nonlocal undo
-            undo = branch.prepare(storage, run, label.epoch)
-            return run.branch
-
-        try:
-            committed = commit.commit(storage, _draft(run, label, world_size), parts, run, guard)
-        except commit.UnknownOutcomeError:
-            run.branch_begun = True  # as if it were committed: the record must stand
-            raise
-        except Exception:
-            if undo is not None:
-                _put_back(undo, storage)
-            raise
-        run.branch_begun, run.parent = True, committed
-        run.sound.add(committed.save_id)
-        branch.confirm(storage, run, committed.epoch)
-        return committed
+        manifest = _commit(files, draft, codec.layout(plan), run, others)
+        if together:
+            with contextlib.suppress(Exception):  # the commit stands; they are leftovers
+                receipts.remove(files, ranks)
+        order.committed(manifest)
+        return manifest
 
     return run_job
+
+
+def after_copy(copy: staging.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
+    """Finish the copy, then save."""
+    try:
+        changed = copy.finish()
+    except Exception as error:
+        raise SaveFailedError(
+            f"The state could not be copied, nothing was written: {type(error).__name__}: {error}.",
+            epoch=epoch,
+            hint="Is there host memory for one more copy of the state? Save again, or with "
+            "Checkpointer(..., blocking=True), which needs none.",
+        ) from error
+    if changed is not None:
+        raise SaveFailedError(
+            f"{changed} was changed while it was being copied, and not by an optimizer's step.",
+            epoch=epoch,
+            hint='Use snapshot="eager", or change the model only after the next step or wait().',
+        )
+    return save()
+
+
+def _write_part(files: Files, draft: Manifest, plan: codec.Plan, run: Run) -> Manifest:
+    """Write what a rank other than 0 owns, and give its receipt."""
+    try:
+        parts = codec.layout(plan)
+        entries = files.write(parts, run)
+        files.check_complete(parts, entries)
+    except Exception as error:
+        with contextlib.suppress(Exception):  # then rank 0 hears nothing, and gives up in time
+            receipts.put(files, Receipt(files.rank, error=to_wire(error)))
+        if isinstance(error, ImuckptError):
+            raise
+        raise commit.failed(error, files) from error
+    try:
+        receipts.put(files, Receipt(files.rank, entries))
+    except Exception as error:
+        raise commit.failed(error, files) from error
+    return dataclasses.replace(draft, files=entries)
+
+
+def _check_bytes(files: Files, found: Iterable[FileEntry], left: Mapping[str, int]) -> None:
+    """Raise `SaveFailedError` unless the other ranks have written the tensors that were theirs."""
+    written = dict.fromkeys(left, 0)
+    for entry in found:
+        if entry.part in left:
+            written[entry.part] += entry.size - entry.header_size
+    if written != left:
+        raise SaveFailedError(
+            f"Nothing was committed: the other ranks wrote {written} bytes of tensors, and were to "
+            f"write {dict(left)}.",
+            url=files.url,
+            epoch=files.epoch,
+            hint="Are the sharded tensors on the same mesh on every rank?",
+        )
+
+
+def _commit(
+    files: Files,
+    draft: Manifest,
+    parts: Sequence[codec.EncodedFile],
+    run: Run,
+    others: Callable[[], Sequence[FileEntry]],
+) -> Manifest:
+    storage, undo = files.storage, None
+
+    def guard() -> int:
+        nonlocal undo
+        undo = branch.prepare(storage, run, files.epoch)
+        return run.branch
+
+    try:
+        committed = commit.commit(files, draft, parts, run, guard, others)
+    except commit.UnknownOutcomeError:
+        run.branch_begun = True  # as if it were committed: the record must stand
+        raise
+    except Exception:
+        if undo is not None:
+            _put_back(undo, storage)
+        raise
+    run.branch_begun, run.parent = True, committed
+    run.sound.add(committed.save_id)
+    branch.confirm(storage, run, committed.epoch)
+    return committed
 
 
 def _put_back(undo: Callable[[], None], storage: Storage) -> None:
@@ -78,7 +200,7 @@ def _put_back(undo: Callable[[], None], storage: Storage) -> None:
         )
 
 
-def _draft(run: Run, label: Label, world_size: int) -> Manifest:
+def _draft(run: Run, label: Label, world_size: int, save_id: str) -> Manifest:
     """Return the manifest without its files and its branch."""
     parent = run.parent
     ancestors = parent.ancestors if parent else ()
@@ -88,7 +210,7 @@ def _draft(run: Run, label: Label, world_size: int) -> Manifest:
         epoch=label.epoch,
         step=label.step,
         run_id=run.id,
-        save_id=paths.new_save_id(),
+        save_id=save_id,
         parent=parent.origin if parent else None,
         ancestors=ancestors,
         world_size=world_size,

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from ray_imuckpt import staging
 from ray_imuckpt.errors import GangBrokenError, from_wire
+from ray_imuckpt.saving.receipts import Patience
 from ray_imuckpt.saving.writer import Writing
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -36,6 +37,9 @@ class SaveOperation:
         error: How it failed, once that is settled.
         tolerated: Whether training goes on all the same.
         copy: The host copies that are written, on the rank that writes, until the save is settled.
+        patience: How long rank 0 waits for what other ranks write.
+        part: Whether `writing` writes a part of the save, which rank 0 commits.
+        discard: Removes what this rank has written, should the save have failed.
     """
 
     epoch: int
@@ -44,6 +48,9 @@ class SaveOperation:
     error: Exception | None = None
     tolerated: bool = False
     copy: staging.Copy | None = None
+    patience: Patience | None = None
+    part: bool = False
+    discard: Callable[[], None] | None = None
 
     @property
     def state(self) -> SaveState:
@@ -52,11 +59,19 @@ class SaveOperation:
             return SaveState.COMMITTED if self.error is None else SaveState.FAILED
         if self.writing is None:
             return SaveState.STAGING
-        return SaveState(self.writing.state())
+        state = SaveState(self.writing.state())
+        if self.part and state is SaveState.COMMITTED:
+            return SaveState.WRITING  # that is for rank 0 to say
+        return state
 
     def give_up(self) -> bool:
         """Make sure that nothing is written; return False where the writing has begun."""
         return self.writing is None or self.writing.cancel()
+
+    def hurry(self) -> None:
+        """Wait for other ranks only a little longer: one has gone."""
+        if self.patience is not None:
+            self.patience.hurry()
 
     def fence(self) -> None:
         """Return when what is still to be copied may be changed."""
@@ -69,7 +84,7 @@ class SaveOperation:
 
     def standing(self) -> str:
         """Return in words what this rank knows of it."""
-        if self.writing is None:
+        if self.writing is None or (self.part and self.state is SaveState.WRITING):
             return (
                 f"Whether epoch {self.epoch} was committed is known to rank 0: look at the storage."
             )
@@ -122,6 +137,7 @@ def says_what_stands(method: Method) -> Method:
         try:
             return method(self, *arguments, **keywords)
         except GangBrokenError as error:
+            self._saver.hurry()
             message = f"{error.message} {self._saver.standing()}"
             raise GangBrokenError(
                 message, url=error.url, epoch=error.epoch, rank=error.rank, hint=error.hint

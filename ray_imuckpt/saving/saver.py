@@ -1,16 +1,18 @@
 """The saves of one process, seen by its whole gang: begun together, settled together.
 
-Rank 0 writes in the background; how that ended is known there alone until the ranks meet again.
+Rank 0 commits in the background; how that ended is known there alone until the ranks meet again.
 Here they meet: at the next call of `checkpoint`, at `wait`, at `start`. What they say of the save
-goes with what they have to say anyway. No collective is called from the writing thread.
+goes with what they have to say anyway. No collective is called from a writing thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,19 +20,18 @@ import torch
 
 from ray_imuckpt import staging
 from ray_imuckpt.agreement.agreement import Traits, compare
-from ray_imuckpt.errors import GangBrokenError, SaveFailedError, to_wire
+from ray_imuckpt.errors import GangBrokenError, to_wire
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.options import Saving
 from ray_imuckpt.repository import codec
-from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.saving.collect import Label
+from ray_imuckpt.saving.commit import UnknownOutcomeError
 from ray_imuckpt.saving.failures import Failures, LastingFailureError
-from ray_imuckpt.saving.job import job
+from ray_imuckpt.saving.job import Order, after_copy, job
 from ray_imuckpt.saving.operation import SaveOperation
+from ray_imuckpt.saving.receipts import Patience
 from ray_imuckpt.saving.writer import Writing
 from ray_imuckpt.staging.fence import Fence
-from ray_imuckpt.storage import Storage
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -44,13 +45,15 @@ class Saver:
 
     Args:
         saving: It says what a failed save means.
+        timeout: How long rank 0 waits for what other ranks write.
 
     Attributes:
         run: What is known of the run; ``None`` before `Checkpointer.start`.
     """
 
-    def __init__(self, saving: Saving) -> None:
+    def __init__(self, saving: Saving, timeout: timedelta) -> None:
         self.run: Run | None = None
+        self._timeout = timeout.total_seconds()
         self._failures = Failures(saving)
         self._buffers = staging.HostBuffers()
         self._fence: Fence | None = None
@@ -106,54 +109,58 @@ class Saver:
     def begin(
         self,
         gang: Gang,
-        storage: Storage,
-        state: Callable[[], codec.TrainingState],
-        label: Label,
+        order: Order,
+        plan: Callable[[], codec.Plan],
         *,
         background: bool,
         later: Sequence[Any] | None,
-        committed: Callable[[Manifest], None],
     ) -> SaveOperation:
-        """Copy the state and begin to write it, on rank 0; the one before must have been settled.
+        """Copy the state and begin to write it; the save before must have been settled.
 
         Args:
             gang: The gang; all ranks call this.
-            storage: The run directory.
-            state: Returns what to store, complete on rank 0; called on every rank.
-            label: What the checkpoint is to be known by.
+            order: What is to be done.
+            plan: Returns what this rank is to store; called on every rank.
             background: Whether to return once the state is copied. Otherwise the state is written
                 from where it is (from a GPU chunk by chunk), and the save has ended well on return.
             later: Optimizers: what only their steps change may be copied after this has returned,
                 their next step waits for it. ``None``: everything is copied at once.
-            committed: Called with what was committed, on rank 0, on the thread that writes.
 
         Raises:
             UnsupportedStateError: Something cannot be stored; nothing was written.
             SaveFailedError: It failed, `background` is false, and that is not tolerated.
         """
-        self._operation = operation = SaveOperation(label.epoch)
+        together = order.division.together
+        operation = SaveOperation(order.label.epoch, part=together and gang.rank > 0)
+        self._operation = operation
 
-        def write() -> None:
-            whole = state()
-            if gang.rank != 0 or self.run is None:
-                return
-            plan = codec.plan(whole)
-            if background:
-                self._copy(operation, plan.tensors(), later)
-            host = operation.copy.tensors if operation.copy else staging.in_place(plan.tensors())
-            save = job(storage, self.run, plan.holding(host), label, gang.world_size)
-            if operation.copy:
-                save = partial(_after, operation.copy, save, label.epoch)
-            operation.writing = Writing(partial(_and_tell, save, committed))
-            if self._fence is not None:
-                self._fence.hold(operation.fence)
-            operation.writing.start(background=background)
+        def prepare() -> None:
+            own = plan()
+            if gang.rank == 0 or together:
+                self._prepare(operation, order, own, background=background, later=later)
 
-        try:
-            if background:
-                gang.run_all(write)
+        def start() -> None:
+            if not together:  # else what one rank cannot copy none begins to write
+                prepare()
+            if operation.writing is not None:
+                operation.writing.start(background=background)
+
+        with self._abandoning(operation):
+            if together:
+                gang.run_all(prepare)
+            if not background:
+                self._run(gang, start)
+            elif together:
+                start()
             else:
-                self._run(gang, write)
+                gang.run_all(start)
+        return operation
+
+    @contextlib.contextmanager
+    def _abandoning(self, operation: SaveOperation) -> Iterator[None]:
+        """Make sure that a save which could not begin on all ranks never begins on this one."""
+        try:
+            yield
         except GangBrokenError:
             operation.give_up()
             raise
@@ -161,7 +168,29 @@ class Saver:
             if not operation.settled and operation.give_up():
                 self._operation = None
             raise
-        return operation
+
+    def _prepare(
+        self,
+        operation: SaveOperation,
+        order: Order,
+        plan: codec.Plan,
+        *,
+        background: bool,
+        later: Sequence[Any] | None,
+    ) -> None:
+        """Copy what this rank writes, and make ready what will write it."""
+        if background:
+            self._copy(operation, plan.tensors(), later)
+        host = operation.copy.tensors if operation.copy else staging.in_place(plan.tensors())
+        operation.patience = Patience(self._timeout)
+        save = job(order, plan.holding(host), operation.patience)
+        if operation.copy:
+            save = partial(after_copy, operation.copy, save, operation.epoch)
+        if operation.part:
+            operation.discard = order.files.discard
+        operation.writing = Writing(save)
+        if self._fence is not None:
+            self._fence.hold(operation.fence)
 
     def _run(self, gang: Gang, step: Callable[[], None]) -> None:
         """Run `step` on every rank, wait for the save, and settle it."""
@@ -207,10 +236,13 @@ class Saver:
             "ended": True,
             "error": wire,
             "lasting": isinstance(error, LastingFailureError),
+            "unknown": isinstance(error, UnknownOutcomeError),
         }
 
     def _conclude(self, gang: Gang, outcomes: Sequence[Mapping[str, Any] | None]) -> None:
         """Settle the save on this rank, as on all, if it has ended on all that write.
+
+        How it has ended is for rank 0 to say, who commits.
 
         Raises:
             SaveFailedError: It failed on one, and that is not tolerated.
@@ -219,19 +251,34 @@ class Saver:
         known = [outcome for outcome in outcomes if outcome is not None]
         if operation is None or not all(outcome["ended"] for outcome in known):
             return
-        failed = next((outcome for outcome in known if "error" in outcome), None)
+        failed = next((outcome for outcome in known[:1] if "error" in outcome), None)
         error = operation.failure(failed and failed["error"], alone=gang.world_size == 1)
         self._operation = None
         if failed is None or error is None:
             self._failures.committed()
+            self._remember(operation)
             operation.end()
             return
+        if operation.discard is not None and not failed["unknown"]:
+            operation.discard()
         operation.end(
             error,
             tolerated=self._failures.tolerates(error, lasting=failed["lasting"], rank=gang.rank),
         )
         if not operation.tolerated:
             raise error
+
+    def _remember(self, operation: SaveOperation) -> None:
+        """Remember on a rank that wrote a part of what was committed which files are its own."""
+        manifest = operation.writing.manifest if operation.part and operation.writing else None
+        if self.run is not None and manifest is not None:
+            self.run.parent = manifest
+            self.run.sound.add(manifest.save_id)
+
+    def hurry(self) -> None:
+        """Wait for what other ranks write only a little longer: one of them has gone."""
+        if self._operation is not None:
+            self._operation.hurry()
 
     def standing(self) -> str:
         """Return in words what this rank knows of the save that it has not settled."""
@@ -250,29 +297,3 @@ def _wait_for(writing: Writing) -> None:
     waited = time.monotonic() - began
     if waited >= _LONG_WAIT:
         logger.warning("Waited %.1f s for the previous save to end.", waited)
-
-
-def _and_tell(save: Callable[[], Manifest], committed: Callable[[Manifest], None]) -> Manifest:
-    manifest = save()
-    committed(manifest)
-    return manifest
-
-
-def _after(copy: staging.Copy, save: Callable[[], Manifest], epoch: int) -> Manifest:
-    """Finish the copy, then save."""
-    try:
-        changed = copy.finish()
-    except Exception as error:
-        raise SaveFailedError(
-            f"The state could not be copied, nothing was written: {type(error).__name__}: {error}.",
-            epoch=epoch,
-            hint="Is there host memory for one more copy of the state? Save again, or with "
-            "Checkpointer(..., blocking=True), which needs none.",
-        ) from error
-    if changed is not None:
-        raise SaveFailedError(
-            f"{changed} was changed while it was being copied, and not by an optimizer's step.",
-            epoch=epoch,
-            hint='Use snapshot="eager", or change the model only after the next step or wait().',
-        )
-    return save()

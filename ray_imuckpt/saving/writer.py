@@ -96,6 +96,11 @@ class Writing:
             )
         return self._error
 
+    @property
+    def manifest(self) -> Manifest | None:
+        """Return what the work gave; ``None`` where it has not ended well."""
+        return self._manifest
+
     def acknowledge(self) -> None:
         """Note that its end is known to whoever asked, so that it is not told at exit."""
         _ACTIVE.discard(self)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt.state.sharding import is_sharded
+from ray_imuckpt.state.sharding import part_here
 from ray_imuckpt.state.wrappers import bare_optimizer
 
 logger = logging.getLogger("ray_imuckpt")
@@ -82,8 +82,5 @@ def _changed_by(optimizer: Any) -> set[_Memory]:
     by_parameter = getattr(optimizer, "state", {})  # what only looks like one may have none
     states = [values for values in by_parameter.values() if isinstance(values, dict)]
     tensors = parameters + [value for values in states for value in values.values()]
-    return {
-        _memory(tensor)
-        for tensor in tensors
-        if isinstance(tensor, torch.Tensor) and not is_sharded(tensor) and tensor.numel()
-    }
+    parts = [part_here(tensor) for tensor in tensors if isinstance(tensor, torch.Tensor)]
+    return {_memory(part.detach()) for part in parts if part.numel()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt.encoding.tensors import is_plain
+from ray_imuckpt.encoding.tensors import check_storable, is_plain
 from ray_imuckpt.state.wrappers import bare_optimizer, loaded
 
 
@@ -37,6 +37,11 @@ def part_here(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def check_part(tensor: torch.Tensor, path: str) -> None:
+    """Raise `UnsupportedStateError` unless what of the tensor is on this rank can be stored."""
+    check_storable(part_here(tensor), path)
+
+
 def described(tensor: torch.Tensor) -> str:
     """Return shape, dtype and placement in words; equal on all ranks that hold the same tensor."""
     if not is_plain(tensor) and torch.nn.parameter.is_lazy(tensor):
@@ -63,6 +68,11 @@ def shards_in(value: Any, path: str) -> dict[str, str]:
     for key, item in items:
         found |= shards_in(item, f"{path}[{key!r}]")
     return found
+
+
+def holds_shards(value: Any) -> bool:
+    """Return whether there is a sharded tensor in a value's containers."""
+    return bool(shards_in(value, ""))
 
 
 def gathered(value: Any) -> Any:

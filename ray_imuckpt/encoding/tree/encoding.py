@@ -23,6 +23,8 @@ from ray_imuckpt.threads.parallel import uncollected
 
 JSON = Any
 Tensors = dict[str, torch.Tensor]
+Check = Callable[[torch.Tensor, str], None]
+"""Raises `UnsupportedStateError` where a tensor, at that path, cannot be stored."""
 
 TAG = "$"
 _QUOTES = "'\""
@@ -33,20 +35,21 @@ _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
 @uncollected
-def encode(value: Any, tensors: Tensors, path: str) -> JSON:
+def encode(value: Any, tensors: Tensors, path: str, check: Check = check_storable) -> JSON:
     """Return `value` as JSON types.
 
     Args:
         value: Any tree of the types of the table.
         tensors: Receives every tensor and numeric array, under a new name that begins with `path`.
         path: Where the value is, for names and errors, for example ``other.config``.
+        check: Refuses what cannot be stored; left out: tensors without memory of their own, too.
 
     Raises:
         UnsupportedStateError: Something in it cannot be stored; it names the path, the type, and
             what to do. `tensors` may then hold a part of the tree.
     """
     try:
-        return _Encoder(tensors, path).encode(value, "")
+        return _Encoder(tensors, path, check).encode(value, "")
     except RecursionError:
         raise UnsupportedStateError(
             f"{path} is nested too deeply, or contains itself.",
@@ -57,8 +60,9 @@ def encode(value: Any, tensors: Tensors, path: str) -> JSON:
 class _Encoder:
     """One call of `encode`."""
 
-    def __init__(self, tensors: Tensors, root: str) -> None:
+    def __init__(self, tensors: Tensors, root: str, check: Check) -> None:
         self._tensors = tensors
+        self._check = check
         self._root = root
         self._open: set[int] = set()
 
@@ -89,7 +93,7 @@ class _Encoder:
 
     def tensor(self, value: torch.Tensor, path: str) -> JSON:
         """Return a reference to a tensor."""
-        check_storable(value, self._root + path)
+        self._check(value, self._root + path)
         return {TAG: "tensor", "v": self._put(value, self._name(path))}
 
     def items(self, value: Any, path: str) -> list[JSON]:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_imuckpt.encoding.tree.encoding import JSON, Tensors, encode
+from ray_imuckpt.encoding.tensors import check_storable
+from ray_imuckpt.encoding.tree.encoding import JSON, Check, Tensors, encode
 
 _DEEPEST = 16  # levels; what is deeper, or contains itself, is encoded, or refused, at once
 _SLICE = 1000  # elements that are encoded before another thread may be let in
@@ -54,7 +55,9 @@ class _NotStillError(Exception):
     """Something in it may change, or may have to be refused."""
 
 
-def encode_later(value: Any, tensors: Tensors, path: str) -> JSON | Still:
+def encode_later(
+    value: Any, tensors: Tensors, path: str, check: Check = check_storable
+) -> JSON | Still:
     """Copy a value for `dumps` to encode; where that cannot wait, return what `encode` makes of it.
 
     Arguments and errors are those of `encode`.
@@ -62,7 +65,7 @@ def encode_later(value: Any, tensors: Tensors, path: str) -> JSON | Still:
     try:
         return Still(_copied(value), path)
     except _NotStillError:
-        return encode(value, tensors, path)
+        return encode(value, tensors, path, check)
 
 
 def _copied(value: Any, depth: int = 0) -> Any:

@@ -1,6 +1,6 @@
 """Plays stories on the ranks of gloo gangs, each in a directory of its own.
 
-    python -m support.gangs DIRECTORY STORY,STORY STORY,STORY      a gang of two for each list
+    python -m support.gangs DIRECTORY STORY,STORY 4:STORY,STORY    a gang of two, and one of four
 
 Where torchrun has started this process, it is one rank of the one gang that there is.
 """
@@ -10,16 +10,27 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from support.forking import import_all, on_ranks
-from support.gangs import errors, layouts, meetings, owners, policies, shards, stories, values
+from support.gangs import (
+    errors,
+    layouts,
+    meetings,
+    owners,
+    policies,
+    shards,
+    spread,
+    stories,
+    values,
+)
 
 RANKS = 2
-TOPICS = (stories, errors, layouts, meetings, owners, policies, shards, values)
+TOPICS = (stories, errors, layouts, meetings, owners, policies, shards, spread, values)
 
 
 def play(directory: Path, names: list[str], rank: int) -> None:
@@ -40,23 +51,24 @@ def play(directory: Path, names: list[str], rank: int) -> None:
         dist.destroy_process_group()
 
 
-def main(directory: Path, gangs: list[list[str]]) -> None:
+def main(directory: Path, gangs: list[str]) -> None:
     """Play the stories of each gang."""
     if "RANK" in os.environ:
         torch.set_num_threads(1)
         dist.init_process_group("gloo")
-        play(directory, gangs[0], int(os.environ["RANK"]))
+        play(directory, gangs[0].split(","), int(os.environ["RANK"]))
         return
     import_all()
-    for number, names in enumerate(gangs):
+    for number, gang in enumerate(gangs):
+        size, _, names = gang.rpartition(":")
+        on_ranks(int(size or RANKS), partial(_join, directory, number, int(size or RANKS), names))
 
-        def join(rank: int) -> None:
-            store = dist.FileStore(str(directory / f"store-{number}"), RANKS)  # noqa: B023
-            dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
-            play(directory, names, rank)  # noqa: B023
 
-        on_ranks(RANKS, join)
+def _join(directory: Path, number: int, ranks: int, names: str, rank: int) -> None:
+    store = dist.FileStore(str(directory / f"store-{number}"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    play(directory if ranks == RANKS else directory / str(ranks), names.split(","), rank)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [names.split(",") for names in sys.argv[2:]])
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,271 @@
+"""Divide a save among the ranks: rank 0 writes all of it, or every rank writes what it owns.
+
+All ranks decide alike, from what they have told each other in a meeting (`note`). They write
+together where a tensor is sharded, so that no rank has to hold all of it; and where there is so
+much to write that it goes faster. For that all must see the same storage, which is tried once in a
+run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ray_imuckpt.encoding import chunks
+from ray_imuckpt.errors import StateMismatchError, StorageError
+from ray_imuckpt.gang import Gang
+from ray_imuckpt.repository import codec, paths
+from ray_imuckpt.repository.run import Remembered, Run
+from ray_imuckpt.saving.collect import Taken
+from ray_imuckpt.saving.owners import Held, Place, owners
+from ray_imuckpt.state.names import names_of
+from ray_imuckpt.state.pieces import Share, place_in_mesh, share_of, spread_of
+from ray_imuckpt.state.wrappers import bare_optimizer
+from ray_imuckpt.storage import Storage
+from ray_imuckpt.storage.names import join
+
+TOGETHER_FROM = 64 * 1024 * 1024  # bytes; below, rank 0 alone is as fast (docs/performance.md)
+_OPTIMIZER_STATE = f"{codec.OPTIMIZER}/optimizer.state."
+_PROBE = "probe"
+_ROUND = 1024 * 1024  # what ranks write beside their shares changes by some bytes at every save
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """The tensors that the ranks may share out, as one of them sees them.
+
+    Attributes:
+        held: They, in an order that is the same on all ranks.
+        places: Which piece this rank holds in each way of being spread.
+        digest: Of `held`, the same on all ranks.
+    """
+
+    held: tuple[Held, ...]
+    places: tuple[Place | None, ...]
+    digest: str
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether any of them is sharded."""
+        return bool(self.places)
+
+    @cached_property
+    def size(self) -> int:
+        """Return the bytes of all of them."""
+        return sum(held.size for held in self.held)
+
+
+@dataclass(frozen=True)
+class Division:
+    """The part of a save that is this rank's to write.
+
+    Attributes:
+        save_id: Of the save.
+        rank: This rank.
+        shares: Who writes what, by rank; ``None`` where rank 0 writes everything.
+        held: The tensors that are shared out, by their name in the whole checkpoint.
+    """
+
+    save_id: str
+    rank: int = 0
+    shares: tuple[frozenset[str], ...] | None = None
+    held: Mapping[str, Held] | None = None
+
+    @property
+    def together(self) -> bool:
+        """Return whether every rank writes a part."""
+        return self.shares is not None
+
+    def choose(self, key: str, tensor: torch.Tensor) -> Share | None:
+        """Return what of a tensor this rank writes; see `codec.Choose`."""
+        if self.shares is None or self.held is None or key not in self.held:
+            return Share(tensor, None) if self.rank == 0 else None
+        if key not in self.shares[self.rank]:
+            return None
+        if not tensor.numel():
+            return Share(torch.empty(tensor.shape, dtype=tensor.dtype), None)
+        share = share_of(tensor)
+        return share if share.local.numel() else None
+
+    def left_to_others(self, plan: codec.Plan) -> dict[str, int]:
+        """Return how many bytes of each part the other ranks write, given what this one does."""
+        left: dict[str, int] = {}
+        for key, held in (self.held or {}).items():
+            part = key.partition("/")[0]
+            left[part] = left.get(part, 0) + held.size
+        for key, tensor in plan.tensors().items():
+            if key in (self.held or {}):
+                left[key.partition("/")[0]] -= tensor.nbytes
+        return left
+
+
+def holdings(run: Run, taken: Taken) -> Holdings:
+    """Return what may be shared out of what this rank has taken."""
+    sources, model = taken.sources, taken.shapes.model
+    modules = [value for value in sources.per_rank.values() if isinstance(value, nn.Module)]
+    differing = model.buffers
+    if modules:  # else a walk through the model for nothing
+        differing |= names_of(sources.model, modules)
+    optimizer = bare_optimizer(sources.optimizer)
+    alone = any(
+        bare_optimizer(value) is optimizer for value in sources.per_rank.values() if optimizer
+    )
+    key = (sources.identity, taken.shapes.digest(), model.frozen, differing, alone)
+    if run.holdings is None or run.holdings.key != key:
+        # What may differ between the ranks is rank 0's to write, unless it is sharded.
+        found = _found(taken.contents, differing, alone=alone)
+        run.holdings = Remembered(key, found)
+    held: Holdings = run.holdings.value
+    return held
+
+
+def _found(contents: codec.Contents, differing: frozenset[str], *, alone: bool) -> Holdings:
+    named = {
+        f"{part}/{name}": (name, tensor)
+        for part, found in contents.tensors.items()
+        for name, tensor in found.items()
+    }
+    spreads: dict[Any, int] = {}
+    places: list[Place | None] = []
+    held = []
+    for key in sorted(named):
+        name, tensor = named[key]
+        spread = spread_of(tensor)
+        if spread is None:
+            if key.startswith(_OPTIMIZER_STATE):
+                shared = not alone
+            else:
+                shared = name in contents.model.tensors and name not in differing
+                shared = shared and key.startswith((f"{codec.MODEL}/", f"{codec.MODEL_FROZEN}/"))
+        elif spread not in spreads:
+            spreads[spread] = len(spreads)
+            places.append(place_in_mesh(tensor))
+        if spread is not None or shared:
+            size = tensor.numel() * tensor.element_size()
+            held.append(Held(key, size, None if spread is None else spreads[spread]))
+    digest = chunks.checksum([repr(held).encode()])
+    return Holdings(tuple(held), tuple(places), digest)
+
+
+def note(gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken) -> dict[str, Any]:
+    """Return what this rank tells the others, in JSON's types; no collective.
+
+    On rank 0 a small file is put beside it, by which the others see whether they see the same
+    storage, where that is not known and they may have to.
+    """
+    size = None if taken.encoded is None else len(taken.encoded)
+    if gang.world_size == 1:
+        return {"id": paths.new_save_id(), "size": size}
+    held = holdings(run, taken)
+    own = 0 if taken.own is None else taken.own.size
+    told: dict[str, Any] = {
+        "size": size, "own": own // _ROUND, "held": held.digest, "places": held.places,
+    }  # fmt: skip
+    if gang.rank == 0:
+        told["id"] = paths.new_save_id()
+        rest = taken.contents.plain_size
+        told["rest"] = rest // _ROUND
+        large = held.size + rest + own * gang.world_size >= TOGETHER_FROM
+        told["together"] = held.sharded or (large and run.shared is not False)
+        if told["together"] and not run.shared:
+            with contextlib.suppress(OSError):  # the save itself will tell
+                storage.put(_probe(epoch, told["id"]), b"{}")
+                told["probe"] = True
+    return told
+
+
+def divide(
+    gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken, notes: Sequence[Any]
+) -> Division:
+    """Decide who writes what, on every rank alike; a collective at the first time in a run.
+
+    Args:
+        gang: The gang.
+        storage: The run directory.
+        run: The memory of the run.
+        epoch: Of the checkpoint.
+        taken: The state of this rank.
+        notes: What `note` returned on each rank.
+
+    Raises:
+        StateMismatchError: The ranks do not hold the same tensors.
+        StorageError: They do not see the same storage, and a tensor is sharded.
+    """
+    save_id = notes[0]["id"]
+    if not notes[0].get("together"):
+        return Division(save_id)
+    held = holdings(run, taken)
+    differing = [rank for rank, told in enumerate(notes) if told["held"] != held.digest]
+    if any(told["held"] != notes[0]["held"] for told in notes):
+        raise StateMismatchError(
+            "The ranks hold tensors of different names or kinds: which of them are trained, or how "
+            "they are spread over the ranks, is not the same on all.",
+            rank=differing[0] if gang.rank == 0 else None,
+            hint="Build the model and the optimizer alike on every rank.",
+        )
+    if notes[0].get("probe"):
+        run.shared = _is_shared(gang, storage, _probe(epoch, save_id), sharded=held.sharded)
+    if not run.shared and not held.sharded:
+        return Division(save_id)
+    places = [tuple(None if p is None else tuple(p) for p in told["places"]) for told in notes]
+    burdens = [told["own"] * _ROUND for told in notes]
+    burdens[0] += notes[0]["rest"] * _ROUND
+    key = (held.digest, places, burdens)
+    if run.shares is None or run.shares.key != key:
+        run.shares = Remembered(key, _shares(held.held, places, burdens))
+    shares, by_key = run.shares.value
+    return Division(save_id, gang.rank, shares, by_key)
+
+
+def _shares(
+    held: Sequence[Held], places: Sequence[Sequence[Place | None]], burdens: Sequence[int]
+) -> tuple[tuple[frozenset[str], ...], dict[str, Held]]:
+    """Return who writes what; frozen parameters by themselves, so that it stays as it is."""
+    frozen = [one for one in held if one.key.startswith(f"{codec.MODEL_FROZEN}/")]
+    others = [one for one in held if not one.key.startswith(f"{codec.MODEL_FROZEN}/")]
+    still = owners(frozen, places, [0] * len(burdens))
+    moving = owners(others, places, burdens)
+    shares = tuple(one | other for one, other in zip(still, moving, strict=True))
+    return shares, {one.key: one for one in held}
+
+
+def _probe(epoch: int, save_id: str) -> str:
+    name = paths.data_file_name(_PROBE, save_id, "json")
+    return f"{paths.checkpoint_name(epoch)}/{name}"
+
+
+def _is_shared(gang: Gang, storage: Storage, probe: str, *, sharded: bool) -> bool:
+    """Return whether all ranks see what rank 0 has put; a collective.
+
+    Raises:
+        StorageError: They do not, though they must.
+    """
+
+    def look() -> tuple[None, bytes]:
+        try:
+            storage.size(probe)
+        except OSError:
+            return None, b""
+        return None, b"seen"
+
+    seen = gang.exchange(look)[1]
+    if gang.rank == 0:
+        with contextlib.suppress(OSError):
+            storage.delete(probe)
+    blind = [rank for rank, told in enumerate(seen) if not told]
+    if blind and sharded:
+        raise StorageError(
+            f"Rank{'s' * (len(blind) > 1)} {', '.join(map(str, blind))} cannot see what rank 0 "
+            "writes: the directory is not the same storage there. A model that is sharded is "
+            "written by all ranks.",
+            url=join(storage.url, ""),
+            rank=blind[0],
+            hint="Give a `dir` that all ranks share: a network file system, or an object store.",
+        )
+    return not blind

@@ -1,0 +1,78 @@
+"""Who writes what of a state that several ranks hold. A rule alone: no I/O, no collective.
+
+Every rank calculates it from the same facts, so that all come to the same without asking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Place = tuple[int, ...]
+"""Tells which piece of a tensor a rank holds (`ray_imuckpt.state.pieces.place_in_mesh`)."""
+
+
+class Held(NamedTuple):
+    """A tensor that ranks hold, whole or in pieces.
+
+    Attributes:
+        key: Its name in the whole checkpoint.
+        size: Bytes, of all of it.
+        spread: Which way of being spread over the ranks it has; ``None``: every rank holds all.
+    """
+
+    key: str
+    size: int
+    spread: int | None = None
+
+
+class _Box(NamedTuple):
+    """A piece of a tensor, or all of it, and the ranks that hold it."""
+
+    size: int
+    key: str
+    holders: Sequence[int]
+
+
+def owners(
+    held: Sequence[Held], places: Sequence[Sequence[Place | None]], burdens: Sequence[int]
+) -> list[frozenset[str]]:
+    """Return for each rank the keys of the tensors of which it writes what it holds.
+
+    Each piece has one owner. What only one rank holds is counted first; of the rest the largest
+    goes first, to the one of its holders that has the least to write, the lowest of these.
+
+    Args:
+        held: The tensors.
+        places: For each rank the piece that it holds in each way of being spread; ``None``: none.
+        burdens: Bytes that each rank writes besides.
+    """
+    everyone = range(len(places))
+    groups = [_groups(places, spread) for spread in range(len(places[0]))]
+    boxes = []
+    for key, size, spread in held:
+        holders: Sequence[Sequence[int]] = [everyone] if spread is None else groups[spread]
+        if not size:  # nobody holds a piece of nothing
+            holders = [everyone[:1]]
+        boxes += [_Box(-(-size // len(holders)), key, ranks) for ranks in holders]
+    boxes.sort(key=lambda box: (len(box.holders) > 1, -box.size, box.key))
+    loads = list(burdens)
+    owned: list[set[str]] = [set() for _ in everyone]
+    for size, key, ranks in boxes:
+        if len(ranks) == len(loads):
+            owner = loads.index(min(loads))
+        else:
+            owner = min(ranks, key=loads.__getitem__)
+        owned[owner].add(key)
+        loads[owner] += size
+    return [frozenset(keys) for keys in owned]
+
+
+def _groups(places: Sequence[Sequence[Place | None]], spread: int) -> list[list[int]]:
+    """Return the ranks that hold the same piece, each group in order, the lowest rank's first."""
+    groups: dict[Place, list[int]] = {}
+    for rank, row in enumerate(places):
+        place = row[spread]
+        if place is not None:
+            groups.setdefault(place, []).append(rank)
+    return list(groups.values())
