@@ -55,14 +55,15 @@ FORKED = [
         "no_thread_of_a_group_outlives_its_end",
     ],
 ]
+OF_FOUR = ["every_layout_is_saved_and_comes_back"]
 
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory in which gangs of two have played all stories."""
+    """The directory in which gangs of two, and one of four, have played all stories."""
     directory = tmp_path_factory.mktemp("gangs")
     train(directory / "a_rank_that_was_not_there" / "run", 2)
-    lists = [",".join(names) for names in FORKED]
+    lists = [*map(",".join, FORKED), f"4:{','.join(OF_FOUR)}"]
     run_program("support.gangs", directory, ",".join(UNDER_TORCHRUN), ranks=2, timeout=240)
     run_program("support.gangs", directory, *lists, timeout=240)
     return directory
@@ -70,14 +71,21 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*UNDER_TORCHRUN, *chain(*FORKED)])
-def test_a_story_comes_to_its_end_on_both_ranks(stage: Path, name: str) -> None:
+def test_a_story_comes_to_its_end_on_all_ranks(stage: Path, name: str) -> None:
     """It asserts what must hold; and every manifest that it has left fits the schema."""
     failures = "\n".join(file.read_text() for file in sorted((stage / name).glob("failed-*")))
     assert not failures, failures
-    for rank in (0, 1):
+    for rank in range(4 if stage.name == "4" else 2):
         assert (stage / name / f"passed-on-rank-{rank}").exists(), "one before it has failed"
     if name != "fallback_is_taken_by_all":  # which damages one
         check_all(stage / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_FOUR)
+def test_a_story_comes_to_its_end_on_four_ranks(stage: Path, name: str) -> None:
+    """As on two."""
+    test_a_story_comes_to_its_end_on_all_ranks(stage / "4", name)
 
 
 @pytest.mark.slow

@@ -94,14 +94,18 @@ class Division:
         return share if share.local.numel() else None
 
     def left_to_others(self, plan: codec.Plan) -> dict[str, int]:
-        """Return how many bytes of each part the other ranks write, given what this one does."""
-        left: dict[str, int] = {}
-        for key, held in (self.held or {}).items():
+        """Return how many bytes of each part the other ranks write, given what this one does.
+
+        Not of `codec.STATE`, to which they add what is theirs alone.
+        """
+        left = dict.fromkeys((codec.MODEL, codec.MODEL_FROZEN, codec.OPTIMIZER), 0)
+        held = self.held or {}
+        sizes = [(key, one.size) for key, one in held.items()]
+        sizes += [(key, -tensor.nbytes) for key, tensor in plan.tensors().items() if key in held]
+        for key, size in sizes:
             part = key.partition("/")[0]
-            left[part] = left.get(part, 0) + held.size
-        for key, tensor in plan.tensors().items():
-            if key in (self.held or {}):
-                left[key.partition("/")[0]] -= tensor.nbytes
+            if part in left:
+                left[part] += size
         return left
 
 
