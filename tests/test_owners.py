@@ -43,7 +43,7 @@ def shared_out(held: list[Held], places: Rows, burdens: list[int] | None = None)
 def test_each_piece_has_one_owner_among_those_that_hold_it(
     held: list[Held], places: Rows, expected: list[str]
 ) -> None:
-    """Sharded, replicated, both, without elements, on a part of the ranks; ties go to the lowest."""
+    """Sharded, replicated, both, without elements, on some ranks only; ties go to the lowest."""
     assert shared_out(held, places) == expected
 
 

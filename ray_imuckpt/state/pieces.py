@@ -17,6 +17,7 @@ __all__ = [
     "new_share",
     "place_in_mesh",
     "share_of",
+    "spread_of",
     "taking",
     "without_overlaps",
 ]
