@@ -20,7 +20,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import numpy as np
 import torch
 
-from ray_imuckpt.encoding.tree.encoding import JSON, TAG, fits_in_text
+from ray_imuckpt.encoding.tree.encoding import JSON, TAG
+from ray_imuckpt.encoding.tree.texts import fits_in_text
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.threads.parallel import uncollected
 

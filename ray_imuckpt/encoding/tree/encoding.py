@@ -7,7 +7,7 @@ import math
 import re
 import struct
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from enum import Enum
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 
 from ray_imuckpt.encoding.tensors import check_storable, is_storable
 from ray_imuckpt.encoding.tree.refusals import refusal
+from ray_imuckpt.encoding.tree.texts import fits_in_text
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -30,7 +31,6 @@ TAG = "$"
 _QUOTES = "'\""
 _BETWEEN = re.compile(f"[{_QUOTES}]?\\]\\[[{_QUOTES}]?")  # two keys of a path
 _STRINGS = {str}
-_PADDING = 64  # bytes for each character: arrays of texts that have more are stored as bytes
 _PLAIN_BITS = 1024  # Python refuses decimal numbers of more than 4,300 digits
 
 
@@ -229,11 +229,6 @@ def _is_json(value: Any) -> bool:
     if kind is int:
         return bool(value.bit_length() <= _PLAIN_BITS)
     return kind is str or kind is bool or value is None
-
-
-def fits_in_text(items: Sequence[str | bytes], dtype: np.dtype[Any]) -> bool:
-    """Return whether an array of these texts is not much larger than they are."""
-    return dtype.itemsize * len(items) <= _PADDING * (len(items) + sum(map(len, items)))
 
 
 def _coming_back(key: Any) -> Any:
