@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from ray_imuckpt.saving.owners import Held, Place, owners
+from ray_imuckpt.saving.owners import Held, Position, owners
 
-Rows = list[list[Place | None]]
+Rows = list[list[Position | None]]
 
 FSDP: Rows = [[(0,)], [(1,)], [(2,)], [(3,)]]
 HYBRID: Rows = [[(0,)], [(1,)], [(0,)], [(1,)]]  # a mesh of 2 x 2, sharded along its second
@@ -18,14 +18,14 @@ FSDP_AND_TP: Rows = [  # over the first dimension, over the second, over both, o
 A_HALF: Rows = [[(0,)], [(1,)], [None], [None]]  # a mesh of the first two of four ranks
 
 
-def shared_out(held: list[Held], places: Rows, burdens: list[int] | None = None) -> list[str]:
+def shared_out(held: list[Held], positions: Rows, burdens: list[int] | None = None) -> list[str]:
     """Return the keys that each rank writes, in one word."""
-    owned = owners(held, places, burdens or [0] * len(places))
+    owned = owners(held, positions, burdens or [0] * len(positions))
     return ["".join(sorted(keys)) for keys in owned]
 
 
 @pytest.mark.parametrize(
-    ("held", "places", "expected"),
+    ("held", "positions", "expected"),
     [
         ([Held("a", 8, 0)], FSDP, ["a", "a", "a", "a"]),
         ([Held("a", 8, 0), Held("b", 8, 0)], HYBRID, ["a", "a", "b", "b"]),
@@ -41,10 +41,10 @@ def shared_out(held: list[Held], places: Rows, burdens: list[int] | None = None)
     ],
 )
 def test_each_piece_has_one_owner_among_those_that_hold_it(
-    held: list[Held], places: Rows, expected: list[str]
+    held: list[Held], positions: Rows, expected: list[str]
 ) -> None:
     """Sharded, replicated, both, without elements, on some ranks only; ties go to the lowest."""
-    assert shared_out(held, places) == expected
+    assert shared_out(held, positions) == expected
 
 
 def test_what_ranks_write_besides_counts() -> None:

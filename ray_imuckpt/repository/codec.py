@@ -86,7 +86,7 @@ Choose = Callable[[str, torch.Tensor], Share | None]
 
 
 class RankState:
-    """What belongs to one rank alone, as a tree and tensors, which are the live ones.
+    """The state of one rank alone, as a tree and tensors, which are the live ones.
 
     Args:
         state: Its random generators, its `per_rank` objects and their classes.
@@ -112,7 +112,7 @@ class RankState:
 
 
 class Contents:
-    """What a rank knows of a checkpoint's contents: trees, and the live tensors by part.
+    """The contents of a checkpoint that a rank knows: trees, and the live tensors by part.
 
     Tensors may be sharded. Of what is the same on all ranks and cannot be shared out, rank 0's
     counts.
@@ -200,14 +200,16 @@ class Contents:
             tensors.check_names(file.tensors)
         return Plan(tuple(kept), trees)
 
-    def _file(self, part: str, found: dict[str, torch.Tensor], choose: Choose | None) -> TensorFile:
-        stored, pieces, whole = found, {}, found
+    def _file(
+        self, part: str, present: dict[str, torch.Tensor], choose: Choose | None
+    ) -> TensorFile:
+        stored, pieces, whole = present, {}, present
         if choose is not None:
-            shares = {name: choose(f"{part}/{name}", tensor) for name, tensor in found.items()}
+            shares = {name: choose(f"{part}/{name}", tensor) for name, tensor in present.items()}
             chosen = {name: share for name, share in shares.items() if share is not None}
             stored = {name: share.local for name, share in chosen.items()}
             pieces = {n: share.piece for n, share in chosen.items() if share.piece is not None}
-            whole = {**stored, **{name: found[name] for name in pieces}}
+            whole = {**stored, **{name: present[name] for name in pieces}}
         strides = tensors.strides_of(whole)
         if part == STATE:
             stored = {**stored, **self.alone}

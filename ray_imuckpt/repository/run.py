@@ -39,7 +39,7 @@ class RunIdentity(NamedTuple):
 
 
 class Remembered(NamedTuple):
-    """What was calculated at the save before, and what it depends on."""
+    """A result of the save before, and what it depends on."""
 
     key: Any
     value: Any

@@ -85,7 +85,7 @@ class Taken:
         contents: What of it this rank knows alone: the live tensors, sharded ones as they are.
         shapes: Shape, dtype and placement of the tensors.
         rank: What belongs to this rank alone; a tensor that is sharded is its part of it.
-        own: The same, encoded; ``None`` where other ranks hold a part of it.
+        alone: The same, encoded; ``None`` where other ranks hold a part of it.
         encoded: The same as bytes, where they are few.
     """
 
@@ -93,7 +93,7 @@ class Taken:
     contents: codec.Contents
     shapes: traits.Shapes
     rank: Mapping[str, Any]
-    own: codec.RankState | None
+    alone: codec.RankState | None
     encoded: bytes | None
 
     def complete(self, gang: Gang, blobs: Sequence[bytes] | None) -> codec.Contents:
@@ -110,7 +110,7 @@ class Taken:
         for name, whole in _consolidated(sources.other).items():
             contents.put_other(name, whole)
         if blobs is None:
-            contents.put_rank(self.own or self.whole_rank(gang))
+            contents.put_rank(self.alone or self.whole_rank(gang))
         else:
             contents.put_ranks(blobs)
         return contents
@@ -146,7 +146,7 @@ def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     states = _states(per_rank)
     rank = {"random": take_random(), "per_rank": states, "classes": classes(sources.per_rank)}
     spread = any(map(is_zero_redundancy, per_rank.values())) or holds_shards(states)
-    own = None if spread else codec.RankState(rank, gang.rank)
+    alone = None if spread else codec.RankState(rank, gang.rank)
     other = _states(sources.other)
     for name, state in other.items():
         contents.put_other(name, state)
@@ -155,9 +155,9 @@ def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     contents.put_objects(objects, classes(sources.other))
     shards = traits.of_shards({"other": other, "per_rank": states, "extra": dict(model.extra)})
     shapes = traits.Shapes(model, optimizer, shards)
-    small = own is not None and own.size < _SMALL and gang.world_size > 1
-    encoded = own.to_bytes() if own is not None and small else None
-    taken = Taken(sources, contents, shapes, rank, own, encoded)
+    small = alone is not None and alone.size < _SMALL and gang.world_size > 1
+    encoded = alone.to_bytes() if alone is not None and small else None
+    taken = Taken(sources, contents, shapes, rank, alone, encoded)
     if gang.world_size == 1:
         return taken, Traits()
     return taken, _compared(sources, taken, other, first=run.compared != sources.identity)
@@ -194,7 +194,7 @@ def gather(gang: Gang, taken: Taken, sizes: Sequence[int | None]) -> list[bytes]
         return gang.gather(taken.encoded, known)
 
     def whole() -> tuple[bytes, bytes]:
-        encoded = (taken.own or taken.whole_rank(gang)).to_bytes()
+        encoded = (taken.alone or taken.whole_rank(gang)).to_bytes()
         return encoded, str(len(encoded)).encode()
 
     encoded, lengths = gang.exchange(whole)

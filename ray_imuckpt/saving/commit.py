@@ -54,15 +54,15 @@ def commit(
     """
     storage = files.storage
     try:
-        own = files.write(parts, run)
-        theirs = others()
+        written = files.write(parts, run)
+        received = others()
         calls: list[Callable[[], Any]] = [
-            lambda: files.check_complete(parts, own),
+            lambda: files.check_complete(parts, written),
             prepare,
             lambda: _standing_manifest(storage, files.directory),
         ]
         _, branch, old = storage.together(calls)
-        manifest = dataclasses.replace(draft, files=(*own, *theirs), branch=branch)
+        manifest = dataclasses.replace(draft, files=(*written, *received), branch=branch)
         replaced = _put_manifest(storage, files.directory, manifest, run, old)
     except Exception as error:
         if not isinstance(error, UnknownOutcomeError):

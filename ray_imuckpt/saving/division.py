@@ -23,7 +23,7 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.run import Remembered, Run
 from ray_imuckpt.saving.collect import Taken
-from ray_imuckpt.saving.owners import Held, Place, owners
+from ray_imuckpt.saving.owners import Held, Position, owners
 from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.pieces import Share, place_in_mesh, share_of, spread_of
 from ray_imuckpt.state.wrappers import bare_optimizer
@@ -42,18 +42,18 @@ class Holdings:
 
     Attributes:
         held: They, in an order that is the same on all ranks.
-        places: Which piece this rank holds in each way of being spread.
+        positions: Which piece this rank holds in each way of being spread.
         digest: Of `held`, the same on all ranks.
     """
 
     held: tuple[Held, ...]
-    places: tuple[Place | None, ...]
+    positions: tuple[Position | None, ...]
     digest: str
 
     @property
     def sharded(self) -> bool:
         """Return whether any of them is sharded."""
-        return bool(self.places)
+        return bool(self.positions)
 
     @cached_property
     def size(self) -> int:
@@ -123,20 +123,20 @@ def holdings(run: Run, taken: Taken) -> Holdings:
     key = (sources.identity, taken.shapes.digest(), model.frozen, differing, alone)
     if run.holdings is None or run.holdings.key != key:
         # What may differ between the ranks is rank 0's to write, unless it is sharded.
-        found = _found(taken.contents, differing, alone=alone)
-        run.holdings = Remembered(key, found)
+        listed = _list(taken.contents, differing, alone=alone)
+        run.holdings = Remembered(key, listed)
     held: Holdings = run.holdings.value
     return held
 
 
-def _found(contents: codec.Contents, differing: frozenset[str], *, alone: bool) -> Holdings:
+def _list(contents: codec.Contents, differing: frozenset[str], *, alone: bool) -> Holdings:
     named = {
         f"{part}/{name}": (name, tensor)
         for part, found in contents.tensors.items()
         for name, tensor in found.items()
     }
     spreads: dict[Any, int] = {}
-    places: list[Place | None] = []
+    positions: list[Position | None] = []
     held = []
     for key in sorted(named):
         name, tensor = named[key]
@@ -149,12 +149,12 @@ def _found(contents: codec.Contents, differing: frozenset[str], *, alone: bool) 
                 shared = shared and key.startswith((f"{codec.MODEL}/", f"{codec.MODEL_FROZEN}/"))
         elif spread not in spreads:
             spreads[spread] = len(spreads)
-            places.append(place_in_mesh(tensor))
+            positions.append(place_in_mesh(tensor))
         if spread is not None or shared:
             size = tensor.numel() * tensor.element_size()
             held.append(Held(key, size, None if spread is None else spreads[spread]))
     digest = chunks.checksum([repr(held).encode()])
-    return Holdings(tuple(held), tuple(places), digest)
+    return Holdings(tuple(held), tuple(positions), digest)
 
 
 def note(gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken) -> dict[str, Any]:
@@ -167,21 +167,21 @@ def note(gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken) -> di
     if gang.world_size == 1:
         return {"id": paths.new_save_id(), "size": size}
     held = holdings(run, taken)
-    own = 0 if taken.own is None else taken.own.size
-    told: dict[str, Any] = {
-        "size": size, "own": own // _ROUND, "held": held.digest, "places": held.places,
+    of_rank = 0 if taken.alone is None else taken.alone.size
+    message: dict[str, Any] = {
+        "size": size, "own": of_rank // _ROUND, "held": held.digest, "positions": held.positions,
     }  # fmt: skip
     if gang.rank == 0:
-        told["id"] = paths.new_save_id()
+        message["id"] = paths.new_save_id()
         rest = taken.contents.plain_size
-        told["rest"] = rest // _ROUND
-        large = held.size + rest + own * gang.world_size >= TOGETHER_FROM
-        told["together"] = held.sharded or (large and run.shared is not False)
-        if told["together"] and not run.shared:
+        message["rest"] = rest // _ROUND
+        large = held.size + rest + of_rank * gang.world_size >= TOGETHER_FROM
+        message["together"] = held.sharded or (large and run.shared is not False)
+        if message["together"] and not run.shared:
             with contextlib.suppress(OSError):  # the save itself will tell
-                storage.put(_probe(epoch, told["id"]), b"{}")
-                told["probe"] = True
-    return told
+                storage.put(_probe(epoch, message["id"]), b"{}")
+                message["probe"] = True
+    return message
 
 
 def divide(
@@ -205,8 +205,8 @@ def divide(
     if not notes[0].get("together"):
         return Division(save_id)
     held = holdings(run, taken)
-    differing = [rank for rank, told in enumerate(notes) if told["held"] != held.digest]
-    if any(told["held"] != notes[0]["held"] for told in notes):
+    differing = [rank for rank, message in enumerate(notes) if message["held"] != held.digest]
+    if any(message["held"] != notes[0]["held"] for message in notes):
         raise StateMismatchError(
             "The ranks hold tensors of different names or kinds: which of them are trained, or how "
             "they are spread over the ranks, is not the same on all.",
@@ -217,24 +217,24 @@ def divide(
         run.shared = _is_shared(gang, storage, _probe(epoch, save_id), sharded=held.sharded)
     if not run.shared and not held.sharded:
         return Division(save_id)
-    places = [tuple(None if p is None else tuple(p) for p in told["places"]) for told in notes]
-    burdens = [told["own"] * _ROUND for told in notes]
+    positions = [[None if p is None else tuple(p) for p in each["positions"]] for each in notes]
+    burdens = [message["own"] * _ROUND for message in notes]
     burdens[0] += notes[0]["rest"] * _ROUND
-    key = (held.digest, places, burdens)
+    key = (held.digest, positions, burdens)
     if run.shares is None or run.shares.key != key:
-        run.shares = Remembered(key, _shares(held.held, places, burdens))
+        run.shares = Remembered(key, _shares(held.held, positions, burdens))
     shares, by_key = run.shares.value
     return Division(save_id, gang.rank, shares, by_key)
 
 
 def _shares(
-    held: Sequence[Held], places: Sequence[Sequence[Place | None]], burdens: Sequence[int]
+    held: Sequence[Held], positions: Sequence[Sequence[Position | None]], burdens: Sequence[int]
 ) -> tuple[tuple[frozenset[str], ...], dict[str, Held]]:
     """Return who writes what; frozen parameters by themselves, so that it stays as it is."""
     frozen = [one for one in held if one.key.startswith(f"{codec.MODEL_FROZEN}/")]
     others = [one for one in held if not one.key.startswith(f"{codec.MODEL_FROZEN}/")]
-    still = owners(frozen, places, [0] * len(burdens))
-    moving = owners(others, places, burdens)
+    still = owners(frozen, positions, [0] * len(burdens))
+    moving = owners(others, positions, burdens)
     shares = tuple(one | other for one, other in zip(still, moving, strict=True))
     return shares, {one.key: one for one in held}
 
@@ -262,7 +262,7 @@ def _is_shared(gang: Gang, storage: Storage, probe: str, *, sharded: bool) -> bo
     if gang.rank == 0:
         with contextlib.suppress(OSError):
             storage.delete(probe)
-    blind = [rank for rank, told in enumerate(seen) if not told]
+    blind = [rank for rank, message in enumerate(seen) if not message]
     if blind and sharded:
         raise StorageError(
             f"Rank{'s' * (len(blind) > 1)} {', '.join(map(str, blind))} cannot see what rank 0 "

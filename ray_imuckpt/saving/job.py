@@ -33,7 +33,7 @@ logger = logging.getLogger("ray_imuckpt")
 
 @dataclass(frozen=True)
 class Order:
-    """What a save is to be, beside what it stores.
+    """The order to save: all but what is to be stored.
 
     Attributes:
         storage: The run directory.
@@ -88,9 +88,9 @@ def job(order: Order, plan: codec.Plan, patience: Patience) -> Callable[[], Mani
     def others() -> list[FileEntry]:
         if not together:
             return []
-        found = receipts.collect(files, ranks, patience)
-        _check_bytes(files, found, left)
-        return found
+        entries = receipts.collect(files, ranks, patience)
+        _check_bytes(files, entries, left)
+        return entries
 
     def run_job() -> Manifest:
         manifest = _commit(files, draft, codec.layout(plan), run, others)
@@ -142,10 +142,10 @@ def _write_part(files: Files, draft: Manifest, plan: codec.Plan, run: Run) -> Ma
     return dataclasses.replace(draft, files=entries)
 
 
-def _check_bytes(files: Files, found: Iterable[FileEntry], left: Mapping[str, int]) -> None:
+def _check_bytes(files: Files, entries: Iterable[FileEntry], left: Mapping[str, int]) -> None:
     """Raise `SaveFailedError` unless the other ranks have written the tensors that were theirs."""
     written = dict.fromkeys(left, 0)
-    for entry in found:
+    for entry in entries:
         if entry.part in left:
             written[entry.part] += entry.size - entry.header_size
     if written != left:

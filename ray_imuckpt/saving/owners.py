@@ -1,4 +1,4 @@
-"""Who writes what of a state that several ranks hold. A rule alone: no I/O, no collective.
+"""Owners: the ranks that write what several hold. A rule alone: no I/O, no collective.
 
 Every rank calculates it from the same facts, so that all come to the same without asking.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Place = tuple[int, ...]
+Position = tuple[int, ...]
 """Tells which piece of a tensor a rank holds (`ray_imuckpt.state.pieces.place_in_mesh`)."""
 
 
@@ -35,7 +35,7 @@ class _Box(NamedTuple):
 
 
 def owners(
-    held: Sequence[Held], places: Sequence[Sequence[Place | None]], burdens: Sequence[int]
+    held: Sequence[Held], positions: Sequence[Sequence[Position | None]], burdens: Sequence[int]
 ) -> list[frozenset[str]]:
     """Return for each rank the keys of the tensors of which it writes what it holds.
 
@@ -44,11 +44,11 @@ def owners(
 
     Args:
         held: The tensors.
-        places: For each rank the piece that it holds in each way of being spread; ``None``: none.
+        positions: For each rank its piece in each way of being spread; ``None``: it has none.
         burdens: Bytes that each rank writes besides.
     """
-    everyone = range(len(places))
-    groups = [_groups(places, spread) for spread in range(len(places[0]))]
+    everyone = range(len(positions))
+    groups = [_groups(positions, spread) for spread in range(len(positions[0]))]
     boxes = []
     for key, size, spread in held:
         holders: Sequence[Sequence[int]] = [everyone] if spread is None else groups[spread]
@@ -68,11 +68,11 @@ def owners(
     return [frozenset(keys) for keys in owned]
 
 
-def _groups(places: Sequence[Sequence[Place | None]], spread: int) -> list[list[int]]:
+def _groups(positions: Sequence[Sequence[Position | None]], spread: int) -> list[list[int]]:
     """Return the ranks that hold the same piece, each group in order, the lowest rank's first."""
-    groups: dict[Place, list[int]] = {}
-    for rank, row in enumerate(places):
-        place = row[spread]
-        if place is not None:
-            groups.setdefault(place, []).append(rank)
+    groups: dict[Position, list[int]] = {}
+    for rank, row in enumerate(positions):
+        position = row[spread]
+        if position is not None:
+            groups.setdefault(position, []).append(rank)
     return list(groups.values())

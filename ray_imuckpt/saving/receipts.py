@@ -46,7 +46,7 @@ class Receipt:
 
 
 class Patience:
-    """How long rank 0 waits for the receipts of the others.
+    """The patience of rank 0 with ranks whose receipts are not there.
 
     Args:
         seconds: In all.
@@ -87,17 +87,17 @@ def collect(files: Files, ranks: Collection[int], patience: Patience) -> list[Fi
     Raises:
         SaveFailedError: A rank has failed, or has given none in time; it names all such ranks.
     """
-    found: dict[int, Receipt] = {}
+    receipts: dict[int, Receipt] = {}
     nap, warn_after = _FIRST_NAP, _WARN_AFTER
     while True:
-        missing = [rank for rank in ranks if rank not in found]
+        missing = [rank for rank in ranks if rank not in receipts]
         looks = [functools.partial(_look, files, rank) for rank in missing]
-        found |= {r.rank: r for r in files.storage.together(looks) if r is not None}
-        if any(receipt.error is not None for receipt in found.values()):
-            raise _failed(files, [r for r in found.values() if r.error is not None])
-        missing = [rank for rank in ranks if rank not in found]
+        receipts |= {r.rank: r for r in files.storage.together(looks) if r is not None}
+        if any(receipt.error is not None for receipt in receipts.values()):
+            raise _failed(files, [r for r in receipts.values() if r.error is not None])
+        missing = [rank for rank in ranks if rank not in receipts]
         if not missing:
-            return [entry for rank in ranks for entry in found[rank].files]
+            return [entry for rank in ranks for entry in receipts[rank].files]
         if patience.over:
             raise SaveFailedError(
                 f"Nothing was committed: {_listed(missing)} did not say within "
@@ -149,14 +149,14 @@ def _look(files: Files, rank: int) -> Receipt | None:
 
 def _failed(files: Files, failures: list[Receipt]) -> SaveFailedError:
     first = failures[0]
-    told = first.error or {}
+    error = first.error or {}
     return SaveFailedError(
         f"Nothing was committed: {_listed([r.rank for r in failures])} could not write what was "
-        f"to be written there. {told.get('message', '')}",
-        url=told.get("url") or files.url,
+        f"to be written there. {error.get('message', '')}",
+        url=error.get("url") or files.url,
         epoch=files.epoch,
         rank=first.rank,
-        hint=told.get("hint")
+        hint=error.get("hint")
         or "Check that the directory can be written from there, then save again.",
     )
 
