@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to be measured")
     parser.add_argument("--latency", type=float, default=30, help="of stores: ms a request")
     parser.add_argument("--rate", type=float, default=50, help="of stores: MB/s a connection")
+    parser.add_argument("--unsigned", action="store_true", help="of stores: bodies, as with TLS")
     options = parser.parse_args()
     chosen = options.tables or TABLES
     if unknown := set(chosen) - set(TABLES):
@@ -75,7 +76,8 @@ def main() -> None:
         if "epochs" in chosen:
             epochs.tables(root, repeats)
         if "stores" in chosen:
-            stores.tables(root, megabytes, repeats, options.latency, options.rate)
+            latency, rate, unsigned = options.latency, options.rate, options.unsigned
+            stores.tables(root, megabytes, repeats, latency, rate, unsigned=unsigned)
         if "gangs" in chosen:
             gangs.tables(root, megabytes, repeats)
     finally:

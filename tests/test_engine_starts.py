@@ -14,6 +14,7 @@ from ray_imuckpt import Checkpointer, StorageError
 from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import open_storage
 from ray_imuckpt.storage.engines import s3_options
+from ray_imuckpt.storage.engines.connection import UnknownOptionError
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 BY_FSSPEC = {"config_kwargs": {"user_agent_extra": "tests"}}
@@ -102,6 +103,26 @@ def test_why_fsspec_is_used_is_told(
     assert "by way of fsspec" in caplog.text
     assert "client_kwargs" in caplog.text
     assert "y-z" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "chosen", "unsigned"),
+    [
+        ("https://host", {}, True),
+        ("http://host", {}, False),
+        ("http://host", {"payload_signing_enabled": False}, True),
+        ("https://host", {"payload_signing_enabled": True}, False),
+    ],
+)
+def test_bodies_are_signed_where_tls_does_not_guard_them(
+    endpoint: str, chosen: dict[str, bool], unsigned: bool
+) -> None:
+    """Unless botocore's own option says otherwise, which obstore heeds as well."""
+    left = {"endpoint_url": endpoint, "key": "k", "secret": "s", "config_kwargs": {"s3": chosen}}
+    assert s3_options.connection("s3", left).options["unsigned_payload"] is unsigned
+    left = {"endpoint_url": endpoint, "config_kwargs": {"s3": {**chosen, "another": 1}}}
+    with pytest.raises(UnknownOptionError, match="another"):
+        s3_options.connection("s3", left)
 
 
 def test_a_tiny_save_takes_four_round_trips(

@@ -37,6 +37,7 @@ class Raw:
             secret_access_key=options["secret"],
             region="us-east-1",
             virtual_hosted_style_request=False,
+            unsigned_payload="config_kwargs" in options,
             client_options={"allow_http": True},
         )
         self._threads = ThreadPoolExecutor(CONNECTIONS)

@@ -113,13 +113,16 @@ def _endpoint(layers: _Options) -> str | None:
 def _add_transport(
     layers: _Options, chosen: dict[str, Any], client: dict[str, Any], endpoint: str | None
 ) -> None:
-    style = mapping(layers.config, "s3").pop("addressing_style", "auto")
+    special = mapping(layers.config, "s3")
+    style = special.pop("addressing_style", "auto")
     if style == "virtual" and endpoint is not None:
         raise UnknownOptionError("addressing_style='virtual' with an endpoint")
     chosen["virtual_hosted_style_request"] = style != "path" and endpoint is None
     # TLS guards the bytes on their way: SHA-256 of all of them would be most of the work (botocore
-    # has it so, too). Without TLS the signature covers them.
-    chosen["unsigned_payload"] = endpoint is None or endpoint.startswith("https://")
+    # has it so, too). Without TLS the signature covers them, unless the user says otherwise.
+    without = endpoint is not None and not endpoint.startswith("https://")
+    chosen["unsigned_payload"] = not special.pop("payload_signing_enabled", without)
+    nothing_left(special, "config_kwargs['s3']")
     if endpoint is not None:
         chosen["endpoint"] = endpoint
         client["allow_http"] = endpoint.startswith("http://")
