@@ -17,7 +17,7 @@ from ray_imuckpt.loading.start import ModelT, OptimizerT, Start
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import RAISE, Retention, Retries, Saving
 from ray_imuckpt.repository import retention
-from ray_imuckpt.runtime import ray_driver
+from ray_imuckpt.runtime import pickling, ray_driver
 from ray_imuckpt.saving.aftermath import Aftermath, OnCommit
 from ray_imuckpt.saving.collect import Sources
 from ray_imuckpt.saving.pending import PendingSave
@@ -112,6 +112,9 @@ class Checkpointer(CheckpointDirectory):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the choices: the training stays in the process that it is in."""
+        options = self._opening.options.items()
+        pickling.check({f"storage_options[{name!r}]": value for name, value in options})
+        pickling.check({"on_commit": self.on_commit, "The storage of of_result()": self._opened})
         return {**vars(self), "_training": None, "_sound": set(), "left_out": LeftOut()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

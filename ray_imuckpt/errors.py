@@ -134,7 +134,7 @@ class SaveFailedError(ImuckptError):
 
 
 class UnsupportedStateError(ImuckptError, TypeError):
-    """A value that cannot be stored; the message holds the path to it."""
+    """A value that cannot be stored, or sent to a worker; the message holds the path to it."""
 
 
 class GangBrokenError(ImuckptError):

@@ -11,7 +11,7 @@ import cloudpickle
 import pytest
 from torch import nn
 
-from ray_imuckpt import Checkpointer, Retention, SaveFailedError, load
+from ray_imuckpt import Checkpointer, Retention, SaveFailedError, UnsupportedStateError, load
 from ray_imuckpt.storage.local import LocalStorage
 
 MODEL = nn.Linear(2, 2)
@@ -103,3 +103,25 @@ def test_what_is_no_function_is_refused_at_construction() -> None:
     """It is told on the driver, before any worker is started."""
     with pytest.raises(TypeError, match="a function is wanted"):
         Checkpointer("somewhere", on_commit="print")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["on_commit", "storage_options['session']"])
+def test_what_cannot_be_sent_to_a_worker_is_named(tmp_path: Path, name: str) -> None:
+    """By the argument, and with what to do; Ray's own error names the Checkpointer alone."""
+    lock = threading.Lock()
+    given: dict[str, Any] = {"storage_options": {"session": lock, "key": "Kx7secretQ"}}
+    if name == "on_commit":
+        given = {"on_commit": lambda *_: lock.locked()}
+    checkpointer = Checkpointer(tmp_path, **given)
+    with pytest.raises(UnsupportedStateError, match="lock") as caught:
+        cloudpickle.dumps(checkpointer)
+    assert str(caught.value).startswith(f"{name} cannot be sent")
+    assert caught.value.hint
+    assert "Kx7secretQ" not in str(caught.value)
+
+
+def test_a_function_may_hold_the_checkpointer_itself(tmp_path: Path) -> None:
+    """A method of what holds both, say."""
+    held: list[Checkpointer] = []
+    held.append(Checkpointer(tmp_path, on_commit=lambda *_: held[0].wait()))
+    assert cloudpickle.loads(cloudpickle.dumps(held[0])).dir == str(tmp_path)
