@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 from torch import nn
 
-from conftest import adamw, same_bytes, small_model
-from ray_imuckpt import Checkpointer, CheckpointNotFoundError
+from conftest import adamw, same_bytes, small_model, train
+from ray_imuckpt import Checkpointer, CheckpointNotFoundError, Retention
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import selection
 from ray_imuckpt.loading.decision import Offer
 from ray_imuckpt.loading.targets import Targets
-from ray_imuckpt.storage import open_storage
+from ray_imuckpt.repository.run import RunIdentity
+from ray_imuckpt.storage import Storage, open_storage
+from ray_imuckpt.storage.local import LocalStorage
 
 
 def pointer_to(trial: Path, epoch: int, *, sibling: bool = True) -> Path:
@@ -75,6 +77,68 @@ def test_a_trial_whose_directory_or_donor_vanished_is_told_so_and_keeps_its_obje
     with pytest.raises(CheckpointNotFoundError, match="donor/checkpoint=4"):
         go_on(trained(4), pointer_to(tmp_path / "donor", 4), model)
     assert same_bytes(dict(model.state_dict()), before)
+
+
+def exploit(trial: Path, offered: Storage, model: nn.Module) -> selection.Resumed:
+    """What a trial goes on from that PBT gives another trial's checkpoint."""
+    found = selection.restore(
+        Gang(),
+        open_storage(str(trial)),
+        "last",
+        None,
+        Targets(model, None),
+        strict=True,
+        offer=Offer(offered),
+    )
+    assert found is not None
+    return found
+
+
+def test_a_donor_that_has_deleted_what_it_reported_gives_its_newest(
+    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With keep_last=1 it has always gone on when the other trial starts; and again, once only."""
+    donor, trial = trained(8, retention=Retention(keep_last=1)), tmp_path / "trial"
+    pointer, model = open_storage(str(pointer_to(donor, 4))), small_model(5)
+    found = exploit(trial, pointer, model)
+    assert (found.checkpoint.epoch, found.foreign) == (8, True)
+    assert same_bytes(dict(model.state_dict()), Checkpointer(donor).read(8).model)
+    assert "Epoch 4" in caplog.text
+    assert "going on from the newest one there, epoch 8" in caplog.text
+    run, _ = selection.begin(
+        Gang(),
+        open_storage(str(trial)),
+        "last",
+        RunIdentity(),
+        Targets(model, None),
+        strict=True,
+        offer=Offer(pointer),
+    )
+    saver = Checkpointer(trial, blocking=True)
+    saver._training._saver.run = run
+    caplog.clear()
+    saver.checkpoint(9, model=model)
+    assert "Frozen" not in caplog.text  # its parent's files lie elsewhere
+    train(donor, 10, retention=Retention(keep_last=1))
+    found = exploit(trial, pointer, model)  # the trial is tried again: it has come from there
+    assert (found.checkpoint.epoch, found.foreign) == (9, False)
+
+
+class Deleting(LocalStorage):
+    """A checkpoint that is pruned as soon as its manifest was read."""
+
+    def get(self, name: str) -> bytes:
+        data = super().get(name)
+        Checkpointer(Path(self.url).parent).prune(keep_last=1)
+        return data
+
+
+def test_a_donor_may_delete_while_the_other_trial_reads(trained: Any, tmp_path: Path) -> None:
+    """What is gone in the middle of a read is looked for again."""
+    donor, model = trained(8), small_model(5)
+    found = exploit(tmp_path / "trial", Deleting(str(donor / "checkpoint=4")), model)
+    assert (found.checkpoint.epoch, found.foreign) == (8, True)
+    assert same_bytes(dict(model.state_dict()), Checkpointer(donor).read(8).model)
 
 
 def test_a_pointer_to_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:

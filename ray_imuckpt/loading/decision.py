@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.lineage import in_history
+from ray_imuckpt.repository.lineage import in_history, run_of
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.pointers import pointed_at
@@ -98,6 +99,7 @@ class Decider:
         self._first: Callable[[Overview], None] | None = first
         self._below: int | None = None
         self._damaged: CorruptCheckpointError | None = None
+        self._followed: Overview | None = None  # with which what is offered was decided on
 
     def decide(self) -> Decision:
         """Return what to continue from, or to try next after `pass_over`.
@@ -113,14 +115,23 @@ class Decider:
             remove_probe = self._storage.check_writable()
             overview = survey(self._storage, beside=remove_probe)
             first(overview)
-            offered = self._of_another_run(overview)
+            offered = self._follow(overview)
             if offered is not None:
-                self._offered_directory = offered.storage
-                return Decision(offered.manifest, offered=True)
+                return offered
             if self._offer is not None or self._is_restart(overview):
                 self._choice = LAST  # a restarted gang goes on where it was, whatever was asked for
             return self._pick(overview)
-        return self._pick(None)  # what was read then has turned out to be wrong: read it anew
+        # What was read then has turned out to be wrong: read it anew.
+        return (self._followed and self._follow(self._followed)) or self._pick(None)
+
+    def _follow(self, overview: Overview) -> Decision | None:
+        """Return that what is offered is taken, where it is."""
+        offered = self._of_another_run(overview)
+        self._followed = overview if offered else None
+        if offered is None:
+            return None
+        self._offered_directory = offered.storage
+        return Decision(offered.manifest, offered=True)
 
     def directory(self, decision: Decision) -> Storage:
         """Return the directory of the checkpoint that was decided on; only rank 0's is to be read.
@@ -193,27 +204,58 @@ class Decider:
             return None
         try:
             offered = open_directory(*self._offer, home=self._storage)
-        except (CheckpointNotFoundError, CorruptCheckpointError):
+        except (CheckpointNotFoundError, CorruptCheckpointError) as error:
             # The surroundings' record lags behind: what it names may have been pruned since.
-            if self._lay_here(self._offer) and self._catalog.last() is not None:
+            directory = self._directory_of(self._offer)
+            here = same_directory(directory.parent(), self._storage)
+            if here and self._catalog.last() is not None:
                 return None
-            raise
-        return None if self._led_to_newest(offered.manifest, overview) else offered
+            if isinstance(error, CorruptCheckpointError):
+                raise
+            return self._later(directory, error, overview)
+        return None if self._led_to_newest(offered.manifest, offered.epoch, overview) else offered
 
-    def _lay_here(self, offer: Offer) -> bool:
-        """Return whether what is offered lies, or lay, in this directory."""
+    def _later(
+        self, directory: Storage, gone: CheckpointNotFoundError, overview: Overview
+    ) -> LoadedCheckpoint | None:
+        """Return the newest checkpoint of a run that has deleted the one in a directory.
+
+        Ray Tune hands out what a trial has reported; where that keeps few checkpoints, it has gone
+        on and deleted this one before the other trial starts. ``None``: as `_of_another_run`.
+        """
+        epoch = paths.parse_checkpoint_name(posixpath.basename(directory.url.rstrip("/")))
+        run = directory.parent()
+        for later in [] if epoch is None else Catalog(run).current_branch():
+            if epoch is None or later <= epoch:
+                break
+            with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
+                offered = open_directory(run.child(paths.checkpoint_name(later)))
+                if self._led_to_newest(offered.manifest, epoch, overview):
+                    return None
+                logger.warning(
+                    "Epoch %d of %s, which this run was to go on from, was deleted; going on from "
+                    "the newest one there, epoch %d.",
+                    epoch,
+                    run.url,
+                    later,
+                )
+                return offered
+        raise gone
+
+    def _directory_of(self, offer: Offer) -> Storage:
+        """Return the directory where what is offered lies, or lay."""
         target = None
         with contextlib.suppress(CorruptCheckpointError):  # a cut pointer lies beside its own
             target = pointed_at(*offer, home=self._storage)
-        return same_directory((target or offer.directory).parent(), self._storage)
+        return target or offer.directory
 
-    def _led_to_newest(self, offered: Manifest, overview: Overview) -> bool:
-        """Return whether it is of this directory, or its newest checkpoint came from it."""
+    def _led_to_newest(self, offered: Manifest, epoch: int, overview: Overview) -> bool:
+        """Return whether it is of this directory, or its newest came from that run's `epoch`."""
         with contextlib.suppress(CheckpointNotFoundError, CorruptCheckpointError):
             if self._manifest(offered.epoch, overview).save_id == offered.save_id:
                 return True
         newest = self._newest(overview)
-        return newest is not None and in_history(offered.epoch, offered.run_id, newest)
+        return newest is not None and in_history(epoch, run_of(epoch, offered), newest)
 
     def _is_restart(self, overview: Overview) -> bool:
         """Return whether the directory's newest checkpoint is of this very run."""

@@ -152,7 +152,7 @@ def _restore_sound(
                 ).run()
         except CheckpointNotFoundError:  # saved anew or deleted since it was picked: look again
             changes += 1
-            if decision.offered or changes > _CHANGES:
+            if changes > _CHANGES:
                 raise
         except CorruptCheckpointError as error:
             if decision.offered or decision.exact:

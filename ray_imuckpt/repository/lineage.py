@@ -160,3 +160,9 @@ def in_history(epoch: int, run_id: str | None, newer: Manifest) -> bool:
     if run_id == newer.run_id:
         return epoch <= newer.epoch
     return any(run_id == a.run_id and epoch <= a.epoch for a in newer.ancestors)
+
+
+def run_of(epoch: int, manifest: Manifest) -> str | None:
+    """Return the id of the run that saved an epoch in the history of a manifest, or at its end."""
+    earlier = (a.run_id for a in manifest.ancestors if epoch <= a.epoch)
+    return next(earlier, manifest.run_id)

@@ -119,7 +119,7 @@ class Files:
         """
         previous = run.parent
         old = previous.file(part.part, part.suffix, self.rank) if previous else None
-        if previous is None or old is None:
+        if previous is None or old is None or run.foreign:  # which lies elsewhere
             return None
         if (old.size, old.chunk_size) != (part.chunks.size, part.chunks.chunk_size):
             return None

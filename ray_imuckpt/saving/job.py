@@ -181,7 +181,7 @@ def _commit(
         if undo is not None:
             _put_back(undo, storage)
         raise
-    run.branch_begun, run.parent = True, committed
+    run.branch_begun, run.parent, run.foreign = True, committed, False
     run.sound.add(committed.save_id)
     branch.confirm(storage, run, committed.epoch)
     return committed

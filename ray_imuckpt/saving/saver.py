@@ -272,7 +272,7 @@ class Saver:
         """Remember on a rank that wrote a part of what was committed which files are its own."""
         manifest = operation.writing.manifest if operation.part and operation.writing else None
         if self.run is not None and manifest is not None:
-            self.run.parent = manifest
+            self.run.parent, self.run.foreign = manifest, False
             self.run.sound.add(manifest.save_id)
 
     def hurry(self) -> None:
