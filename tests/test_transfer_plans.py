@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
-from ray_imuckpt.storage import plans
+from ray_imuckpt.encoding.chunks import Chunks
+from ray_imuckpt.encoding.tensors import byte_view
+from ray_imuckpt.storage import open_storage, plans
 from ray_imuckpt.storage.engines.protocol import MIB
+from tools.simulated_store import SimulatedStore
 
 
 def cut(sizes: list[int], least: int = 5 * MIB, most: int = 16 * MIB) -> tuple[list[int], int]:
@@ -50,3 +54,15 @@ def test_an_object_has_no_more_parts_than_s3_allows() -> None:
     assert cut([10**12])[1] <= 10_000
     assert cut([6 * MIB])[0] == [5 * MIB]
     assert cut([])[0] == []
+
+
+@pytest.mark.parametrize(("transposed", "parts"), [(True, 6), (False, 9)])
+def test_what_is_copied_is_sent_in_whole_chunks(
+    simulated_store: SimulatedStore, transposed: bool, parts: int
+) -> None:
+    """A part holds on to all of each chunk that it has bytes of: to one, then, of 8 MiB."""
+    tensor = torch.zeros(1000, 10_490)
+    content = Chunks([byte_view(tensor.t() if transposed else tensor)], owner=tensor)
+    storage = open_storage("s3://bucket/run", simulated_store.options)
+    storage.write("a", content, lambda _index, _views: None)
+    assert simulated_store.report().requests["upload part"] == parts

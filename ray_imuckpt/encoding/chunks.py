@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -59,6 +58,7 @@ class Chunks(Sequence[list[memoryview]]):
         self._ends = list(accumulate(map(len, self._views)))
         self.size = self._ends[-1] if self._ends else 0
         self.chunk_size = chunk_size
+        self.copied = not all(type(view) is memoryview for view in self._views)
 
     def __len__(self) -> int:
         """Return the number of chunks."""
@@ -82,15 +82,11 @@ class Chunks(Sequence[list[memoryview]]):
             index: Of the chunk.
             pieces: What `pieces` gave for it, filled.
         """
-        if self._in_place:
+        if not self.copied:
             return
         for (which, start, _), piece in zip(self._cuts(index), pieces, strict=True):
             if type(self._views[which]) is not memoryview:
                 self._views[which].put(start, piece)
-
-    @cached_property
-    def _in_place(self) -> bool:
-        return all(type(view) is memoryview for view in self._views)
 
     def _cuts(self, index: int) -> list[tuple[int, int, int]]:
         if not 0 <= index < len(self):

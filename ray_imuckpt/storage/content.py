@@ -19,10 +19,12 @@ class Content(Protocol):
     Attributes:
         size: Bytes in all.
         chunk_size: Bytes of a chunk.
+        copied: Whether pieces are made for whoever asks, and so take memory.
     """
 
     size: int
     chunk_size: int
+    copied: bool
 
     def __len__(self) -> int:
         """Return the number of chunks."""

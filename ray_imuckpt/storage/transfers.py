@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ray_imuckpt.storage import plans
 from ray_imuckpt.storage.content import NewFile, Reading
-from ray_imuckpt.storage.engines.budget import Budget
+from ray_imuckpt.storage.engines.budget import MEMORY, Budget
 from ray_imuckpt.storage.engines.persistent import PersistentEngine
 from ray_imuckpt.storage.engines.protocol import Source
 from ray_imuckpt.threads import parallel
@@ -34,6 +34,8 @@ def write_all(
     """
     files = sorted(files, key=lambda pair: pair[1].content.size, reverse=True)
     smallest, largest = engine.smallest_part, engine.largest_part
+    if any(file.content.copied for _, file in files):  # a part holds on to whole chunks
+        smallest = largest = MEMORY
     sizes = plans.part_sizes(
         [file.content.size for _, file in files], budget.connections, smallest, largest
     )

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from ray_imuckpt.storage.engines.protocol import MIB
 
 CONNECTIONS = 16
-_MEMORY = 8 * MIB  # that a part may have copied; times the connections: 128 MiB
+MEMORY = 8 * MIB  # that a part may have copied; times the connections: 128 MiB
 
 
 class Budget:
@@ -44,7 +44,7 @@ class Budget:
     @contextmanager
     def taken(self, copied: int = 0) -> Iterator[None]:
         """Take a connection, and more of them where `copied` bytes in memory need it."""
-        count = self.take(-(-copied // _MEMORY))
+        count = self.take(-(-copied // MEMORY))
         try:
             yield
         finally:
