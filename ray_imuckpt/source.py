@@ -43,8 +43,9 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
     """
     of_ray = ray_driver.directory_of(checkpoint)
     if of_ray is not None:
-        directory = of_ray.with_retries(opening.retries)
-    elif isinstance(checkpoint, (str, os.PathLike)):
+        with located(of_ray.url):
+            return _of_ray(of_ray.with_retries(opening.retries), storage, opening)
+    if isinstance(checkpoint, (str, os.PathLike)):
         directory = open_storage(absolute(checkpoint), opening.options, opening.retries)
     elif checkpoint is None or (
         isinstance(checkpoint, SupportsIndex) and not isinstance(checkpoint, bool)
@@ -57,6 +58,18 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
         )
     with located(directory.url):
         return open_directory(directory, opening, storage)
+
+
+def _of_ray(directory: Storage, storage: Storage, opening: Opening) -> LoadedCheckpoint:
+    try:
+        return open_directory(directory, opening, storage)
+    except CheckpointNotFoundError as error:
+        error.hint = (
+            "Ray names what was reported, also what `retention=` or `prune` has deleted since "
+            "(Result.best_checkpoints). What is there: Checkpointer.of_result(result), with "
+            "list_existing_checkpoint_indices() and index_of_best(metric, mode)."
+        )
+        raise
 
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:

@@ -10,7 +10,7 @@ from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from conftest import small_model
-from ray_imuckpt import Checkpointer, Retention
+from ray_imuckpt import Checkpointer, CheckpointNotFoundError, Retention
 from ray_imuckpt.storage import local
 
 
@@ -82,5 +82,19 @@ def test_two_that_delete_are_refused_on_the_driver(tmp_path: Path) -> None:
     both = CheckpointConfig(num_to_keep=3)
     with pytest.raises(ValueError, match="num_to_keep=3"):
         checkpointer.run_config(checkpoint_config=both)
+    best = CheckpointConfig(checkpoint_score_attribute="loss", checkpoint_score_order="min")
+    with pytest.raises(ValueError, match=r"keep_best=\('loss', 'min'\)"):
+        checkpointer.run_config(checkpoint_config=best)
     assert checkpointer.run_config(checkpoint_config=CheckpointConfig()).name == "run"
     assert Checkpointer(tmp_path / "run").run_config(checkpoint_config=both).name == "run"
+
+
+def test_what_ray_names_and_a_rule_has_deleted_is_told_so(tmp_path: Path) -> None:
+    """Result.best_checkpoints is Ray's list of what was reported."""
+    checkpointer = Checkpointer(tmp_path, retention=Retention(keep_last=1), blocking=True)
+    checkpointer.checkpoint(1, model=small_model())
+    named = checkpointer.get(1)
+    checkpointer.checkpoint(2, model=small_model())
+    with pytest.raises(CheckpointNotFoundError, match="of_result") as caught:
+        checkpointer.read(named)
+    assert "checkpoint=1" in str(caught.value)

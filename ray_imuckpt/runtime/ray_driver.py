@@ -124,7 +124,11 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
 
 
 def refuse_deletions(checkpoint_config: object) -> None:
-    """Raise ``ValueError`` if a ``ray.train.CheckpointConfig`` lets Ray delete checkpoints."""
+    """Raise ``ValueError`` if a ``ray.train.CheckpointConfig`` lets Ray delete, or rank, them.
+
+    Ray is not told what a Checkpointer's rules delete: it fails on a checkpoint that it is to
+    delete and that is gone, and names those that are gone among the best.
+    """
     import ray.train
 
     if not isinstance(checkpoint_config, ray.train.CheckpointConfig):
@@ -134,6 +138,17 @@ def refuse_deletions(checkpoint_config: object) -> None:
             f"run_config() got CheckpointConfig(num_to_keep={checkpoint_config.num_to_keep}), and "
             "the Checkpointer has retention=: both would delete checkpoints, and Ray fails on one "
             "that is gone. Leave out one of the two."
+        )
+    if checkpoint_config.checkpoint_score_attribute is not None:
+        metric, order = (
+            checkpoint_config.checkpoint_score_attribute,
+            checkpoint_config.checkpoint_score_order,
+        )
+        raise ValueError(
+            f"run_config() got CheckpointConfig(checkpoint_score_attribute={metric!r}), and the "
+            "Checkpointer has retention=: Ray's Result.best_checkpoints would name what that has "
+            f"deleted. Leave it out, and give Retention(keep_best=({metric!r}, {order!r})): "
+            "Checkpointer.of_result(result) then has index_of_best() and load(model, 'best')."
         )
 
 
