@@ -19,7 +19,7 @@ from ray_imuckpt import (
 )
 from ray_imuckpt.state.random_state import take_random
 from ray_imuckpt.state.restorable import Filled
-from ray_imuckpt.state.restorable_random import RestorableRandom
+from ray_imuckpt.state.restorable_random import RestorableRandom, SavedRandom
 from support.restores import Everything, Refuses
 
 
@@ -161,7 +161,7 @@ def test_random_generators_are_undone_where_one_refuses() -> None:
     saved = {**take_random(), "torch": torch.zeros(3, dtype=torch.uint8)}
     torch.rand(1), random.random()
     before = take_random()
-    restorable = RestorableRandom([saved], 0, needs_cuda=False)
+    restorable = RestorableRandom(SavedRandom(saved, saved), 0, needs_cuda=False)
     with pytest.raises((RuntimeError, TypeError)):
         restorable.apply(Filled())
     assert random.getstate() != before["python"]

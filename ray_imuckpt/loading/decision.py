@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ray_imuckpt import units
 from ray_imuckpt.arguments import LAST, NONE
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
+from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, ImuckptError
 from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
@@ -90,7 +90,7 @@ class Decider:
         offer: Offer | None,
         first: Callable[[Overview], None],
     ) -> None:
-        self._offered_directory = storage
+        self._offered_directory: Storage | None = None
         self._storage = storage
         self._catalog = Catalog(storage)
         self._choice = choice
@@ -134,14 +134,23 @@ class Decider:
         return Decision(offered.manifest, offered=True)
 
     def directory(self, decision: Decision) -> Storage:
-        """Return the directory of the checkpoint that was decided on; only rank 0's is to be read.
+        """Return where this rank looks for the checkpoint that was decided on.
+
+        On other ranks than 0 it may be elsewhere, or out of sight.
 
         Args:
             decision: One that is not from scratch.
         """
         if decision.offered or decision.manifest is None:
-            return self._offered_directory
+            return self._offered_directory or self._offered_here()
         return self._storage.child(paths.checkpoint_name(decision.manifest.epoch))
+
+    def _offered_here(self) -> Storage:
+        """Return where another rank than 0, which has not decided, sees what is offered."""
+        if self._offer is not None:
+            with contextlib.suppress(ImuckptError, OSError):
+                return open_directory(*self._offer, home=self._storage).storage
+        return self._storage
 
     def pass_over(self, epoch: int, damage: CorruptCheckpointError) -> None:
         """Do not choose this epoch, nor a later one: it turned out to be damaged."""

@@ -46,7 +46,7 @@ def of_layouts(gang: Gang, layouts: SavedLayouts) -> None:
 
 def of_gang_size(gang: Gang, loaded: LoadedCheckpoint, targets: Targets) -> None:
     """Warn where the checkpoint was made by another number of ranks, and say what follows."""
-    before, now = len(loaded.ranks), gang.world_size
+    before, now = loaded.manifest.world_size, gang.world_size
     if before == now:
         return
     gone = f" What ranks {now} to {before - 1} held is not used." if now < before else ""
@@ -70,9 +70,8 @@ def of_gang_size(gang: Gang, loaded: LoadedCheckpoint, targets: Targets) -> None
 
 def of_devices(gang: Gang, loaded: LoadedCheckpoint) -> None:
     """Warn, on each rank, of CUDA devices whose random state was saved and that are not here."""
-    missing = (
-        missing_cuda(loaded.ranks[gang.rank]["random"]) if gang.rank < len(loaded.ranks) else 0
-    )
+    here = loaded.rank_here
+    missing = 0 if here is None else missing_cuda(here["random"])
     if missing:
         logger.warning(
             "The checkpoint holds the random state of %d CUDA device(s) that rank %d does not have "

@@ -7,6 +7,7 @@ gang every function is a collective.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,13 @@ class StoredPart(NamedTuple):
 
     files: tuple[tuple[FileEntry, tensors.Header], ...]
     header: tensors.Header
+
+    def only(self, wanted: Callable[[str], bool]) -> StoredPart:
+        """Return the part as if it held no other tensors than those of such names."""
+        keys = {info.key for name, info in self.header.tensors.items() if wanted(name)}
+        found = {name: info for name, info in self.header.tensors.items() if info.key in keys}
+        strided = tuple(name for name in self.header.strided if name in found)
+        return self._replace(header=replace(self.header, tensors=found, strided=strided))
 
 
 class Location(NamedTuple):

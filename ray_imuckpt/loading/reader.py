@@ -35,7 +35,7 @@ Files = Sequence[tuple[FileEntry, Sequence[tensors.Slot]]]
 
 
 class Reader:
-    """The files of one checkpoint. In a gang every method is a collective, but for `url`.
+    """The files of one checkpoint. In a gang methods are collectives, but for `url` and `holds`.
 
     Args:
         storage: The checkpoint directory, which only rank 0 needs to see.
@@ -49,6 +49,11 @@ class Reader:
         self._gang = gang
         self._whole: dict[str, bytes] = {}
         self._heads: dict[str, bytes] = {}
+
+    @property
+    def rank(self) -> int:
+        """Return the number of the rank that reads; nobody meets."""
+        return self._gang.rank
 
     def prefetch(self, files: Sequence[FileEntry]) -> None:
         """Read headers and small files in one meeting, from which the other methods take them.
@@ -65,9 +70,9 @@ class Reader:
         """
         if self._gang.world_size == 1 and not self._storage.waits:
             return
-        tiny = sum(entry.size for entry in files) <= _SMALL  # then one round trip reads all
-        whole = [entry for entry in files if tiny or _is_small(entry)]
-        heads = [entry.header for entry in files if not tiny and not _is_small(entry)]
+        whole = _small(files)
+        names = {entry.name for entry in whole}
+        heads = [entry.header for entry in files if entry.name not in names]
         wanted = [*whole, *(head for head in heads if head is not None and head.size <= _LARGE)]
 
         def read() -> bytes:
@@ -175,8 +180,10 @@ class Reader:
         return self._gang.run_on_zero(self._file(prefix).whole)
 
 
-def _is_small(entry: FileEntry) -> bool:
-    """Return whether all of a file is read before a restore: what is no tensor, and a few."""
-    if entry.name.endswith(".json"):
-        return entry.size <= _LARGE
-    return entry.part == codec.STATE and entry.size <= _SMALL
+def _small(files: Sequence[FileEntry]) -> list[FileEntry]:
+    """Return those that are read before a restore: all, or what is no tensor and the state."""
+    if sum(entry.size for entry in files) <= _SMALL:
+        return [*files]
+    trees = [e for e in files if e.suffix == "json" and e.size <= _LARGE]
+    state = [e for e in files if e.suffix != "json" and e.part == codec.STATE]
+    return [*trees, *state] if sum(entry.size for entry in state) <= _SMALL else trees

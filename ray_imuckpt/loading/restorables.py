@@ -16,7 +16,7 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.random_state import is_generator, seed_generator
 from ray_imuckpt.state.restorable import Restorable
-from ray_imuckpt.state.restorable_random import RestorableRandom, SeededGenerator
+from ray_imuckpt.state.restorable_random import RestorableRandom, SavedRandom, SeededGenerator
 from ray_imuckpt.state.restorables import (
     RestorableModel,
     RestorableObject,
@@ -62,29 +62,29 @@ def restorables(
             state = SavedObject(loaded.other[name], loaded.classes.get(name))
             items.append(RestorableObject(name, value, state, layouts, strict=strict))
     items += _of_rank(loaded, targets, gang, layouts, strict=strict)
-    same_size = gang.world_size == len(loaded.ranks)
-    random = [rank["random"] for rank in loaded.ranks]
+    same_size = gang.world_size == loaded.manifest.world_size
+    here = None if loaded.rank_here is None else loaded.rank_here["random"]
+    random = SavedRandom(here, loaded.rank_zero["random"])
     return [*items, RestorableRandom(random, gang.rank, needs_cuda=strict and same_size)]
 
 
-def unsaved(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> tuple[str, ...]:
+def unsaved(loaded: LoadedCheckpoint, targets: Targets) -> tuple[str, ...]:
     """Return the names of objects that `start` was given and the checkpoint does not hold.
 
     A rank that the checkpoint does not know begins with its ``per_rank`` objects as built.
     """
     names = [name for name in targets.objects if name not in loaded.objects]
-    if gang.rank < len(loaded.ranks):
-        saved = loaded.per_rank(gang.rank)
-        names += [in_per_rank(name) for name in targets.per_rank if name not in saved]
+    if loaded.rank_here is not None:
+        names += [in_per_rank(name) for name in targets.per_rank if name not in loaded.per_rank]
     return tuple(names)
 
 
-def saved_layouts(loaded: LoadedCheckpoint, targets: Targets, gang: Gang) -> SavedLayouts:
+def saved_layouts(loaded: LoadedCheckpoint, targets: Targets) -> SavedLayouts:
     """Return how the parameters of all live models lay in memory when they were saved."""
     models = [(targets.model, loaded.saved_model.tensors)]
     for values, states in (
         (targets.objects, {n: s for n, s in loaded.other.items() if n in loaded.objects}),
-        (targets.per_rank, loaded.per_rank(gang.rank)),
+        (targets.per_rank, loaded.per_rank),
     ):
         models += [
             (value, states[name])
@@ -103,14 +103,13 @@ def _of_rank(
     strict: bool,
 ) -> Iterator[Restorable]:
     """Yield what is in ``per_rank``: restored, or seeded on a rank that did not save."""
-    if gang.rank >= len(loaded.ranks):
+    if loaded.rank_here is None:
         for name, value in targets.per_rank.items():
             if is_generator(value):
-                rank_zero = loaded.ranks[0]["random"]
-                seed = partial(seed_generator, value, rank_zero, gang.rank, name)
+                seed = partial(seed_generator, value, loaded.rank_zero["random"], gang.rank, name)
                 yield SeededGenerator(in_per_rank(name), value, seed)
         return
-    saved, classes = loaded.per_rank(gang.rank), loaded.ranks[gang.rank].get("classes", {})
+    saved, classes = loaded.per_rank, loaded.rank_here.get("classes", {})
     for name, value in _optimizers_first(targets.per_rank):
         if name in saved:
             yield RestorableObject(

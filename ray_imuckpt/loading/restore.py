@@ -88,7 +88,7 @@ class Restore:
         """Check that all of it fits, and makes good for damaged checkpoints before this one."""
         loaded = self._loaded
         try:
-            self._layouts = saved_layouts(loaded, self._targets, self._gang)
+            self._layouts = saved_layouts(loaded, self._targets)
             self._restorables = restorables(
                 loaded,
                 self._targets,
@@ -98,7 +98,7 @@ class Restore:
                 keep_options=self._keep_options,
             )
             parts = [restorable.check() for restorable in self._restorables]
-            missing = unsaved(loaded, self._targets, self._gang)
+            missing = unsaved(loaded, self._targets)
             if missing and self._strict:
                 raise StateMismatchError(
                     "Objects passed to start() were not saved with this checkpoint.",

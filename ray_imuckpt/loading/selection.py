@@ -101,13 +101,13 @@ def restore(
 
     Args:
         gang: The gang.
-        storage: The run directory, which must be writable; used on rank 0 only.
+        storage: The run directory, which must be writable; only rank 0 needs to see it.
         choice: `LAST`, `NONE` or an epoch.
         run_id: The surroundings' name of this run, which a restarted gang shares; then the run's
             own newest checkpoint goes before `choice`.
         targets: The live objects.
         strict: Whether names that are missing or unexpected are an error.
-        offer: What the surroundings offer; used on rank 0 only. This directory's
+        offer: What the surroundings offer; only rank 0 needs to see it. This directory's
             own newest goes before it if it came from it, or if it lay in this directory and is gone
             or damaged; one of another run is taken, but the optimizer keeps its own options.
         first: Called on rank 0 with what was read of the directory, before anything is decided.

@@ -20,6 +20,7 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import parts
 from ray_imuckpt.loading.parts import StoredPart
 from ray_imuckpt.loading.reader import Reader
+from ray_imuckpt.loading.stored_state import StoredState
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import codec, decoding, paths
 from ray_imuckpt.repository.manifest import Manifest
@@ -95,29 +96,27 @@ class LoadedCheckpoint:
     @property
     def log(self) -> Any:
         """Return the training log."""
-        return self._state.log
+        return self._state.shared.log
 
     @property
     def other(self) -> dict[str, Any]:
         """Return everything passed by keyword; objects as their ``state_dict``."""
-        return self._state.other
+        return self._state.shared.other
 
     @property
     def objects(self) -> frozenset[str]:
         """Return the names in `other` that hold states of objects."""
-        return self._state.objects
+        return self._state.shared.objects
 
     @property
     def classes(self) -> dict[str, str]:
         """Return the names of the classes of `objects`, as far as they were saved."""
-        return self._state.classes
+        return self._state.shared.classes
 
     @property
     def ranks(self) -> list[dict[str, Any]]:
         """Return each rank's state: ``random``, ``per_rank`` and the ``classes`` of the latter."""
         return self._state.ranks
-
-    # ------------------------------------------------------------------ to be restored
 
     def prepare(self, *, optimizer: bool) -> None:
         """Read all but the tensors of model and optimizer, in the order every rank must keep.
@@ -182,14 +181,22 @@ class LoadedCheckpoint:
     @property
     def has_optimizer(self) -> bool:
         """Return whether it holds the state of the optimizer."""
-        return self._state.optimizer is not None
+        return self._state.shared.optimizer is not None
 
-    def per_rank(self, rank: int) -> dict[str, Any]:
-        """Return the states of a rank's ``per_rank`` objects; {} where there was no such rank."""
-        states: dict[str, Any] = self.ranks[rank]["per_rank"] if rank < len(self.ranks) else {}
-        return states
+    @property
+    def rank_zero(self) -> dict[str, Any]:
+        """Return the state of rank 0, from which ranks that did not save derive theirs."""
+        return self._state.of_zero
 
-    # ------------------------------------------------------------------ below
+    @property
+    def rank_here(self) -> dict[str, Any] | None:
+        """Return the state of the rank that reads; ``None`` where there was no such rank."""
+        return self._state.of_reader
+
+    @property
+    def per_rank(self) -> dict[str, Any]:
+        """Return the states of the ``per_rank`` objects of the rank that reads; {} without any."""
+        return {} if self.rank_here is None else self.rank_here["per_rank"]
 
     @cached_property
     def _model_parts(self) -> tuple[StoredPart, StoredPart]:
@@ -227,17 +234,12 @@ class LoadedCheckpoint:
         return SavedModel({**named, **frozen}, extra, decoding.decode_versions(metadata))
 
     def _decoded_optimizer(self, stored: Mapping[str, Any]) -> OptimizerState | None:
-        return decoding.decode_optimizer(self._state.optimizer, stored, self.url)
+        return decoding.decode_optimizer(self._state.shared.optimizer, stored, self.url)
 
     @cached_property
-    def _state(self) -> decoding.DecodedState:
-        entries = self.manifest.files_of(codec.STATE, "json")
-        if not entries:
-            raise CorruptCheckpointError("The checkpoint has no state part.", url=self.url)
+    def _state(self) -> StoredState:
         with located(self.url, epoch=self.epoch):
-            texts = [self._reader.whole(entry) for entry in entries]
-        (found,) = self._fill_as_saved((self._part(codec.STATE),))
-        return decoding.decode_state(texts, found, self.manifest.world_size, self.url)
+            return StoredState(self._reader, self.manifest, self.url)
 
     def __repr__(self) -> str:
         """Return the epoch and where it is."""
@@ -250,7 +252,7 @@ def open_checkpoint(
     """Return the checkpoint of `manifest`; nothing of it is read yet.
 
     Args:
-        storage: Its directory; read on rank 0 only.
+        storage: Its directory, which only rank 0 needs to see.
         manifest: Its commit record.
         gang: The gang that opens it together; every part must then be asked for on every rank,
             in the same order. ``None``: this process alone.

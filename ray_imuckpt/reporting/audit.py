@@ -66,7 +66,7 @@ class Audit:
             )
         if loaded is None:
             return
-        objects = {*loaded.objects, *_named(loaded.per_rank(gang.rank))}
+        objects = {*loaded.objects, *_named(loaded.per_rank)}
         objects |= {"optimizer"} if loaded.has_optimizer else set()
         self._held = objects | set(loaded.other)
         self._has_log = bool(loaded.log)

@@ -19,6 +19,7 @@ from ray_imuckpt.repository.codec import EXTRA, VERSIONS
 
 T = TypeVar("T")
 
+RANKS = "ranks."
 _FIELDS = {"log", "other", "objects", "classes", "optimizer"}
 
 
@@ -31,7 +32,7 @@ class DecodedState:
         other: The user's values, those of `objects` being states.
         objects: The names in `other` whose values are states of objects.
         classes: The names of the classes of `objects`, as far as they were saved.
-        ranks: The rank states, in rank order.
+        ranks: The trees of the rank states, in rank order, still undecoded.
         optimizer: The optimizer's tree, still undecoded.
     """
 
@@ -39,7 +40,7 @@ class DecodedState:
     other: dict[str, Any]
     objects: frozenset[str]
     classes: dict[str, str]
-    ranks: list[dict[str, Any]]
+    ranks: list[Any] = field(repr=False)
     optimizer: Any = field(repr=False)
 
 
@@ -98,9 +99,7 @@ def decode_state(
     Args:
         texts: Its trees: what is the same for all ranks in one of them, each rank state in any
             one.
-        tensors: Its tensors. Each must have memory of its own: in the file a byte tensor may lie at
-            any address, and torch crashes the process when it is given the state of a generator at
-            an odd one.
+        tensors: Its tensors, those of the rank states not among them.
         world_size: How many ranks the gang had.
         url: Where the checkpoint is, for errors.
 
@@ -123,11 +122,32 @@ def decode_state(
     if missing:
         raise _wrong(f"{min(missing)} is missing", url)
     together = {name: fields[name] for name in ("log", "other")}
-    together["ranks"] = [ranks[str(rank)] for rank in range(world_size)]
     decoded = tree.decode(together, tensors)  # at once: no stored array is referred to twice
-    _check(decoded["ranks"], list[_Rank], url)
+    decoded["ranks"] = [ranks[str(rank)] for rank in range(world_size)]
     state: DecodedState = _check({**fields, **decoded}, DecodedState, url)
     return state
+
+
+def decode_rank(data: tree.JSON, tensors: Mapping[str, torch.Tensor], url: str) -> dict[str, Any]:
+    """Return a rank state.
+
+    Args:
+        data: Its tree.
+        tensors: Its tensors. Each must have memory of its own: in the file a byte tensor may lie at
+            any address, and torch crashes the process when it is given the state of a generator at
+            an odd one.
+        url: Where the checkpoint is, for errors.
+    """
+    decoded = tree.decode_dict(data, tensors)
+    _check(decoded, _Rank, url)
+    return decoded
+
+
+def rank_of(name: str) -> int | None:
+    """Return whose rank state a tensor of the ``state`` part is of; ``None`` for all others."""
+    whose, _, rest = name.removeprefix(RANKS).partition(".")
+    belongs = name.startswith(RANKS) and rest and whose.isascii() and whose.isdecimal()
+    return int(whose) if belongs else None
 
 
 def decode_optimizer(

@@ -204,12 +204,13 @@ def _may_be_new(parameter: torch.Tensor) -> bool:
     return is_plain(parameter) and parameter.dim() > 0
 
 
-def _part(now: Any, parameter: torch.Tensor, stored: TensorInfo) -> torch.Tensor | None:
+def _part(now: Any, parameter: torch.Tensor, stored: TensorInfo) -> torch.Tensor | Share | None:
     """Return what takes the part on this rank of the state of a sharded parameter."""
-    if is_sharded(now):
-        part = taking(now, stored)
-        return new_share(now, stored) if isinstance(part, Share) else part
-    return new_share(parameter, stored)
+    if not is_sharded(now):
+        return new_share(parameter, stored)
+    # Of the same dtype on every rank, also on one that holds no element of it.
+    part = taking(now, stored) if now.dtype is stored.dtype else None
+    return part if part is now else new_share(now, stored)
 
 
 _HAS_NO_HISTORY = {torch.Tensor, bool, int, float, str, type(None)}

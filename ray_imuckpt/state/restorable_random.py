@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,13 +19,25 @@ from ray_imuckpt.state.random_state import (
 from ray_imuckpt.state.restorable import Filled, Memory, Phase
 
 
+class SavedRandom(NamedTuple):
+    """The random states of two of the ranks that saved, as `take_random` gave them.
+
+    Attributes:
+        here: On the rank of this number; ``None`` where there was none.
+        zero: On rank 0.
+    """
+
+    here: dict[str, Any] | None
+    zero: dict[str, Any]
+
+
 class RestorableRandom:
     """The random generators of this process.
 
     A rank that the checkpoint does not know seeds them; see `ray_imuckpt.state.random_state`.
 
     Args:
-        states: What `take_random` gave, on each rank that saved.
+        saved: What was saved of them.
         rank: This rank.
         needs_cuda: Whether the state of a CUDA device needs one here.
     """
@@ -34,17 +46,17 @@ class RestorableRandom:
     phase = Phase.RANDOM
     covers: frozenset[str] = frozenset()  # every checkpoint holds them
 
-    def __init__(self, states: Sequence[dict[str, Any]], rank: int, *, needs_cuda: bool) -> None:
-        self._states = states
+    def __init__(self, saved: SavedRandom, rank: int, *, needs_cuda: bool) -> None:
+        self._saved = saved
         self._rank = rank
         self._needs_cuda = needs_cuda
         self._before: dict[str, Any] = {}
 
     def check(self) -> LeftOut:
         """Check what was saved; see `Restorable.check`."""
-        if self._rank >= len(self._states):
+        state = self._saved.here
+        if state is None:
             return LeftOut()
-        state = self._states[self._rank]
         check_random(state, self._rank)
         cuda = state.get("cuda")
         if self._needs_cuda and cuda and not torch.cuda.is_available():
@@ -65,10 +77,10 @@ class RestorableRandom:
         """Apply what was saved; see `Restorable.apply`."""
         del filled
         self._before = take_random()
-        if self._rank < len(self._states):
-            apply_random(self._states[self._rank])
+        if self._saved.here is not None:
+            apply_random(self._saved.here)
         else:
-            seed_new_rank(self._states[0], self._rank)
+            seed_new_rank(self._saved.zero, self._rank)
 
     def undo(self) -> bool:
         """Undo that; see `Restorable.undo`."""

@@ -79,8 +79,8 @@ def row(header: Header, filled: Mapping[str, torch.Tensor | Share]) -> list[Slot
     for name, (_, shape, begin, end, _, _) in header.tensors.items():
         if begin == at < end:
             target, piece = filled.get(name), header.pieces.get(name)
-            if target is None:
-                row.append(nowhere(end - begin))
+            if target is None or (isinstance(target, Share) and not target.local.numel()):
+                row.append(nowhere(end - begin))  # what has no elements may be of any dtype
             elif isinstance(target, Share):
                 row += slots(shape, piece, target.local, target.piece)
             elif piece is None:

@@ -23,6 +23,7 @@ from support.gangs import (
     meetings,
     owners,
     policies,
+    reading,
     shards,
     spread,
     stories,
@@ -30,7 +31,7 @@ from support.gangs import (
 )
 
 RANKS = 2
-TOPICS = (stories, errors, layouts, meetings, owners, policies, shards, spread, values)
+TOPICS = (stories, errors, layouts, meetings, owners, policies, reading, shards, spread, values)
 
 
 def play(directory: Path, names: list[str], rank: int) -> None:

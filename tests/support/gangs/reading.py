@@ -1,0 +1,246 @@
+"""How a gang reads: each chunk once, on one rank, into what that rank holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from conftest import same_bytes
+from ray_imuckpt import Checkpointer, CorruptCheckpointError
+from ray_imuckpt.errors import StorageError
+from ray_imuckpt.loading import filling, reader
+from ray_imuckpt.storage.local import LocalStorage
+from support.gangs.common import error_of, full, local, same_everywhere
+from support.pieces import Cut, Sharded, Share, grid
+
+Read = tuple[str, int, int]
+"""A file, the first byte that was read of it, and how many."""
+PARTS = {"model", "optimizer"}
+Run = tuple[nn.Module, torch.optim.Optimizer]
+
+
+def build(seed: int, *, sharded: bool = True, dtype: torch.dtype = torch.float32) -> Run:
+    """Return a model of uneven layers, of one of which rank 1 holds nothing."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(40, 33), nn.Linear(33, 1), nn.Linear(1, 24)).to(dtype)
+    model.register_buffer("seen", torch.tensor(seed))
+    if sharded:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+        for layer in (*model.children(), model):
+            fully_shard(layer, mesh=mesh)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def step(run: Run) -> None:
+    """Make one step, whose gradients are the same on every rank."""
+    model, optimizer = run
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, 0.1 * number + 0.1)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def state(run: Run) -> dict[str, Any]:
+    """Return all tensors of model and optimizer, whole."""
+    model, optimizer = run
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    found: dict[str, Any] = dict(model.state_dict())
+    for parameter, values in optimizer.state.items():
+        found |= {f"{names[parameter]}.{key}": value for key, value in values.items()}
+    return {n: full(t) if hasattr(t, "full_tensor") else t.clone() for n, t in found.items()}
+
+
+def by_rows(name: str, shape: tuple[int, ...]) -> list[Share]:
+    """Cut tensors as two ranks of FSDP2 hold them."""
+    if not shape or name.startswith("ranks."):
+        return [(0, (0,) * len(shape), shape)]
+    half = -(-shape[0] // 2)
+    rest = (1, (half, *[0] * (len(shape) - 1)), (shape[0] - half, *shape[1:]))
+    return [(0, (0,) * len(shape), (half, *shape[1:])), rest]
+
+
+def of_one(cut: Cut) -> Cut:
+    """Cut what a gang has saved: `Sharded` gives all ranks the state of rank 0."""
+    return lambda name, shape: [] if name.startswith("ranks.1.") else cut(name, shape)
+
+
+ROWS, GRID = (2, of_one(by_rows)), (4, of_one(grid))
+
+
+def saved(directory: Path, rank: int, *cuts: Any) -> dict[str, Any]:
+    """Save an epoch for each cut, cut so; return what was saved in the last."""
+    run = build(1)
+    checkpointer = Checkpointer(directory, blocking=True)
+    for epoch, cut in enumerate(cuts, 1):
+        step(run)
+        checkpointer.checkpoint(epoch, model=run[0], optimizer=run[1])
+        if rank == 0 and cut is not None:
+            Sharded(directory / f"checkpoint={epoch}", *cut).write()
+        dist.barrier()
+    return state(run)
+
+
+@contextmanager
+def nothing_is_small(window: int = filling.WINDOW) -> Iterator[None]:
+    """Read no file of tensors whole, as of a large checkpoint."""
+    before = reader._SMALL, filling.WINDOW
+    reader._SMALL, filling.WINDOW = 0, window
+    try:
+        yield
+    finally:
+        reader._SMALL, filling.WINDOW = before
+
+
+@contextmanager
+def watched() -> Iterator[list[Read]]:
+    """Give what this rank reads of data files while it does."""
+    real, reads = LocalStorage.read_into, list[Read]()
+
+    def read_into(self: Any, name: str, offset: int, views: Any, seen: Any) -> None:
+        reads.append((name, offset, sum(map(len, views))))
+        real(self, name, offset, views, seen)
+
+    LocalStorage.read_into = read_into  # type: ignore[method-assign]
+    try:
+        yield reads
+    finally:
+        LocalStorage.read_into = real  # type: ignore[method-assign]
+
+
+def of_all(reads: list[Read]) -> list[list[Read]]:
+    """Return what each rank has read."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, reads)
+    return everyone
+
+
+def each_chunk_is_read_by_one_rank(directory: Path, rank: int) -> None:
+    """Whatever the layout, in two windows and more; and where only rank 0 sees the storage."""
+    for name, cut in (("one", None), ("rows", ROWS), ("grid", GRID)):
+        expected = saved(directory / name, rank, cut)
+        files = Checkpointer(directory / name).read(1).manifest.files
+        sizes = {f.name: f.size for f in files if f.part in PARTS}
+        heads = {f.name: f.header_size for f in files}
+        for sees, window in ((True, 64 * 2**20), (True, 3000), (False, 5000)):
+            run = build(2)
+            if window == 3000:
+                step(run)
+            mine = directory / (name if rank == 0 or sees else "not-mounted-here")
+            with nothing_is_small(window), watched() as reads:
+                Checkpointer(mine).start(*run)
+            assert same_bytes(state(run), expected)
+            everyone = of_all(reads)
+            assert sees == bool(everyone[1])
+            chunks = [one for reads in everyone for one in reads if one[2] != heads[one[0]]]
+            assert len(set(chunks)) == len(chunks), "one was read twice"
+            large = [one for one in chunks if one[0].split("-")[0] in PARTS]
+            data = sum(size - heads[file] for file, size in sizes.items())
+            assert data <= sum(size for _, _, size in large) <= sum(sizes.values())
+            if cut is ROWS and sees:  # rank 1 reads its own files, and a part of what all need
+                zero, one = (
+                    {file.split(".")[0] for file, _, n in r if n != heads[file]} for r in everyone
+                )
+                assert {name.split("-")[0] for name in one if name.endswith("-1")} >= PARTS
+                assert {name.split("-")[0] for name in zero if name.endswith("-1")} == {"state"}
+
+
+def no_rank_makes_room_for_the_whole(directory: Path, rank: int) -> None:
+    """A restore makes nothing that is larger than a rank's part, of another dtype neither."""
+    expected = saved(directory, rank, ROWS)
+    largest = max(t.nbytes for n, t in expected.items() if n.startswith("0.weight"))
+    for stepped, dtype in ((False, torch.float32), (True, torch.float32), (True, torch.bfloat16)):
+        run = build(2, dtype=dtype)
+        if stepped:
+            step(run)
+        live = [local(p).data_ptr() for p in run[0].parameters()]
+        real, made = torch.empty, list[int]()
+
+        def empty(*arguments: Any, **keywords: Any) -> torch.Tensor:
+            tensor = real(*arguments, **keywords)  # noqa: B023
+            made.append(tensor.nbytes)  # noqa: B023
+            return tensor
+
+        torch.empty = empty
+        try:
+            with nothing_is_small(2000):
+                Checkpointer(directory).start(*run)
+        finally:
+            torch.empty = real
+        assert max(made) < largest, (stepped, max(made), largest)
+        assert live == [local(p).data_ptr() for p in run[0].parameters()]
+        wanted = {
+            n: t.to(dtype) if n in run[0].state_dict() and t.is_floating_point() else t
+            for n, t in expected.items()
+        }
+        assert same_bytes(state(run), wanted), dtype
+        for values in run[1].state.values():
+            moment = local(values["exp_avg"])
+            assert moment.untyped_storage().nbytes() == moment.nbytes
+
+
+def what_one_rank_cannot_read_is_an_error_on_all(directory: Path, rank: int) -> None:
+    """A damaged chunk that rank 1 alone needs, or that all do: all fall back together."""
+    saved(directory, rank, ROWS, ROWS, None)
+    before = Checkpointer(directory).read(1)
+    for epoch, part in ((3, "model-"), (2, "optimizer-")):
+        if rank == 0:
+            path = max((directory / f"checkpoint={epoch}").glob(f"{part}*.safetensors"))
+            data = bytearray(path.read_bytes())
+            data[-9] ^= 1
+            path.write_bytes(data)
+        dist.barrier()
+        run = build(2)
+        with nothing_is_small():
+            error = error_of(lambda: Checkpointer(directory).start(*run, continue_from=epoch))  # noqa: B023
+        assert isinstance(error, CorruptCheckpointError), error
+        same_everywhere(str(error))
+        assert not run[1].state
+    logging.disable(logging.WARNING)
+    with nothing_is_small():
+        assert Checkpointer(directory).start(*run).start_epoch == 2
+    logging.disable(logging.NOTSET)
+    assert same_bytes({n: full(t) for n, t in run[0].named_parameters()},
+                      {n: t for n, t in before.model.items() if n != "seen"})  # fmt: skip
+
+    def read_all(self: Any, readings: Any) -> None:
+        raise StorageError("the disk of one rank", url=self.url)
+
+    real = LocalStorage.read_all
+    if rank == 1:
+        LocalStorage.read_all = read_all  # type: ignore[method-assign]
+    try:
+        for shared in (True, False):
+            run = build(2, sharded=not shared)
+            with nothing_is_small(2000):
+                error = error_of(lambda: Checkpointer(directory).start(*run, continue_from=1))  # noqa: B023
+            assert isinstance(error, StorageError), error
+            assert "the disk of one rank" in str(error)
+            same_everywhere(str(error))
+    finally:
+        LocalStorage.read_all = real  # type: ignore[method-assign]
+
+
+def one_rank_loads_its_part_alone(directory: Path, rank: int) -> None:
+    """`load` is no collective, and reads of the model what the rank holds of it."""
+    expected = saved(directory, rank, ROWS)
+    run = build(2)
+    if rank == 1:
+        with nothing_is_small(), watched() as reads:
+            Checkpointer(directory).load(run[0], 1)
+        assert all(name.startswith("model-") for name, _, _ in reads)
+        large = [name for name, _, size in reads if size == 1000]
+        assert large
+        assert sum("-0." in name for name in large) == 1, "the buffer, of which there is one"
+    dist.barrier()
+    if rank == 0:
+        Checkpointer(directory).load(run[0], 1)
+    assert same_bytes({n: full(t) for n, t in run[0].named_parameters()},
+                      {n: expected[n] for n, _ in run[0].named_parameters()})  # fmt: skip
