@@ -52,6 +52,7 @@ FORKED = [
         "a_rank_that_fails_alone_stops_a_sharded_restore",
         "one_rank_may_load_alone",
         "one_rank_loads_its_part_alone",
+        "some_layouts_continue_from_others",
         "each_chunk_is_read_by_one_rank",
         "no_rank_makes_room_for_the_whole",
         "what_one_rank_cannot_read_is_an_error_on_all",
@@ -59,7 +60,7 @@ FORKED = [
         "no_thread_of_a_group_outlives_its_end",
     ],
 ]
-OF_FOUR = ["every_layout_is_saved_and_comes_back"]
+OF_FOUR = ["every_layout_is_saved_and_comes_back", "some_layouts_continue_from_others"]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from support.gangs import (
     layouts,
     meetings,
     owners,
+    pairs,
     policies,
     reading,
     shards,
@@ -31,7 +32,19 @@ from support.gangs import (
 )
 
 RANKS = 2
-TOPICS = (stories, errors, layouts, meetings, owners, policies, reading, shards, spread, values)
+TOPICS = (
+    stories,
+    errors,
+    layouts,
+    meetings,
+    owners,
+    pairs,
+    policies,
+    reading,
+    shards,
+    spread,
+    values,
+)
 
 
 def play(directory: Path, names: list[str], rank: int) -> None:
