@@ -167,6 +167,10 @@ def ranges(readings: Sequence[Reading], workers: int, most: int) -> list[Range]:
     size = even(sum(r.size for r in readings), workers, min(_SMALLEST_READ, most), most)
     planned: list[Range] = []
     order = sorted(range(len(readings)), key=lambda n: (readings[n].name, readings[n].offset))
+    if readings and readings[order[0]].name != readings[order[-1]].name:
+        # What is left of each file is a request more, and one worker does two of these in the end:
+        # a bit more for all others gives it the time.
+        size = min(most, math.ceil(size / MIB) * MIB)
     for number in order:
         reading = readings[number]
         start = 0
