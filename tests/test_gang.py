@@ -59,6 +59,17 @@ FORKED = [
         "all_checkpointers_share_one_group",
         "no_thread_of_a_group_outlives_its_end",
     ],
+    [
+        "every_rank_writes_its_own_files",
+        "frozen_files_are_not_written_again",
+        "training_goes_on_while_ranks_copy",
+        "what_one_rank_cannot_write_nobody_commits",
+        "a_save_that_one_rank_fails_may_be_tolerated",
+        "a_rank_that_is_late_is_named",
+        "ranks_that_see_other_storage",
+        "a_large_replicated_state_is_shared_out",
+        "ranks_that_write_together_meet_seldom",
+    ],
 ]
 OF_FOUR = ["every_layout_is_saved_and_comes_back", "some_layouts_continue_from_others"]
 

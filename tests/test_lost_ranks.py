@@ -45,6 +45,16 @@ def test_a_rank_that_dies_is_an_error_that_says_what_was_committed(tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_rank_that_dies_while_all_write_ends_the_save(tmp_path: Path) -> None:
+    """Nothing is committed, and rank 0 does not wait for it until the deadline."""
+    told = lose(tmp_path, "dies_while_all_write")
+    assert set(told) == {0, 2}
+    assert "The save of epoch 2 goes on on rank 0" in told[0]["told"]
+    assert "Whether epoch 2 was committed is known to rank 0" in told[2]["told"]
+    assert told[0]["saved"] == told[2]["saved"] == [1]
+
+
+@pytest.mark.slow
 def test_rank_zero_may_die_too(tmp_path: Path) -> None:
     """The others do not wait for the rank that writes."""
     told = lose(tmp_path, "rank_zero_dies_before_a_save")

@@ -28,7 +28,6 @@ from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.pieces import Share, place_in_mesh, share_of, spread_of
 from ray_imuckpt.state.wrappers import bare_optimizer
 from ray_imuckpt.storage import Storage
-from ray_imuckpt.storage.names import join
 
 TOGETHER_FROM = 64 * 1024 * 1024  # bytes; below, rank 0 alone is as fast (docs/performance.md)
 _OPTIMIZER_STATE = f"{codec.OPTIMIZER}/optimizer.state."
@@ -256,7 +255,7 @@ def _is_shared(gang: Gang, storage: Storage, probe: str, *, sharded: bool) -> bo
             storage.size(probe)
         except OSError:
             return None, b""
-        return None, b"seen"
+        return None, storage.url.encode()  # what is wrong is to be told alike on all ranks
 
     seen = gang.exchange(look)[1]
     if gang.rank == 0:
@@ -268,7 +267,7 @@ def _is_shared(gang: Gang, storage: Storage, probe: str, *, sharded: bool) -> bo
             f"Rank{'s' * (len(blind) > 1)} {', '.join(map(str, blind))} cannot see what rank 0 "
             "writes: the directory is not the same storage there. A model that is sharded is "
             "written by all ranks.",
-            url=join(storage.url, ""),
+            url=seen[0].decode() or None,
             rank=blind[0],
             hint="Give a `dir` that all ranks share: a network file system, or an object store.",
         )

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import functools
+import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar, cast
 
 from ray_imuckpt import staging
-from ray_imuckpt.errors import GangBrokenError, from_wire
+from ray_imuckpt.errors import GangBrokenError, from_wire, to_wire
+from ray_imuckpt.saving.commit import UnknownOutcomeError
+from ray_imuckpt.saving.failures import LastingFailureError
 from ray_imuckpt.saving.receipts import Patience
 from ray_imuckpt.saving.writer import Writing
+
+logger = logging.getLogger("ray_imuckpt")
+
+_LONG_WAIT = 1.0  # seconds of waiting for the previous save from which on there is a warning
+_FIRST_NAP, _LONGEST_NAP = 0.001, 0.05  # seconds between two looks
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -32,6 +41,7 @@ class SaveOperation:
 
     Attributes:
         epoch: Of the checkpoint.
+        together: Whether every rank writes a part of it.
         writing: What writes it, on the rank that writes; ``None`` on the others.
         settled: Whether every rank knows how it ended.
         error: How it failed, once that is settled.
@@ -43,6 +53,7 @@ class SaveOperation:
     """
 
     epoch: int
+    together: bool = False
     writing: Writing | None = None
     settled: bool = False
     error: Exception | None = None
@@ -67,6 +78,58 @@ class SaveOperation:
     def give_up(self) -> bool:
         """Make sure that nothing is written; return False where the writing has begun."""
         return self.writing is None or self.writing.cancel()
+
+    def start(self) -> None:
+        """Begin to write this rank's part, once all ranks have copied theirs."""
+        if self.writing is None:
+            return
+        try:
+            self.writing.start(background=True)
+        except RuntimeError:  # no thread is to be had, and the other ranks have begun
+            self.writing.start(background=False)
+
+    def written(self) -> Exception | None:
+        """Wait until this rank has written its part, or has failed to; return how it failed."""
+        writing, nap = self.writing, _FIRST_NAP
+        if writing is None or self.patience is None:
+            return None
+        while not (writing.done() or self.patience.needed or writing.never_began()):
+            time.sleep(nap)
+            nap = min(2 * nap, _LONGEST_NAP)
+        return writing.error() if self.part else None
+
+    def failed_on(self, rank: int, error: Mapping[str, Any]) -> None:
+        """Let rank 0 know that another rank has failed, should its receipt not say so."""
+        if self.patience is not None:
+            self.patience.failures[rank] = error
+
+    def outcome(self, rank: int, *, alone: bool, wait: bool) -> dict[str, Any] | None:
+        """Return as JSON what this rank knows of the save; ``None``: it writes nothing.
+
+        Args:
+            rank: This rank.
+            alone: Whether it is the whole gang.
+            wait: Whether to wait for the end.
+        """
+        writing = self.writing
+        if writing is None:
+            return None
+        if wait:
+            _wait_for(writing)
+        elif not writing.done():
+            return {"ended": False}
+        error = writing.error()
+        if error is None:
+            return {"ended": True}
+        wire = to_wire(error)
+        if not alone:
+            wire.setdefault("rank", rank)
+        return {
+            "ended": True,
+            "error": wire,
+            "lasting": isinstance(error, LastingFailureError),
+            "unknown": isinstance(error, UnknownOutcomeError),
+        }
 
     def hurry(self) -> None:
         """Wait for other ranks only a little longer: one has gone."""
@@ -124,6 +187,15 @@ class SaveOperation:
             tolerated: Whether training goes on all the same.
         """
         self.settled, self.error, self.tolerated, self.copy = True, error, tolerated, None
+
+
+def _wait_for(writing: Writing) -> None:
+    began = time.monotonic()
+    if not writing.never_began():
+        writing.wait()
+    waited = time.monotonic() - began
+    if waited >= _LONG_WAIT:
+        logger.warning("Waited %.1f s for the previous save to end.", waited)
 
 
 def says_what_stands(method: Method) -> Method:

@@ -19,6 +19,7 @@ import msgspec
 from ray_imuckpt.errors import CorruptCheckpointError, SaveFailedError
 from ray_imuckpt.repository import paths, records
 from ray_imuckpt.repository.manifest import FileEntry
+from ray_imuckpt.saving import writer
 from ray_imuckpt.saving.files import Files
 
 logger = logging.getLogger("ray_imuckpt")
@@ -49,10 +50,17 @@ class Patience:
     """The patience of rank 0 with ranks whose receipts are not there.
 
     Args:
-        seconds: In all.
+        seconds: How long it lasts.
+
+    Attributes:
+        needed: Whether rank 0 has written its own part, and waits for the others.
+        failures: The errors of other ranks, as `errors.to_wire` has them, by rank, as far as they
+            have come to be known in another way than by a receipt.
     """
 
     def __init__(self, seconds: float) -> None:
+        self.needed = False
+        self.failures: dict[int, Mapping[str, Any]] = {}
         self._began = time.monotonic()
         self._end = self._began + seconds
         self._hurried = False
@@ -87,12 +95,17 @@ def collect(files: Files, ranks: Collection[int], patience: Patience) -> list[Fi
     Raises:
         SaveFailedError: A rank has failed, or has given none in time; it names all such ranks.
     """
+    patience.needed = True
     receipts: dict[int, Receipt] = {}
     nap, warn_after = _FIRST_NAP, _WARN_AFTER
     while True:
         missing = [rank for rank in ranks if rank not in receipts]
         looks = [functools.partial(_look, files, rank) for rank in missing]
         receipts |= {r.rank: r for r in files.storage.together(looks) if r is not None}
+        if writer.ends_in_error():
+            patience.hurry()
+        for rank, error in patience.failures.items():
+            receipts.setdefault(rank, Receipt(rank, error=error))
         if any(receipt.error is not None for receipt in receipts.values()):
             raise _failed(files, [r for r in receipts.values() if r.error is not None])
         missing = [rank for rank in ranks if rank not in receipts]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -25,19 +23,14 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.options import Saving
 from ray_imuckpt.repository import codec
 from ray_imuckpt.repository.run import Run
-from ray_imuckpt.saving.commit import UnknownOutcomeError
-from ray_imuckpt.saving.failures import Failures, LastingFailureError
+from ray_imuckpt.saving.failures import Failures
 from ray_imuckpt.saving.job import Order, after_copy, job
 from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.saving.receipts import Patience
 from ray_imuckpt.saving.writer import Writing
 from ray_imuckpt.staging.fence import Fence
 
-logger = logging.getLogger("ray_imuckpt")
-
 T = TypeVar("T")
-
-_LONG_WAIT = 1.0  # seconds of waiting for the previous save from which on there is a warning
 
 
 class Saver:
@@ -65,7 +58,8 @@ class Saver:
     ) -> tuple[T, list[Any]]:
         """Settle the save before, run `step` on every rank, and see to it that all hold the same.
 
-        One exchange of the ranks, whatever comes out of it.
+        One exchange of the ranks, whatever comes out of it; two where all of them write the save
+        before, and it is waited for.
 
         Args:
             gang: The gang; all ranks call this.
@@ -89,6 +83,8 @@ class Saver:
             message = {"save": outcome, "digests": digests, "note": note}
             return (result, traits), json.dumps(message).encode()
 
+        if wait:
+            self._meet_halfway(gang)
         (result, traits), data = gang.exchange(here)
         messages = [json.loads(message) for message in data]
         self._conclude(gang, [message["save"] for message in messages])
@@ -131,7 +127,7 @@ class Saver:
             SaveFailedError: It failed, `background` is false, and that is not tolerated.
         """
         together = order.division.together
-        operation = SaveOperation(order.label.epoch, part=together and gang.rank > 0)
+        operation = SaveOperation(order.label.epoch, together, part=together and gang.rank > 0)
         self._operation = operation
 
         def prepare() -> None:
@@ -139,21 +135,21 @@ class Saver:
             if gang.rank == 0 or together:
                 self._prepare(operation, order, own, background=background, later=later)
 
-        def start() -> None:
-            if not together:  # else what one rank cannot copy none begins to write
-                prepare()
+        def both() -> None:
+            prepare()
             if operation.writing is not None:
                 operation.writing.start(background=background)
 
         with self._abandoning(operation):
-            if together:
+            if together:  # what one rank cannot copy none begins to write
                 gang.run_all(prepare)
-            if not background:
-                self._run(gang, start)
-            elif together:
-                start()
+                operation.start()
+                if not background:
+                    self.settle(gang)
+            elif background:
+                gang.run_all(both)
             else:
-                gang.run_all(start)
+                self._run(gang, both)
         return operation
 
     @contextlib.contextmanager
@@ -194,6 +190,7 @@ class Saver:
 
     def _run(self, gang: Gang, step: Callable[[], None]) -> None:
         """Run `step` on every rank, wait for the save, and settle it."""
+        self._meet_halfway(gang)
 
         def here() -> tuple[None, bytes]:
             step()
@@ -219,25 +216,27 @@ class Saver:
 
     def _outcome(self, gang: Gang, *, wait: bool) -> dict[str, Any] | None:
         """Return as JSON what this rank knows of the save; ``None``: it writes nothing."""
-        writing = None if self._operation is None else self._operation.writing
-        if writing is None:
+        if self._operation is None:
             return None
-        if wait:
-            _wait_for(writing)
-        elif not writing.done():
-            return {"ended": False}
-        error = writing.error()
-        if error is None:
-            return {"ended": True}
-        wire = to_wire(error)
-        if gang.world_size > 1:
-            wire.setdefault("rank", gang.rank)
-        return {
-            "ended": True,
-            "error": wire,
-            "lasting": isinstance(error, LastingFailureError),
-            "unknown": isinstance(error, UnknownOutcomeError),
-        }
+        return self._operation.outcome(gang.rank, alone=gang.world_size == 1, wait=wait)
+
+    def _meet_halfway(self, gang: Gang) -> None:
+        """Meet once every rank has written its part: one that has gone is noticed here.
+
+        Rank 0 still looks for what the others have written, and would wait for it in vain. A
+        collective where a save that all write together has not been settled.
+        """
+        operation = self._operation
+        if operation is None or not operation.together:
+            return
+
+        def here() -> tuple[None, bytes]:
+            error = operation.written()
+            return None, b"" if error is None else json.dumps(to_wire(error)).encode()
+
+        for rank, error in enumerate(gang.exchange(here)[1]):
+            if error:
+                operation.failed_on(rank, json.loads(error))
 
     def _conclude(self, gang: Gang, outcomes: Sequence[Mapping[str, Any] | None]) -> None:
         """Settle the save on this rank, as on all, if it has ended on all that write.
@@ -288,12 +287,3 @@ class Saver:
         """Wait for this process's save without asking the gang."""
         if self._operation is not None and self._operation.writing is not None:
             self._operation.writing.wait()
-
-
-def _wait_for(writing: Writing) -> None:
-    began = time.monotonic()
-    if not writing.never_began():
-        writing.wait()
-    waited = time.monotonic() - began
-    if waited >= _LONG_WAIT:
-        logger.warning("Waited %.1f s for the previous save to end.", waited)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
 import traceback
@@ -175,6 +176,14 @@ def finish_all() -> None:
 
 
 _ENDING = threading.Event()  # the interpreter shuts down
+
+
+def ends_in_error() -> bool:
+    """Return whether this process ends by an error that nobody has handled.
+
+    The other ranks may be gone, too; that an error was printed is all that Python tells.
+    """
+    return _ENDING.is_set() and getattr(sys, "last_value", None) is not None
 
 
 def _end() -> None:

@@ -28,6 +28,7 @@ from support.gangs import (
     shards,
     spread,
     stories,
+    together,
     values,
 )
 
@@ -43,6 +44,7 @@ TOPICS = (
     reading,
     shards,
     spread,
+    together,
     values,
 )
 

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from ray_imuckpt import Checkpointer, GangBrokenError
 from ray_imuckpt.gang import watch
+from ray_imuckpt.saving import receipts
 from support.logs import Messages
 
 RANKS = 3
@@ -52,6 +54,23 @@ def dies_after_a_save_was_begun(directory: Path, rank: int) -> dict[str, Any]:
         "again": _error_of(pending.wait),
         "later": _error_of(lambda: checkpointer.checkpoint(2, model=nn.Linear(2, 2))),
     }
+
+
+def dies_while_all_write(directory: Path, rank: int) -> dict[str, Any]:
+    receipts._GRACE = 0.1
+    model = nn.Sequential(nn.Linear(4, 4))
+    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (RANKS,)))
+    checkpointer = Checkpointer(directory)
+    checkpointer.checkpoint(1, model=model)
+    checkpointer.wait()
+    if rank == 1:
+        receipts.put = lambda *_: os._exit(0)  # on the thread that writes
+    pending = checkpointer.checkpoint(2, model=model)
+    assert pending is not None
+    told = _error_of(checkpointer.wait)
+    if rank == 0:
+        _until(pending.done)
+    return {"told": told, "saved": checkpointer.list_existing_checkpoint_indices()}
 
 
 def rank_zero_dies_before_a_save(directory: Path, rank: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conftest import adamw, small_model
 from ray_imuckpt import Checkpointer
+from support.gangs import zoo
 
 COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_reduce", "broadcast", "gather")
 
@@ -56,6 +57,19 @@ def the_ranks_meet_seldom(directory: Path, rank: int) -> None:
                 assert meetings <= most, (epoch, force, meetings)
         _, meetings = _counting(checkpointer.wait)
         assert meetings <= 1, meetings
+
+
+def ranks_that_write_together_meet_seldom(directory: Path, rank: int) -> None:
+    """A sharded save: four at first, with a look whether all see the same storage; then three."""
+    model, optimizer = zoo.build("fsdp")
+    zoo.train((model, optimizer), 1, 1)
+    checkpointer = Checkpointer(directory)
+    for epoch, most in ((1, 4), (2, 3), (3, 3)):
+        save = partial(checkpointer.checkpoint, epoch, model=model, optimizer=optimizer)
+        _, meetings = _counting(save)
+        assert meetings <= most, (epoch, meetings)
+        _, meetings = _counting(checkpointer.wait)
+        assert meetings <= 2, meetings
 
 
 def a_spread_state_takes_one_meeting_more(directory: Path, rank: int) -> None:
