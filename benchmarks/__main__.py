@@ -4,6 +4,7 @@
     python -m benchmarks --megabytes 200
     python -m benchmarks stall restore        # some of the tables
     python -m benchmarks stores --rate 10     # an object store: at most 300 MB
+    python -m benchmarks clients --rate 10    # the same by clients of a store, which save nothing
     python -m benchmarks gangs                # 2 and 4 ranks, DDP and FSDP2: at most 600 MB
 
 Every figure is a median. "Stall" is how long the training loop stands still, "durable" how long
@@ -30,15 +31,8 @@ from benchmarks.measure import build, table
 from benchmarks.stores import tables as stores
 
 TABLES = (
-    "stall",
-    "durable",
-    "restore",
-    "memory",
-    "tensors",
-    "checkpoints",
-    "epochs",
-    "stores",
-    "gangs",
+    *("stall", "durable", "restore", "memory", "tensors", "checkpoints", "epochs"),
+    *("stores", "clients", "gangs"),
 )
 
 
@@ -64,6 +58,9 @@ def main() -> None:
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"ray_imuckpt {ray_imuckpt.__version__}; medians of {repeats}"
     )
+    trial = stores.Trial(
+        megabytes, repeats, options.latency, options.rate, unsigned=options.unsigned
+    )
     root = Path(tempfile.mkdtemp(prefix="imuckpt-bench-", dir=options.dir))
     try:
         if "memory" in chosen:
@@ -76,8 +73,9 @@ def main() -> None:
         if "epochs" in chosen:
             epochs.tables(root, repeats)
         if "stores" in chosen:
-            latency, rate, unsigned = options.latency, options.rate, options.unsigned
-            stores.tables(root, megabytes, repeats, latency, rate, unsigned=unsigned)
+            stores.peers(root, trial)
+        if "clients" in chosen:
+            stores.clients(root, trial)
         if "gangs" in chosen:
             gangs.tables(root, megabytes, repeats)
     finally:

@@ -15,9 +15,13 @@ from torch import nn
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
 from benchmarks.stores.raw import Raw
+from benchmarks.stores.transports import Arrow, Connector, Obstore, S3fs, arrow_filesystem
 from ray_imuckpt import Checkpointer
 
 RAW = "obstore alone, no checksums (limit)"
+ARROW = "pyarrow alone, no checksums"
+S3FS_ALONE = "s3fs alone, no checksums"
+CONNECTOR = "s3torchconnector alone, no checksums"
 OBSTORE = "ray_imuckpt"
 BLOCKING = "ray_imuckpt, blocking"
 S3FS = "ray_imuckpt, by s3fs"
@@ -98,15 +102,7 @@ class RaysRecipe:
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._scratch, self._bucket = surroundings.scratch, surroundings.bucket
-        options = surroundings.options
-        scheme, _, host = str(options["endpoint_url"]).partition("://")
-        self._filesystem = pyarrow.fs.S3FileSystem(
-            access_key=options["key"],
-            secret_key=options["secret"],
-            endpoint_override=host,
-            scheme=scheme,
-            region="us-east-1",
-        )
+        self._filesystem = arrow_filesystem(surroundings.options)
 
     def begin(self, directory: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Implement `Contender.begin`."""
@@ -183,11 +179,17 @@ def _by_s3fs(surroundings: Surroundings) -> Contender:
 
 
 CONTENDERS: dict[str, Callable[[Surroundings], Contender]] = {
-    RAW: lambda s: Raw(s.options, s.bucket),
+    RAW: lambda s: Raw(Obstore(s.options, s.bucket)),
     OBSTORE: Ours,
     BLOCKING: lambda s: Ours(s, blocking=True),
     S3FS: _by_s3fs,
     RAY: RaysRecipe,
     DCP: Dcp,
+    ARROW: lambda s: Raw(Arrow(s.options, s.bucket)),
+    S3FS_ALONE: lambda s: Raw(S3fs(s.options, s.bucket)),
+    CONNECTOR: lambda s: Raw(Connector(s.options, s.bucket)),
 }
 """By the name that the tables show."""
+
+PEERS = (RAW, OBSTORE, BLOCKING, S3FS, RAY, DCP)
+CLIENTS = (RAW, ARROW, S3FS_ALONE, CONNECTOR)

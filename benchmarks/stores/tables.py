@@ -6,10 +6,12 @@ import contextlib
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from benchmarks.stores.contenders import CONTENDERS, RAW, Surroundings
-from benchmarks.stores.raw import CONNECTIONS
+from benchmarks.stores.contenders import CLIENTS, CONNECTOR, PEERS, RAW, Surroundings
+from benchmarks.stores.transports import CONNECTIONS
 from benchmarks.stores.workers import MODEL, RESTORE, SAVE, TASKS, Cost, Worker
 from tools.simulated_store import Report, Settings, SimulatedStore
 
@@ -23,31 +25,46 @@ _SETTLED = 0.1  # seconds: the store counts an answer when it has sent it, a mom
 Sample = tuple[Cost, Report]
 
 
-def tables(
-    scratch: Path,
-    megabytes: float,
-    repeats: int,
-    latency: float = 30,
-    rate: float = 50,
-    *,
-    unsigned: bool = False,
-) -> None:
-    """Print the tables.
+@dataclass(frozen=True)
+class Trial:
+    """How much of what is done, and with which store.
 
-    Args:
-        scratch: A local directory, for those who need one.
+    Attributes:
         megabytes: Of the state; at most `MOST` are taken.
         repeats: Of each save and restore.
         latency: Milliseconds before each answer.
         rate: Megabytes a second of a connection.
         unsigned: Whether bodies are sent without a signature, as they are where there is TLS.
     """
-    megabytes = min(megabytes, MOST)
+
+    megabytes: float
+    repeats: int
+    latency: float = 30
+    rate: float = 50
+    unsigned: bool = False
+
+
+def peers(scratch: Path, trial: Trial) -> None:
+    """Print the tables of all that save and restore a training; `scratch` is a local directory."""
+    _tables(PEERS, scratch, trial, tiny=True)
+
+
+def clients(scratch: Path, trial: Trial) -> None:
+    """Print the tables of clients alone; `scratch` as above."""
+    missing = find_spec("s3torchconnector") is None
+    names = [name for name in CLIENTS if not (name == CONNECTOR and missing)]
+    _tables(names, scratch, trial, tiny=False)
+
+
+def _tables(names: Sequence[str], scratch: Path, trial: Trial, *, tiny: bool) -> None:
+    megabytes, repeats = min(trial.megabytes, MOST), trial.repeats
+    latency, rate = trial.latency, trial.rate
     settings = Settings(latency=latency / 1000, rate=rate * 1_000_000)
-    with SimulatedStore() as store, _workers(store, scratch, unsigned=unsigned) as workers:
+    with SimulatedStore() as store, _workers(names, store, scratch, trial) as workers:
         print(f"\nA simulated store: {latency:g} ms a request, {rate:g} MB/s a connection.")
-        print("Bodies are not signed." if unsigned else "Bodies are signed by SHA-256.")
-        _print_tiny({name: _tiny(store, settings, w) for name, w in workers.items()})
+        print("Bodies are not signed." if trial.unsigned else "Bodies are signed by SHA-256.")
+        if tiny:
+            _print_tiny({name: _tiny(store, settings, w) for name, w in workers.items()})
         for name, worker in workers.items():
             worker.begin(_directory(name), megabytes, _TENSORS)
         samples: dict[str, dict[str, list[Sample]]] = {task: {} for task in TASKS}
@@ -64,12 +81,13 @@ def tables(
 
 @contextlib.contextmanager
 def _workers(
-    store: SimulatedStore, scratch: Path, *, unsigned: bool
+    names: Sequence[str], store: SimulatedStore, scratch: Path, trial: Trial
 ) -> Iterator[dict[str, Worker]]:
-    chosen = {"config_kwargs": {"s3": {"payload_signing_enabled": False}}} if unsigned else {}
+    unsigned = {"config_kwargs": {"s3": {"payload_signing_enabled": False}}}
+    chosen = unsigned if trial.unsigned else {}
     surroundings = Surroundings(store.options | chosen, store.bucket, scratch)
     with contextlib.ExitStack() as stack:
-        yield {n: stack.enter_context(Worker(n, surroundings)) for n in CONTENDERS}
+        yield {n: stack.enter_context(Worker(n, surroundings)) for n in names}
 
 
 def _make_room(store: SimulatedStore) -> None:

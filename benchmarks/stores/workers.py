@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.measure import build
 from benchmarks.memory import forget_peak, status
-from benchmarks.stores.contenders import CONTENDERS, RAW, Contender, Surroundings
+from benchmarks.stores.contenders import CLIENTS, CONTENDERS, Contender, Surroundings
 
 SAVE = "save until durable"
 RESTORE = "restore"
@@ -105,7 +105,7 @@ def _serve(pipe: Connection, name: str, surroundings: Surroundings) -> None:
                 contender.begin(directory, model, optimizer)
                 pipe.send((None, None))
             else:
-                cost = _measured(contender, asked, model, checked=name != RAW)
+                cost = _measured(contender, asked, model, checked=name not in CLIENTS)
                 pipe.send((cost, None))
         except Exception:  # noqa: BLE001 - whatever it is, the asking process raises it
             pipe.send((None, traceback.format_exc()))
