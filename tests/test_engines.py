@@ -7,12 +7,14 @@ import os
 import tracemalloc
 from typing import Any
 
+import pyarrow.fs
 import pytest
 
 from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.options import Retries
-from ray_imuckpt.storage import Storage, open_storage
+from ray_imuckpt.storage import Storage, from_arrow, open_storage
 from ray_imuckpt.storage.content import NewFile
+from ray_imuckpt.storage.engines import fsspec_uploads
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 MIB = 1024 * 1024
@@ -79,6 +81,26 @@ def test_nothing_that_is_sent_is_copied_as_a_whole(
         tracemalloc.stop()
     assert peak < 8 * MIB
     assert all(simulated_store.get(f"run/{number}") == data for number in range(files))
+
+
+def test_pyarrow_is_given_no_more_than_it_may_hold(
+    simulated_store: SimulatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has copied is waited for, however fast it takes more than the store does."""
+    monkeypatch.setattr(fsspec_uploads, "_AHEAD", 16 * MIB)
+    simulated_store.configure(Settings(rate=50e6))
+    filesystem = pyarrow.fs.S3FileSystem(
+        access_key="nobody",
+        secret_key="nothing",
+        region="us-east-1",
+        endpoint_override=simulated_store.endpoint,
+    )
+    held: list[int] = []
+    observe = lambda *_: held.append(pyarrow.total_allocated_bytes())  # noqa: E731
+    data = os.urandom(MIB) * 60
+    from_arrow(filesystem, "bucket/run").write("a", Chunks([data], MIB), observe)
+    assert 16 * MIB < max(held) < (16 + 8 + 2 * 10) * MIB
+    assert simulated_store.get("run/a") == data
 
 
 class Wanted:

@@ -165,11 +165,11 @@ class Connector:
             writer.write(memory)
 
     def receive(self, key: str, memory: memoryview) -> None:
-        """Implement `Transport.receive`."""
-        reader = self._client.get_object(self._bucket, key)
-        done = 0
-        while done < len(memory):
-            done += reader.readinto(memory[done:])
+        """Implement `Transport.receive`: one range, which it divides itself."""
+        from s3torchconnector import S3ReaderConstructor
+
+        of_ranges = S3ReaderConstructor.range_based(buffer_size=0)
+        self._client.get_object(self._bucket, key, reader_constructor=of_ranges).readinto(memory)
 
 
 def arrow_filesystem(options: Mapping[str, Any]) -> pyarrow.fs.S3FileSystem:

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import fsspec
 from fsspec.asyn import sync
+from fsspec.implementations.arrow import ArrowFSWrapper
 
 from ray_imuckpt.storage.engines import filesystems, sftp_files
 from ray_imuckpt.storage.engines.bodies import Body
@@ -35,6 +36,7 @@ from ray_imuckpt.threads.parallel import each
 
 _PUT_WHOLE = 40 * MIB  # an object up to this size is sent by one call where parts have an order
 _COPIES = 3  # of such an object: ours, the client's with its headers, and that of the connection
+_AHEAD = 112 * MIB  # of a stream of pyarrow's, which has up to two of its parts beside them
 
 
 class Caller(Judge, Protocol):
@@ -58,12 +60,16 @@ def upload(engine: Caller, path: str, source: Source, patience: Patience) -> Non
         _to_s3(engine, path, source, patience)
     elif filesystems.speaks_azure(engine.filesystem) and source.size > source.part_size:
         _to_azure(engine, path, source, patience)
+    elif isinstance(engine.filesystem, ArrowFSWrapper) and source.size > source.part_size:
+        with engine.budget.taken(min(source.size, _AHEAD)):
+            _as_stream(engine, path, source, _Bounded().write)
     elif engine.kind is Kind.OBJECTS and source.size <= _PUT_WHOLE:
         with engine.budget.taken(_COPIES * source.size):
             engine.put(path, b"".join(view for views in source.parts() for view in views))
     else:
+        write = sftp_files.write if filesystems.speaks_sftp(engine.filesystem) else _write
         with engine.budget.taken():
-            _as_stream(engine, path, source)
+            _as_stream(engine, path, source, write)
 
 
 def _to_s3(engine: Caller, path: str, source: Source, patience: Patience) -> None:
@@ -172,8 +178,9 @@ def _side_by_side(
     return answers
 
 
-def _as_stream(engine: Caller, path: str, source: Source) -> None:
-    write = sftp_files.write if filesystems.speaks_sftp(engine.filesystem) else _write
+def _as_stream(
+    engine: Caller, path: str, source: Source, write: Callable[[Any, list[memoryview]], None]
+) -> None:
     with engine.calling() as filesystem:
         file = filesystem.open(path, "wb")
     try:
@@ -190,6 +197,24 @@ def _as_stream(engine: Caller, path: str, source: Source) -> None:
 def _write(file: Any, views: Sequence[memoryview]) -> None:
     for view in views:
         file.write(view)
+
+
+class _Bounded:
+    """Writes to one stream of pyarrow's, which copies what it is given until that has been sent.
+
+    It sends several parts of ten MB at once: a file is sent fast, and one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = 0
+
+    def write(self, file: Any, views: Sequence[memoryview]) -> None:
+        """Write views, and wait where too much has not been sent."""
+        _write(file, views)
+        self._ahead += sum(map(len, views))
+        if self._ahead >= _AHEAD:
+            file.stream.flush()  # returns when nothing is left to send
+            self._ahead = 0
 
 
 def _abandon(file: Any) -> None:
