@@ -206,8 +206,10 @@ ALWAYS = {"config_kwargs": {"request_checksum_calculation": "when_supported"}}
         (HTTP | ALWAYS, "when_supported"),
         ({"endpoint_url": "https://127.0.0.1:9"}, None),
         ({}, None),
+        (HTTP | {"anon": True}, None),
+        (HTTP | {"config_kwargs": {"s3": {"payload_signing_enabled": False}}}, None),
     ],
-    ids=["plain", "plain, inside", "as the user says", "TLS", "Amazon's"],
+    ids=["plain", "inside", "as the user says", "TLS", "Amazon's", "nobody", "not signed"],
 )
 def test_s3fs_hashes_a_body_once(options: dict[str, Any], calculated: str | None) -> None:
     """Without TLS the signature covers it, with TLS a CRC-32 does; and who says so has both."""

@@ -64,11 +64,13 @@ def _hashes_twice(options: dict[str, Any]) -> bool:
         from botocore.config import Config
 
         known = "request_checksum_calculation" in Config.OPTION_DEFAULTS
-        url = _endpoint(_Options(options, mapping(options, "client_kwargs"), {}))
+        config = mapping(mapping(options, "config_kwargs"), "s3")
+        url = _endpoint(_Options(options, mapping(options, "client_kwargs"), {})) or "https://"
     except (ImportError, UnknownOptionError):  # whoever opens the file system says it better
         return False
+    signed = not options.get("anon") and config.get("payload_signing_enabled") is not False
     asked = "AWS_REQUEST_CHECKSUM_CALCULATION" in os.environ
-    return known and not asked and url is not None and url.startswith("http://")
+    return known and signed and not asked and url.startswith("http://")
 
 
 def connection(scheme: str, left: dict[str, Any]) -> Connection:
