@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from conftest import in_a_child
+from ray_imuckpt.storage.engines.patience import Patience
+from ray_imuckpt.storage.engines.protocol import Fault
+from ray_imuckpt.storage.engines.retrying import patiently
 from ray_imuckpt.threads import parallel, worker
-from ray_imuckpt.threads.parallel import uncollected
+from ray_imuckpt.threads.parallel import each, uncollected
 
 
 @pytest.fixture(autouse=True)
@@ -199,3 +202,33 @@ def test_fewer_threads_than_wanted_do_all_the_work(monkeypatch: pytest.MonkeyPat
     done: list[int] = []
     parallel.each(done.append, 5, threads=4)
     assert done == [0, 1, 2, 3, 4]
+
+
+class Hopeful:
+    """A judge for whom every error passes."""
+
+    def fault(self, error: BaseException) -> Fault:
+        return Fault.PASSING
+
+    def renew(self) -> None:
+        pass
+
+
+def test_nothing_is_tried_again_once_another_call_has_failed() -> None:
+    """Ctrl-C on one thread is not followed by minutes of patience on the others."""
+    tried = threading.Event()
+
+    def fail() -> None:
+        tried.set()
+        raise OSError("the store is down")
+
+    caller = threading.current_thread()
+
+    def work(_: int) -> None:
+        if threading.current_thread() is not caller:
+            patiently(Patience(attempts=10**9, seconds=1e9), Hopeful(), "Reading", fail)
+        tried.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        each(work, 2, 2)

@@ -148,7 +148,7 @@ def refuse_deletions(checkpoint_config: object) -> None:
             f"run_config() got CheckpointConfig(checkpoint_score_attribute={metric!r}), and the "
             "Checkpointer has retention=: Ray's Result.best_checkpoints would name what that has "
             f"deleted. Leave it out, and give Retention(keep_best=({metric!r}, {order!r})): "
-            "Checkpointer.of_result(result) then has index_of_best() and load(model, 'best')."
+            "Checkpointer.of_result(result).index_of_best(metric, mode) then finds it."
         )
 
 

@@ -26,6 +26,7 @@ from ray_imuckpt.storage.engines.connection import UnknownOptionError
 from ray_imuckpt.storage.engines.filesystems import unwrapped
 from ray_imuckpt.storage.engines.fsspec_engine import FsspecEngine
 from ray_imuckpt.storage.engines.patience import Patience
+from ray_imuckpt.storage.engines.shared import of_parent, shared
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.storage.names import shown
 from ray_imuckpt.storage.remote import RemoteStorage
@@ -99,7 +100,9 @@ def _missing(error: ImportError, url: str) -> StorageError:
     # A module may have another name than what is installed for it (smbclient is of smbprotocol):
     # it is advised only where fsspec names it as a package.
     cure = f"pip install {package}" if package and package in str(error) else "see above"
-    if translation.knows(url.partition("://")[0]):
+    if of_parent():
+        cure += ", or begin this process by spawn, not by fork: obstore serves no forked one"
+    elif translation.knows(url.partition("://")[0]):
         cure = f"pip install 'ray-imuckpt[obstore]', which is the fastest, or {cure}"
     return StorageError(
         f"The package {package or 'for this file system'} is missing: {error}.",
@@ -116,8 +119,10 @@ def _obstore(scheme: str, path: str, options: Mapping[str, Any]) -> ObstoreEngin
         logger.debug("%s://%s by way of fsspec: obstore 0.12 is not installed", scheme, path)
         return None
     from ray_imuckpt.storage.engines.obstore_engine import ObstoreEngine
-    from ray_imuckpt.storage.engines.shared import shared
 
+    if of_parent():
+        logger.debug("%s://%s by way of fsspec: obstore serves no forked process", scheme, path)
+        return None
     try:
         connection = translation.connection(scheme, path, options)
     except UnknownOptionError as error:

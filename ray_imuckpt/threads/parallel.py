@@ -11,6 +11,7 @@ import functools
 import gc
 import itertools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,6 +20,7 @@ from ray_imuckpt.threads.worker import Worker
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CALLS = threading.local()  # of `each`, that a thread helps
 THREADS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -34,6 +36,11 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
     """
     indices = itertools.count()  # next() on it is atomic
     errors: list[BaseException] = []
+    around = (*_errors_around(), errors)
+
+    def help_out() -> None:
+        _CALLS.errors = around
+        run()
 
     def run() -> None:
         while not errors and (index := next(indices)) < count:
@@ -42,7 +49,7 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
             except BaseException as error:  # noqa: BLE001 - raised again by the caller
                 errors.append(error)
 
-    helpers = [Worker(run, "imuckpt-io") for _ in range(min(threads, count) - 1)]
+    helpers = [Worker(help_out, "imuckpt-io") for _ in range(min(threads, count) - 1)]
     try:
         try:
             _start(helpers)
@@ -55,6 +62,20 @@ def each(work: Callable[[int], None], count: int, threads: int = THREADS) -> Non
         _join(helpers, errors)
     if errors:
         raise errors[0]
+
+
+def in_vain() -> bool:
+    """Return whether this thread helps a call of `each` that is going to raise an error.
+
+    Never on the thread that called it: an interrupt could leave that word behind.
+    """
+    return any(_errors_around())
+
+
+def _errors_around() -> tuple[list[BaseException], ...]:
+    """Return the errors of each call of `each` that this thread helps."""
+    errors: tuple[list[BaseException], ...] = getattr(_CALLS, "errors", ())
+    return errors
 
 
 def _start(workers: Sequence[Worker]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +23,20 @@ class Budget:
 
     def __init__(self, connections: int = CONNECTIONS) -> None:
         self.connections = connections
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         # Of C, and made to be put into while the same thread takes out of it: what gives back is
         # often the end of a buffer, which comes at any time.
         self._free: SimpleQueue[None] = SimpleQueue()
         self._turn = threading.Lock()
-        self.give(connections)
+        self.give(self.connections)
 
     def take(self, count: int = 1) -> int:
         """Wait for connections, and return how many were taken: no more than there are."""
+        if self._process != os.getpid():  # in a fork, the parent's threads give nothing back
+            self._begin()
         count = max(1, min(count, self.connections))
         with self._turn:  # or two who want several would wait for each other
             for _ in range(count):

@@ -88,7 +88,7 @@ class ObstoreEngine:
         self._connection = connection
         self.budget = budget or Budget()
         self.readers = self.writers = self.budget.connections
-        self._fallback = fallback
+        self.fallback = fallback
         # Google's store compares generations.
         self._tag_name = "version" if connection.scheme in ("gs", "gcs") else "e_tag"
         self._stores: dict[tuple[str, int, Patience | None], Any] = {}
@@ -281,10 +281,10 @@ class ObstoreEngine:
             other.abort(path, upload)
 
     def _other(self) -> Any:
-        if self._fallback is None or self._connection.scheme not in ("s3", "s3a"):
+        if self.fallback is None or self._connection.scheme not in ("s3", "s3a"):
             return None
         try:
-            return self._fallback()
+            return self.fallback()
         except ImportError:
             return None
 
@@ -294,7 +294,7 @@ class ObstoreEngine:
         Raises:
             ImportError: The fsspec file system's package is missing.
         """
-        if self._fallback is None:
+        if self.fallback is None:
             raise ImportError("no fsspec file system was given")
-        found: tuple[Any, str] = self._fallback().to_arrow(path)
+        found: tuple[Any, str] = self.fallback().to_arrow(path)
         return found

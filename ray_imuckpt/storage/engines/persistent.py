@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+from ray_imuckpt.storage.engines.forks import Held
 from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import Condition, Engine, Fault, Listed, Source
 from ray_imuckpt.storage.engines.retrying import patiently
@@ -27,7 +28,7 @@ class PersistentEngine:
     """
 
     def __init__(self, engine: Engine, patience: Patience) -> None:
-        self.engine = engine
+        self._held = Held(engine)
         self.patience = patience
         self.name = engine.name
         self.kind = engine.kind
@@ -39,6 +40,11 @@ class PersistentEngine:
     def hurried(self) -> PersistentEngine:
         """Return one that gives up within seconds, for the start of a run."""
         return PersistentEngine(self.engine, self.patience.brief)
+
+    @property
+    def engine(self) -> Engine:
+        """Return the engine that does the work, in this process."""
+        return self._held.engine
 
     def _do(self, what: str, call: Callable[[], T]) -> T:
         return patiently(self.patience, self.engine, what, call)

@@ -14,12 +14,20 @@ from typing import Protocol, TypeVar
 from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import Fault
 from ray_imuckpt.storage.failures import ExhaustedError
+from ray_imuckpt.threads.parallel import in_vain
 
 logger = logging.getLogger("ray_imuckpt")
 
 T = TypeVar("T")
 
 FIRST_SPAN, LONGEST_SPAN = 0.2, 10.0  # seconds; a wait is half of it on average
+
+
+def _rest(seconds: float) -> None:
+    """Wait, but not for a call that is going to raise an error: Ctrl-C on another thread, say."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not in_vain():
+        time.sleep(min(left, 0.25))
 
 
 class Judge(Protocol):
@@ -61,7 +69,7 @@ def patiently(
             judge.renew()
             return True
         passes = fault is Fault.PASSING or (whole and fault is Fault.LOST)
-        return passes and not isinstance(error, ExhaustedError)
+        return passes and not isinstance(error, ExhaustedError) and not in_vain()
 
     def stop(state: tenacity.RetryCallState) -> bool:
         next_try = failed[-1] + state.upcoming_sleep
@@ -78,6 +86,7 @@ def patiently(
         wait=tenacity.wait_random_exponential(multiplier=FIRST_SPAN, max=LONGEST_SPAN),
         retry=tenacity.retry_if_exception(again),
         before_sleep=tell,
+        sleep=_rest,
         reraise=True,
     )
     try:

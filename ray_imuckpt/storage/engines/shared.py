@@ -20,6 +20,7 @@ _READ = ("AWS_", "AZURE_", "GOOGLE_")  # what stores' clients read in the enviro
 
 _ENGINES: OrderedDict[str, ObstoreEngine] = OrderedDict()
 _LOCK = threading.Lock()
+_OF_PARENT = False
 
 
 def shared(
@@ -50,10 +51,16 @@ def _digest(scheme: str, options: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def of_parent() -> bool:
+    """Return whether the process was forked from one that used obstore, which serves no fork."""
+    return _OF_PARENT
+
+
 def _forget() -> None:
     """Let go, in a process that was just forked, of connections that are the parent's."""
-    global _LOCK  # noqa: PLW0603 - a thread of the parent may hold it for ever
+    global _LOCK, _OF_PARENT  # noqa: PLW0603 - a thread of the parent may hold it for ever
     _LOCK = threading.Lock()
+    _OF_PARENT = _OF_PARENT or bool(_ENGINES)
     _ENGINES.clear()
 
 
