@@ -11,8 +11,9 @@ import torch
 
 from ray_imuckpt import arguments, source
 from ray_imuckpt.errors import CheckpointNotFoundError, public
+from ray_imuckpt.loading.opening import open_directory
 from ray_imuckpt.loading.start import ModelT
-from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best, Opening, Retention, Retries
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog

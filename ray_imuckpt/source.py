@@ -10,10 +10,10 @@ import torch
 
 from ray_imuckpt import arguments
 from ray_imuckpt.errors import CheckpointNotFoundError, located, public
-from ray_imuckpt.loading import stored
+from ray_imuckpt.loading.opening import open_checkpoint, open_directory
 from ray_imuckpt.loading.restore import restore_model
 from ray_imuckpt.loading.start import ModelT
-from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
@@ -81,7 +81,7 @@ def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
             if epoch is None:  # it was deleted right now
                 continue
             raise
-        return stored.open_checkpoint(storage.child(paths.checkpoint_name(chosen)), manifest)
+        return open_checkpoint(storage.child(paths.checkpoint_name(chosen)), manifest)
     raise CheckpointNotFoundError(
         "There is no committed checkpoint.", url=storage.url, hint="Look at `dir`, or train first."
     )

@@ -17,7 +17,7 @@ from ray_imuckpt.encoding.tensors import flat
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
 from ray_imuckpt.loading import filling, reader
-from ray_imuckpt.loading.stored import open_checkpoint
+from ray_imuckpt.loading.opening import open_checkpoint
 from ray_imuckpt.storage.local import LocalStorage
 from support.pieces import Cut, Sharded, Share, along, grid, whole
 

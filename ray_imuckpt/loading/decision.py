@@ -13,7 +13,8 @@ from typing import NamedTuple
 from ray_imuckpt import units
 from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, ImuckptError
-from ray_imuckpt.loading.stored import LoadedCheckpoint, open_directory
+from ray_imuckpt.loading.opening import open_directory
+from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog

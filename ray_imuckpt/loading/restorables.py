@@ -59,7 +59,8 @@ def restorables(
         )
     for name, value in _optimizers_first(targets.objects):
         if name in loaded.objects:
-            state = SavedObject(loaded.other[name], loaded.classes.get(name))
+            later = name in targets.spread
+            state = SavedObject(loaded.other[name], loaded.classes.get(name), later)
             items.append(RestorableObject(name, value, state, layouts, strict=strict))
     items += _of_rank(loaded, targets, gang, layouts, strict=strict)
     same_size = gang.world_size == loaded.manifest.world_size

@@ -65,12 +65,12 @@ class Restore:
             CorruptCheckpointError: Bytes were altered: the objects may hold a part of them.
         """
         gang, loaded = self._gang, self._loaded
-        loaded.prepare(optimizer=self._targets.optimizer is not None)
+        with_optimizer = self._targets.optimizer is not None
+        loaded.prepare(optimizer=with_optimizer, spread=self._targets.spread)
         gang.run_all(self._check)
         try:
             if self._targets.objects or self._targets.per_rank:  # the same on every rank
                 gang.run_all(lambda: self._apply(Phase.TRIED))
-            with_optimizer = self._targets.optimizer is not None
             filled = loaded.fill(self._make_room, optimizer=with_optimizer)
             gang.run_all(lambda: self._finish(filled))
         except Exception as error:

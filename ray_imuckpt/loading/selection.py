@@ -12,8 +12,9 @@ from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, 
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import notices
 from ray_imuckpt.loading.decision import Decider, Decision, Offer
+from ray_imuckpt.loading.opening import open_checkpoint
 from ray_imuckpt.loading.restore import Restore
-from ray_imuckpt.loading.stored import LoadedCheckpoint, open_checkpoint
+from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.run import Run, RunIdentity

@@ -7,33 +7,26 @@ then these are read into the memory of the live ones (`LoadedCheckpoint.fill`).
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from ray_imuckpt.encoding import tensors, tree
-from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
-from ray_imuckpt.gang import Gang
+from ray_imuckpt.errors import CorruptCheckpointError, located
 from ray_imuckpt.loading import parts
 from ray_imuckpt.loading.parts import StoredPart
 from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.loading.stored_state import StoredState
-from ray_imuckpt.options import Opening
-from ray_imuckpt.repository import codec, decoding, paths
+from ray_imuckpt.repository import codec, decoding
 from ray_imuckpt.repository.manifest import Manifest
-from ray_imuckpt.repository.pointers import pointed_at
 from ray_imuckpt.state.live import LeftOut, SavedModel
 from ray_imuckpt.state.optimizer import OptimizerState
 from ray_imuckpt.state.restorable import Filled, Memory
-from ray_imuckpt.storage import NotAFileError, Storage
-from ray_imuckpt.storage.names import join
+from ray_imuckpt.storage import Storage
 
 _MODEL = codec.MODEL, codec.MODEL_FROZEN
-_AS_USUAL = Opening()
-_POINTERS = 4  # one after the other; ours leads to the checkpoint itself
 
 
 class LoadedCheckpoint:
@@ -50,6 +43,7 @@ class LoadedCheckpoint:
         self.manifest = manifest
         self.left_out = LeftOut()
         self._reader = reader
+        self._spread: Collection[str] = ()
 
     @property
     def url(self) -> str:
@@ -118,13 +112,18 @@ class LoadedCheckpoint:
         """Return each rank's state: ``random``, ``per_rank`` and the ``classes`` of the latter."""
         return self._state.ranks
 
-    def prepare(self, *, optimizer: bool) -> None:
-        """Read all but the tensors of model and optimizer, in the order every rank must keep.
+    def prepare(self, *, optimizer: bool, spread: Collection[str] = ()) -> None:
+        """Read all but the tensors that `fill` reads, in the order every rank must keep.
+
+        Args:
+            optimizer: Whether to prepare for the optimizer as well.
+            spread: The names of objects whose tensors `fill` reads, beside the model's.
 
         Raises:
             CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
         """
         self._reader.prefetch(self.manifest.files)
+        self._spread = spread
         _ = self.metrics, self._state, *self._model_parts
         if optimizer:
             _ = self._optimizer_part
@@ -145,7 +144,7 @@ class LoadedCheckpoint:
         return self._decoded_optimizer(self._optimizer_part.header.tensors)
 
     def fill(self, make_room: Callable[[], Memory], *, optimizer: bool) -> Filled:
-        """Read the tensors of the model, and of the optimizer.
+        """Read the tensors of the model, of the optimizer, and of what `prepare` has left for it.
 
         Args:
             make_room: Called in a meeting of the ranks; returns the tensors that take the bytes of
@@ -159,14 +158,18 @@ class LoadedCheckpoint:
         Raises:
             CorruptCheckpointError: Bytes were altered; what the tensors hold is not to be used.
         """
-        stored = (*self._model_parts, self._optimizer_part) if optimizer else self._model_parts
+        stored = [*self._model_parts]
+        stored += [self._optimizer_part] if optimizer else []
+        stored += [self._state.rest] if self._spread else []
         trained, frozen, *rest = self._fill(stored, make_room)
         tensors.lay_out(self._model_parts[0].header, trained, but=self.saved_model.tensors)
-        model = self._decoded_model(trained, frozen)
+        filled = Filled(self._decoded_model(trained, frozen))
+        if self._spread:
+            filled = filled._replace(objects=self._state.filled(rest.pop(), self._spread))
         if not optimizer:
-            return Filled(model)
+            return filled
         tensors.lay_out(self._optimizer_part.header, *rest)
-        return Filled(model, self._decoded_optimizer(*rest))
+        return filled._replace(optimizer=self._decoded_optimizer(*rest))
 
     @property
     def model_locations(self) -> dict[str, list[parts.Location]]:
@@ -239,61 +242,8 @@ class LoadedCheckpoint:
     @cached_property
     def _state(self) -> StoredState:
         with located(self.url, epoch=self.epoch):
-            return StoredState(self._reader, self.manifest, self.url)
+            return StoredState(self._reader, self.manifest, self.url, self._spread)
 
     def __repr__(self) -> str:
         """Return the epoch and where it is."""
         return f"LoadedCheckpoint(epoch={self.epoch}, url={self.url!r})"
-
-
-def open_checkpoint(
-    storage: Storage, manifest: Manifest, gang: Gang | None = None
-) -> LoadedCheckpoint:
-    """Return the checkpoint of `manifest`; nothing of it is read yet.
-
-    Args:
-        storage: Its directory, which only rank 0 needs to see.
-        manifest: Its commit record.
-        gang: The gang that opens it together; every part must then be asked for on every rank,
-            in the same order. ``None``: this process alone.
-    """
-    return LoadedCheckpoint(storage, manifest, Reader(storage, manifest, gang or Gang()))
-
-
-def open_directory(
-    storage: Storage, opening: Opening = _AS_USUAL, home: Storage | None = None
-) -> LoadedCheckpoint:
-    """Return the checkpoint whose directory this is, or that a pointer in it names.
-
-    Args:
-        storage: A directory.
-        opening: How the directory that a pointer names is opened.
-        home: The reader's run directory, to whose file system a pointer may lead.
-
-    Raises:
-        CheckpointNotFoundError: There is none.
-        CorruptCheckpointError: Its manifest, or the pointer, is damaged.
-    """
-    for _ in range(_POINTERS):
-        url = join(storage.url, paths.MANIFEST)
-        try:
-            data = storage.get(paths.MANIFEST)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            target = pointed_at(storage, opening, home)
-            if target is None:
-                raise CheckpointNotFoundError(
-                    "There is no committed checkpoint here: the directory holds no manifest.",
-                    url=storage.url,
-                    hint="Give the path of a directory checkpoint=<epoch>.",
-                ) from error
-            storage = target
-        except NotAFileError as error:
-            raise CorruptCheckpointError(f"The manifest {error}.", url=url) from error
-        else:
-            epoch = paths.parse_checkpoint_name(posixpath.basename(storage.url.rstrip("/")))
-            return open_checkpoint(storage, Manifest.from_bytes(data, url, epoch))
-    raise CorruptCheckpointError(
-        "Pointers to a checkpoint lead to each other.",
-        url=storage.url,
-        hint="Give the path of the directory checkpoint=<epoch> itself.",
-    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from ray_imuckpt.state.objects import is_stateful
+from ray_imuckpt.state.spread import is_spread
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Targets:
     def objects(self) -> dict[str, Any]:
         """Return those in `other` that are restored in place, by name."""
         return {name: value for name, value in self.other.items() if is_stateful(value)}
+
+    @cached_property
+    def spread(self) -> frozenset[str]:
+        """Return the names of those of which each rank reads its part, as of the model."""
+        return frozenset(name for name, value in self.objects.items() if is_spread(value))
 
     def move(self) -> None:
         """Move the model to its device."""

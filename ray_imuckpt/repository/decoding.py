@@ -92,14 +92,14 @@ def decode_versions(metadata: Mapping[str, str]) -> dict[str, int] | None:
 
 
 def decode_state(
-    texts: Iterable[bytes], tensors: Mapping[str, torch.Tensor], world_size: int, url: str
+    texts: Iterable[bytes], tensors: Mapping[str, Any], world_size: int, url: str
 ) -> DecodedState:
     """Return what the ``state`` part holds.
 
     Args:
         texts: Its trees: what is the same for all ranks in one of them, each rank state in any
             one.
-        tensors: Its tensors, those of the rank states not among them.
+        tensors: Its tensors, or what stands for them; those of the rank states need not be there.
         world_size: How many ranks the gang had.
         url: Where the checkpoint is, for errors.
 

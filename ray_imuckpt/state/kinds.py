@@ -19,7 +19,7 @@ from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.exact import apply_exactly
 from ray_imuckpt.state.fitting import check_plain, has_layout, is_torchs
 from ray_imuckpt.state.layouts import SavedLayouts
-from ray_imuckpt.state.live import LeftOut, LiveModel, SavedModel
+from ray_imuckpt.state.live import LeftOut, LiveModel, as_saved_model
 from ray_imuckpt.state.model import take_model
 from ray_imuckpt.state.optimizer import class_name
 from ray_imuckpt.state.random_state import (
@@ -125,14 +125,14 @@ class _Module:
                 f"{name!r} is a model here, and was saved as a {type(state).__name__}.",
                 hint="Pass what was passed when it was saved.",
             )
-        missing, unexpected = LiveModel(value).check(_as_model(state), strict=strict)
+        missing, unexpected = LiveModel(value).check(as_saved_model(state), strict=strict)
         return LeftOut(
             tuple(f"{name}.{key}" for key in missing), tuple(f"{name}.{key}" for key in unexpected)
         )
 
     def apply(self, value: Any, state: Any, layouts: SavedLayouts) -> None:
         del layouts
-        LiveModel(value).apply(_as_model(state))
+        LiveModel(value).apply(as_saved_model(state))
 
     def undo(self, value: Any) -> Undo | None:
         del value
@@ -258,11 +258,6 @@ def _same(one: Any, other: Any) -> bool:
 
 def _shallow(values: Any) -> Any:
     return dict(values) if type(values) is dict else values
-
-
-def _as_model(state: Mapping[str, Any]) -> SavedModel:
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return SavedModel(tensors, {n: v for n, v in state.items() if n not in tensors})
 
 
 def without_history(value: Any) -> Any:

@@ -61,6 +61,13 @@ class SavedModel(NamedTuple):
         return {*self.tensors, *self.extra}
 
 
+def as_saved_model(state: Mapping[str, Any]) -> SavedModel:
+    """Return the state of a model that was saved by keyword: tensors and extra state by name."""
+    kinds = torch.Tensor, TensorInfo, Share
+    tensors = {name: value for name, value in state.items() if isinstance(value, kinds)}
+    return SavedModel(tensors, {name: v for name, v in state.items() if name not in tensors})
+
+
 class _Fit(NamedTuple):
     """A comparison of saved names with a model's; `wrong`: name to (shape saved, shape here)."""
 

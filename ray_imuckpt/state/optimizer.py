@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt.encoding.tensors import TensorInfo, TensorKey, is_plain, takes
+from ray_imuckpt.encoding.tensors import Share, TensorKey
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.exact import apply_exactly
 from ray_imuckpt.state.fitting import check_layout, check_shapes
 from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import parameter_names
-from ray_imuckpt.state.pieces import Share, new_share, taking, without_overlaps
-from ray_imuckpt.state.sharding import detached, is_sharded, is_zero_redundancy
+from ray_imuckpt.state.optimizer_memory import memory_for
+from ray_imuckpt.state.sharding import detached, is_zero_redundancy
 from ray_imuckpt.state.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -108,31 +108,12 @@ class LiveOptimizer:
         That is the live state, or new memory on the device of the parameter; of what is sharded the
         part on this rank.
         """
-        memory: dict[TensorKey, torch.Tensor | Share] = {}
         if is_zero_redundancy(self._optimizer):
-            return memory
+            return {}
         states, state = saved["state"], self._optimizer.state
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        for name, parameter in zip(chain(*self._names), parameters, strict=True):
-            live = state.get(parameter) or {}
-            values = states.get(name)
-            plain = bool(live) and parameter.is_contiguous()
-            for key, info in values.items() if isinstance(values, Mapping) else ():
-                if not isinstance(info, TensorInfo):
-                    continue
-                dtype, shape, _, _, strides, stored = info
-                now = live.get(key)
-                if now is not None and takes(now, dtype, shape):
-                    # Else a layout has changed, and which one is right is for `apply` to tell.
-                    if strides is None and (plain or parameter.shape != shape):
-                        memory[stored] = now
-                elif is_sharded(parameter):
-                    part = _part(now, parameter, info)
-                    if part is not None:
-                        memory[stored] = part
-                elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
-                    memory[stored] = torch.empty(shape, dtype=dtype, device=parameter.device)
-        return without_overlaps(memory)
+        pairs = zip(chain(*self._names), parameters, strict=True)
+        return memory_for((p, state.get(p) or {}, states.get(name)) for name, p in pairs)
 
     @uncollected
     def apply(
@@ -197,20 +178,6 @@ def class_name(value: Any) -> str:
     held = (bare_optimizer(other) for other in getattr(inner, "__dict__", {}).values())
     others = sorted(type(o).__name__ for o in held if isinstance(o, torch.optim.Optimizer))
     return f"{name}({', '.join(others)})" if others else name
-
-
-def _may_be_new(parameter: torch.Tensor) -> bool:
-    """Return whether its state may get memory on its device: a scalar may have to stay on host."""
-    return is_plain(parameter) and parameter.dim() > 0
-
-
-def _part(now: Any, parameter: torch.Tensor, stored: TensorInfo) -> torch.Tensor | Share | None:
-    """Return what takes the part on this rank of the state of a sharded parameter."""
-    if not is_sharded(now):
-        return new_share(parameter, stored)
-    # Of the same dtype on every rank, also on one that holds no element of it.
-    part = taking(now, stored) if now.dtype is stored.dtype else None
-    return part if part is now else new_share(now, stored)
 
 
 _HAS_NO_HISTORY = {torch.Tensor, bool, int, float, str, type(None)}

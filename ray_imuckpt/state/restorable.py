@@ -6,9 +6,10 @@ are checked nothing changes; then what can be undone is applied before what cann
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -21,15 +22,17 @@ Memory = dict[TensorKey, torch.Tensor | Share]
 
 
 class Filled(NamedTuple):
-    """The states of model and optimizer, their tensors read: into the memory asked for, or new.
+    """The states whose tensors are read last: into the memory asked for, or new.
 
     Attributes:
         model: The model's.
         optimizer: The optimizer's, where it is restored.
+        objects: By name those of other objects that are spread over the ranks.
     """
 
     model: SavedModel = SavedModel({}, {})
     optimizer: OptimizerState | None = None
+    objects: Mapping[str, Any] = MappingProxyType({})
 
 
 class Phase(IntEnum):
@@ -40,7 +43,7 @@ class Phase(IntEnum):
     SHARDED = 1
     """A further model or optimizer: its loading may meet the other ranks, few can be undone."""
     FILLED = 2
-    """The model or its optimizer, into whose memory the bytes are read."""
+    """The model, its optimizer, or what is spread as they are: bytes are read into their memory."""
     OVERLAPPING = 3
     """It has tensors of these two as well, of which the rank state counts: after them."""
     RANDOM = 4

@@ -14,6 +14,7 @@ from ray_imuckpt.state.live import LeftOut, LiveModel, SavedModel
 from ray_imuckpt.state.objects import check_class, may_be_sharded
 from ray_imuckpt.state.optimizer import LiveOptimizer, OptimizerState
 from ray_imuckpt.state.restorable import Filled, Memory, Phase
+from ray_imuckpt.state.spread import memory_of
 
 
 class RestorableModel:
@@ -121,10 +122,17 @@ class RestorableOptimizer:
 
 
 class SavedObject(NamedTuple):
-    """The state of an object as it was saved, and the name of its class where that is known."""
+    """The state of an object as it was saved.
+
+    Attributes:
+        state: The state.
+        class_name: The name of the object's class, where that is known.
+        later: Whether the state says where its tensors lie: they are read with the model's.
+    """
 
     state: Any
     class_name: str | None
+    later: bool = False
 
 
 class RestorableObject:
@@ -154,6 +162,8 @@ class RestorableObject:
         self.phase = Phase.SHARDED if may_be_sharded(value) else Phase.TRIED
         if overlapping:
             self.phase = Phase.OVERLAPPING
+        elif saved.later:
+            self.phase = Phase.FILLED
         self._value = value
         self._kind = kind_of(value)
         self._saved = saved
@@ -168,15 +178,18 @@ class RestorableObject:
         return self._kind.check(self._value, self._saved.state, self.name, strict=self._strict)
 
     def memory(self) -> Memory:
-        """Return nothing: its state has been read already."""
-        return {}
+        """Return what takes a state that is read later; see `Restorable.memory`."""
+        return memory_of(self._value, self._saved.state) if self._saved.later else {}
 
     def apply(self, filled: Filled) -> None:
         """Apply what was saved; what the object raises becomes an error that names it."""
-        del filled
-        self._undo = self._kind.undo(self._value)
+        state = self._saved.state
+        if self._saved.later:  # nothing is kept of what was read over
+            state = filled.objects[self.name]
+        else:
+            self._undo = self._kind.undo(self._value)
         try:
-            self._kind.apply(self._value, self._saved.state, self._layouts)
+            self._kind.apply(self._value, state, self._layouts)
         except ImuckptError:
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from conftest import same_bytes
-from ray_imuckpt import Checkpointer, CorruptCheckpointError
+from ray_imuckpt import Checkpointer, CorruptCheckpointError, StateMismatchError
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.loading import filling, reader
 from ray_imuckpt.storage.local import LocalStorage
@@ -116,6 +116,23 @@ def watched() -> Iterator[list[Read]]:
         LocalStorage.read_into = real  # type: ignore[method-assign]
 
 
+@contextmanager
+def rooms() -> Iterator[list[int]]:
+    """Give the bytes of each matrix that is made meanwhile: windows are no matrices."""
+    real, made = torch.empty, list[int]()
+
+    def empty(*arguments: Any, **keywords: Any) -> torch.Tensor:
+        tensor = real(*arguments, **keywords)
+        made.append(tensor.nbytes if tensor.dim() > 1 else 0)
+        return tensor
+
+    torch.empty = empty
+    try:
+        yield made
+    finally:
+        torch.empty = real
+
+
 def of_all(reads: list[Read]) -> list[list[Read]]:
     """Return what each rank has read."""
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -162,19 +179,8 @@ def no_rank_makes_room_for_the_whole(directory: Path, rank: int) -> None:
         if stepped:
             step(run)
         live = [local(p).data_ptr() for p in run[0].parameters()]
-        real, made = torch.empty, list[int]()
-
-        def empty(*arguments: Any, **keywords: Any) -> torch.Tensor:
-            tensor = real(*arguments, **keywords)  # noqa: B023
-            made.append(tensor.nbytes)  # noqa: B023
-            return tensor
-
-        torch.empty = empty
-        try:
-            with nothing_is_small(2000):
-                Checkpointer(directory).start(*run)
-        finally:
-            torch.empty = real
+        with nothing_is_small(2000), rooms() as made:
+            Checkpointer(directory).start(*run)
         assert max(made) < largest, (stepped, max(made), largest)
         assert live == [local(p).data_ptr() for p in run[0].parameters()]
         wanted = {
@@ -245,3 +251,37 @@ def one_rank_loads_its_part_alone(directory: Path, rank: int) -> None:
         Checkpointer(directory).load(run[0], 1)
     assert same_bytes({n: full(t) for n, t in run[0].named_parameters()},
                       {n: expected[n] for n, _ in run[0].named_parameters()})  # fmt: skip
+
+
+def objects_that_are_spread_are_read_by_parts(directory: Path, rank: int) -> None:
+    """An average of the model, and a second model with its optimizer, by keyword."""
+    run, second = build(1), build(2)
+    mean = build(3)
+    for each in (run, second):
+        step(each)
+    checkpointer = Checkpointer(directory, blocking=True)
+    other: Any = {"average": mean[0], "second": second[0], "second_optimizer": second[1]}
+    checkpointer.checkpoint(1, model=run[0], optimizer=run[1], note=torch.arange(3), **other)
+    expected = [state(run), state(second), state(mean)]
+    for stepped in (False, True):
+        again, also = build(4), build(5)
+        mean = build(6)
+        if stepped:
+            step(also)
+        live = [local(p).data_ptr() for m in (also[0], mean[0]) for p in m.parameters()]
+        with nothing_is_small(2000), rooms() as made:
+            started = checkpointer.start(
+                *again, average=mean[0], second=also[0], second_optimizer=also[1]
+            )
+        assert started.other["second"] is also[0]
+        assert torch.equal(started.other["note"], torch.arange(3))
+        assert max(made) < expected[0]["0.weight"].nbytes, (max(made), stepped)
+        assert live == [local(p).data_ptr() for m in (also[0], mean[0]) for p in m.parameters()]
+        found = [state(again), state(also), state(mean)]
+        assert same_bytes(found, expected), stepped
+        step(also)
+    unfit = nn.Linear(2, 2)
+    fully_shard(unfit, mesh=dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+    error = error_of(lambda: checkpointer.start(*build(4), second=unfit))
+    assert isinstance(error, StateMismatchError), error
+    assert "weight" in str(error)
