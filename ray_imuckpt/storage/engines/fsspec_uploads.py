@@ -35,7 +35,7 @@ from ray_imuckpt.storage.entries import Upload
 from ray_imuckpt.threads.parallel import each
 
 _PUT_WHOLE = 40 * MIB  # an object up to this size is sent by one call where parts have an order
-_COPIES = 3  # of such an object: ours, the client's with its headers, and that of the connection
+_COPIES = 3  # of what is sent at once: ours, the client's with its headers, the connection's
 _AHEAD = 112 * MIB  # of a stream of pyarrow's, which has up to two of its parts beside them
 
 
@@ -68,7 +68,7 @@ def upload(engine: Caller, path: str, source: Source, patience: Patience) -> Non
             engine.put(path, b"".join(view for views in source.parts() for view in views))
     else:
         write = sftp_files.write if filesystems.speaks_sftp(engine.filesystem) else _write
-        with engine.budget.taken():
+        with engine.budget.taken(_COPIES * source.part_size):
             _as_stream(engine, path, source, write)
 
 
