@@ -11,9 +11,12 @@ import pytest
 from support.programs import run_program
 
 
-def campaign(where: Path, seed: int, kills: int, ranks: int) -> dict[str, Any]:
+def campaign(
+    where: Path, seed: int, kills: int, ranks: int, *, sharded: bool = False
+) -> dict[str, Any]:
     """What came of a run that was killed so often (support/runs/killed.py), where all is well."""
-    process = run_program("support.runs.killed", where, seed, kills, ranks)
+    more = ["sharded"] if sharded else []
+    process = run_program("support.runs.killed", where, seed, kills, ranks, *more)
     assert process.returncode == 0, process.stderr[-5000:]
     told: dict[str, Any] = json.loads(process.stdout)
     assert not told["problems"], told
@@ -23,11 +26,13 @@ def campaign(where: Path, seed: int, kills: int, ranks: int) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize(
-    ("kills", "ranks"), [(20, 1), pytest.param(8, 2, marks=pytest.mark.slow)], ids=str
-)
-def test_a_run_that_is_killed_again_and_again_loses_and_tears_nothing(
-    tmp_path: Path, kills: int, ranks: int
-) -> None:
-    """In a process of its own, and one rank of a gang of two, whose other rank ends by itself."""
-    campaign(tmp_path, seed=ranks, kills=kills, ranks=ranks)
+def test_a_run_that_is_killed_again_and_again_loses_and_tears_nothing(tmp_path: Path) -> None:
+    """In a process of its own."""
+    campaign(tmp_path, seed=1, kills=20, ranks=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_rank_that_is_killed_loses_and_tears_nothing(tmp_path: Path, sharded: bool) -> None:
+    """One rank of two, whose other rank ends by itself; where rank 0 writes, and where both do."""
+    campaign(tmp_path, seed=2, kills=4, ranks=2, sharded=sharded)

@@ -1,10 +1,11 @@
 """A run that is killed again and again; test_kills.py and soak/kills.py do.
 
-python -m support.runs.killed DIRECTORY SEED KILLS RANKS    prints what came of it, as JSON
+python -m support.runs.killed DIRECTORY SEED KILLS RANKS [sharded]    prints what came, as JSON
 
 Each attempt is forked from this process, which has imported torch and started no thread, continues
 from the last checkpoint, and is killed with SIGKILL at a moment drawn at random; of a gang one rank
-is, and the others must end by themselves. It announces on a pipe what it knows to be durable.
+is, and the others must end by themselves. It announces on a pipe what it knows to be durable. Where
+the model is sharded, all ranks write; they see the same data, so that a run alone ends alike.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from ray_imuckpt import Checkpointer, ImuckptError, Retention
 
@@ -46,20 +50,25 @@ class Net(nn.Module):
 
 
 def digest(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
-    """A name of the whole state."""
+    """A name of the whole state; a collective where it is sharded."""
     found = hashlib.blake2b(digest_size=8)
     states = optimizer.state_dict()["state"].values()
     moments = (state[name] for state in states for name in sorted(state))
     for tensor in (*model.state_dict().values(), *moments):
-        found.update(tensor.numpy().tobytes())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        found.update(whole.numpy().tobytes())
     return found.hexdigest()
 
 
-def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None:
+def train(
+    directory: str, seed: int, pipe: int, last: int | None = None, *, sharded: bool = False
+) -> None:
     """Train and save, in ways drawn by `seed`; the state follows from the epoch alone."""
     draw = random.Random(seed)
     torch.manual_seed(5)
     model = Net()
+    if sharded:
+        fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = torch.optim.AdamW(model.trained.parameters(), lr=1e-3)
     kind = draw.choice(("eager", "overlap", "blocking"))
     checkpointer = Checkpointer(
@@ -74,6 +83,7 @@ def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None
     def tell(*words: object) -> None:
         os.write(pipe, (" ".join(map(str, words)) + "\n").encode())
 
+    tell("ready")
     if log:
         tell("started", log[-1]["digest"], digest(model, optimizer))
     while last is None or epoch <= last:
@@ -94,7 +104,7 @@ def train(directory: str, seed: int, pipe: int, last: int | None = None) -> None
     checkpointer.wait()
 
 
-def victim(directory: Path, seed: int, rank: int, ranks: int, pipe: int) -> None:
+def victim(directory: Path, seed: int, rank: int, ranks: int, pipe: int, *, sharded: bool) -> None:
     """One rank of one attempt; does not return."""
     status = 1
     try:
@@ -105,7 +115,7 @@ def victim(directory: Path, seed: int, rank: int, ranks: int, pipe: int) -> None
                 "gloo", store=store, rank=rank, world_size=ranks, timeout=patience
             )
         os.write(pipe, b"joined\n")
-        train(str(directory / "run"), seed, pipe)
+        train(str(directory / "run"), seed, pipe, sharded=sharded)
     except (ImuckptError, RuntimeError):  # in a gang: the other rank is gone
         status = 3
     except BaseException:  # noqa: BLE001 - it is told by its status
@@ -117,7 +127,8 @@ def victim(directory: Path, seed: int, rank: int, ranks: int, pipe: int) -> None
 class Campaign:
     """One run, from kill to kill."""
 
-    def __init__(self, where: Path, seed: int, ranks: int) -> None:
+    def __init__(self, where: Path, seed: int, ranks: int, *, sharded: bool) -> None:
+        self.sharded = sharded
         self.where = where
         self.draw = random.Random(seed)
         self.ranks = ranks
@@ -135,11 +146,12 @@ class Campaign:
             pid = os.fork()
             if not pid:
                 os.close(read)
-                victim(self.where, number, rank, self.ranks, write)
+                victim(self.where, number, rank, self.ranks, write, sharded=self.sharded)
             pids.append(pid)
         os.close(write)
         told = b""
-        while told.count(b"joined\n") < self.ranks:  # who has not met the others waits for them
+        # Who has not met the others waits for them; what is sharded is killed in its saves.
+        while told.count(b"ready\n" if self.sharded else b"joined\n") < self.ranks:
             told += os.read(read, 4096)
         time.sleep(self.draw.uniform(0, 0.2 if self.ranks == 1 else 0.6))
         struck = self.draw.randrange(self.ranks)
@@ -220,12 +232,12 @@ def warm_up(where: Path) -> None:
 
 
 def main() -> None:
-    where, seed, kills, ranks = Path(sys.argv[1]), *map(int, sys.argv[2:])
+    where, seed, kills, ranks = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     torch.set_num_threads(1)
     logging.getLogger("ray_imuckpt").setLevel(logging.ERROR)
     where.mkdir(parents=True, exist_ok=True)
     warm_up(where)
-    campaign = Campaign(where, seed, ranks)
+    campaign = Campaign(where, seed, ranks, sharded="sharded" in sys.argv)
     for number in range(1, kills + 1):
         campaign.attempt(number)
         campaign.look()
