@@ -13,7 +13,7 @@ from torch import nn
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
-from ray_imuckpt.encoding.tensors import flat
+from ray_imuckpt.encoding.tensors import Piece, encode, flat, parse_header
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
 from ray_imuckpt.loading import filling, reader
@@ -153,6 +153,19 @@ def test_a_gang_gets_pieces_window_by_window(
     manifest = Checkpointer(tmp_path).read(1).manifest
     opened = open_checkpoint(LocalStorage(str(tmp_path / "checkpoint=1")), manifest, Gang(Pair()))
     assert same_bytes(opened.model, expected)
+
+
+def test_pieces_lie_together() -> None:
+    """Before whole tensors of the same element size, which all ranks need."""
+    tensors = {
+        "a.step": torch.zeros(()), "a.moment": torch.zeros(2, 3), "low": torch.zeros(1).half(),
+        "b.step": torch.zeros(()), "b.moment": torch.zeros(2, 3), "n": torch.zeros(1).long(),
+    }  # fmt: skip
+    pieces = {name: Piece((2, 0), (4, 3)) for name in ("a.moment", "b.moment")}
+    data = b"".join(bytes(view[:]) for view in encode(tensors, pieces=pieces))
+    read = parse_header(data, len(data), "")
+    assert [*read.tensors] == ["n", "a.moment", "b.moment", "a.step", "b.step", "low"]
+    assert set(read.pieces) == set(pieces)
 
 
 def test_the_model_alone_is_loaded(tmp_path: Path) -> None:

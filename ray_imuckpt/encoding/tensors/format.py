@@ -5,7 +5,8 @@ opens the file: 8 bytes (little endian) give the header's length, the header is 
 follow without holes. Beyond what the format asks for:
 
 - Tensors lie in the order of falling element size, and the header is padded with spaces to 64
-  bytes, so that every tensor is aligned and can be used where it lies.
+  bytes, so that every tensor is aligned and can be used where it lies. Of one size pieces come
+  first: they are read by one rank, and whole tensors by all, so that few chunks hold both.
 - ``__metadata__["imuckpt.aliases"]`` (JSON) maps the names of tied tensors to the one name under
   which the bytes are stored.
 - ``__metadata__["imuckpt.dtypes"]`` (JSON) names the torch dtype of tensors whose dtype the format
@@ -73,7 +74,7 @@ def encode(
     data: list[Bytes] = []
     kinds: dict[tuple[torch.dtype, torch.Size], str] = {}
     offset = 0
-    for name, tensor in sorted(tensors.items(), key=_falling_element_size):
+    for name, tensor in _in_order(tensors, pieces or {}):
         dtype = tensor.dtype
         if dtype not in NAMES:
             views[name] = str(dtype).removeprefix("torch.")
@@ -108,6 +109,16 @@ def encode(
 
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _in_order(
+    tensors: Mapping[str, torch.Tensor], pieces: Mapping[str, Piece]
+) -> list[tuple[str, torch.Tensor]]:
+    order = [*tensors.items()]
+    if pieces:
+        order.sort(key=lambda named: named[0] not in pieces)
+    order.sort(key=_falling_element_size)
+    return order
 
 
 def _falling_element_size(named: tuple[str, torch.Tensor]) -> int:
