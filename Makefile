@@ -32,7 +32,7 @@ demo: $(INSTALLED)
 
 test: lint
 	@echo "== tests"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	@echo "== linter"

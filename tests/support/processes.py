@@ -21,34 +21,59 @@ from support.faults.invariants import Tally
 
 RAY = "ray"
 _WITH_RAY = ("test_ray_", "test_documents", "test_examples", "test_surroundings")
-_LONG = ("test_gang", "test_crash", "test_same_run", "test_storm", "test_lost_ranks")
+_LONG = (
+    *("test_crash_sweep", "test_races", "test_same_run", "test_store_faults", "test_power_loss"),
+    *("test_gang", "test_lost_ranks", "test_storm", "test_engines", "test_kills"),
+)
 
 TALLY = pytest.StashKey[Tally]()
 MISSING = pytest.StashKey[dict[str, None]]()
 """The names of what is not installed here."""
+GROUPS = pytest.StashKey[dict[str, None]]()
+"""The groups of tests that were run."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Begin to count the crash states of the whole test run, and to note what is missing."""
     config.stash[TALLY] = Tally()
-    config.stash[MISSING] = {}
-    config.addinivalue_line("markers", "xdist_group(name): of the tests that one process runs")
+    config.stash[MISSING], config.stash[GROUPS] = {}, {}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests one process runs; the long ones first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=_urgency)
+    """Let the long ones begin first."""
+    items.sort(key=lambda item: _urgency(item.nodeid))
 
 
-def _group(item: pytest.Item) -> str:
-    return RAY if item.path.name.startswith(_WITH_RAY) else item.path.stem
+def _group(nodeid: str) -> str:
+    """Return which tests have to be run by the process that runs this one."""
+    file = nodeid.partition("::")[0]
+    return RAY if Path(file).name.startswith(_WITH_RAY) else file
 
 
-def _urgency(item: pytest.Item) -> int:
-    return 0 if _group(item) == RAY else 1 if item.path.name.startswith(_LONG) else 2
+def _urgency(nodeid: str) -> int:
+    group = _group(nodeid)
+    return 0 if group == RAY else 1 if Path(group).name.startswith(_LONG) else 2
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal the groups in the order of their first tests."""
+    from xdist.scheduler import LoadScopeScheduling  # only where it is asked
+
+    class ByGroup(LoadScopeScheduling):
+        # Named so in the documentation of pytest-xdist, which has no public one: "loadgroup" needs
+        # an attribute that pytest 9.2 has no more. `pytest_testnodedown` notices if it is not used.
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note which group is run by this process."""
+    item.config.stash[GROUPS].setdefault(_group(item.nodeid), None)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -57,17 +82,23 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if output is not None:
         tally = session.config.stash[TALLY]
         output["tally"] = [dict(tally.checked), dict(tally.broken)]
-        missing = session.config.stash[MISSING]
-        output["missing"] = list(missing)
+        for name, names in (("missing", MISSING), ("groups", GROUPS)):
+            found = session.config.stash[names]
+            output[name] = list(found)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Take what one of several processes has counted."""
+    """Take what one of several processes has counted; no group may have been run by two."""
     output = getattr(node, "workeroutput", {})  # none of one that has died
     checked, broken = output.get("tally", ({}, {}))
     node.config.stash[TALLY].merge(Tally(Counter(checked), Counter(broken)))
     node.config.stash[MISSING].update(dict.fromkeys(output.get("missing", ())))
+    groups = dict.fromkeys(output.get("groups", ()))
+    twice = groups.keys() & node.config.stash[GROUPS].keys()
+    if twice:
+        raise RuntimeError(f"{min(twice)} was run by two processes: is `ByGroup` used?")
+    node.config.stash[GROUPS].update(groups)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
