@@ -141,17 +141,20 @@ class Pair(Alone):
 
 @pytest.mark.parametrize("name", CUTS)
 @pytest.mark.parametrize("window", [1, 4096, 64 * 2**20])
-def test_a_gang_gets_pieces_window_by_window(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, window: int
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_pieces_go_through_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, window: int, ranks: int
 ) -> None:
-    """Windows begin and end anywhere in a piece, also within an element."""
+    """As in a gang, and as if for a GPU: they begin and end anywhere, also within an element."""
     monkeypatch.setattr(filling, "WINDOW", window)
+    monkeypatch.setattr(filling, "_is_on_host", lambda _: False)
     monkeypatch.setattr(reader, "_SMALL", 0)
     saved(tmp_path)
     expected = Checkpointer(tmp_path).read(1).model
     Sharded(tmp_path / "checkpoint=1", *CUTS[name]).write()
     manifest = Checkpointer(tmp_path).read(1).manifest
-    opened = open_checkpoint(LocalStorage(str(tmp_path / "checkpoint=1")), manifest, Gang(Pair()))
+    gang = Gang(Pair()) if ranks == 2 else Gang()
+    opened = open_checkpoint(LocalStorage(str(tmp_path / "checkpoint=1")), manifest, gang)
     assert same_bytes(opened.model, expected)
 
 

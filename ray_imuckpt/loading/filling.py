@@ -94,7 +94,7 @@ def _read_own(storage: Storage, chunks: Sequence[_Chunk]) -> None:
     on_host: dict[Row, list[int]] = {}
     by_window = []
     for chunk in chunks:
-        if all(device.type == "cpu" for device in chunk.row.devices):
+        if _is_on_host(chunk.row):
             on_host.setdefault(chunk.row, []).append(chunk.number)
         else:
             by_window.append(chunk)
@@ -121,6 +121,10 @@ def _read_by_windows(storage: Storage, chunks: Sequence[_Chunk]) -> None:
             one.row.put(one.begin, part)
         buffers.used(buffer)
     buffers.finish()
+
+
+def _is_on_host(row: Row) -> bool:
+    return all(device.type == "cpu" for device in row.devices)
 
 
 def _devices(rows: Sequence[Row]) -> set[torch.device]:

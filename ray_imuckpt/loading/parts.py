@@ -19,6 +19,8 @@ from ray_imuckpt.state.pieces import Share, share_of
 from ray_imuckpt.state.restorable import Memory
 from ray_imuckpt.state.sharding import is_sharded
 
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+
 
 class StoredPart(NamedTuple):
     """The tensors of a part, of whose files the headers were read.
@@ -100,7 +102,7 @@ def fill(
 def _room(parts: Sequence[StoredPart], memory: Memory) -> tuple[list[dict[str, Any]], Files]:
     """Return what takes the tensors of each part, and the files, each with its row of places."""
     rooms = [tensors.room(part.header, memory) for part in parts]
-    shares = [{name: _share(tensor) for name, tensor in room.items()} for room in rooms]
+    shares = [{n: t if type(t) in _PLAIN else _share(t) for n, t in room.items()} for room in rooms]
     return rooms, [
         (entry, tensors.row(header, taking))
         for part, taking in zip(parts, shares, strict=True)

@@ -14,6 +14,7 @@ from ray_imuckpt.encoding.tensors import (
     TensorInfo,
     TensorKey,
     are_tied,
+    disjoint,
     first_of_tied,
     is_plain,
     takes,
@@ -205,20 +206,23 @@ class LiveModel:
 
         Not where a module may rearrange what it is given: it gets whole tensors in fresh memory.
         """
-        memory: dict[TensorKey, torch.Tensor | Share] = {}
+        memory: dict[TensorKey, torch.Tensor] = {}
+        parts: dict[TensorKey, torch.Tensor | Share] = {}
         taken: set[str] = set()
         for key, first in self._first.items():
             info = saved.get(self._names[key])
-            if info is None or info.key in memory or first in taken:
+            if info is None or info.key in memory or info.key in parts or first in taken:
                 continue
             if key.startswith(self._custom):
                 continue
             live = self._state[key]
-            part = live if takes(live, info.dtype, info.shape) else taking(live, info)
-            if part is not None:
-                memory[info.key] = part
+            if takes(live, info.dtype, info.shape):
+                memory[info.key] = live
                 taken.add(first)
-        return without_overlaps(memory)
+            elif (part := taking(live, info)) is not None:
+                parts[info.key] = part
+                taken.add(first)
+        return {**disjoint(memory), **without_overlaps(parts)}
 
     @uncollected
     def apply(self, saved: SavedModel) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt.encoding.tensors import Share, TensorInfo, TensorKey, is_plain, takes
+from ray_imuckpt.encoding.tensors import Share, TensorInfo, TensorKey, disjoint, is_plain, takes
 from ray_imuckpt.state.pieces import new_share, taking, without_overlaps
 from ray_imuckpt.state.sharding import is_sharded
 
@@ -23,7 +23,8 @@ def memory_for(
     Args:
         states: Each parameter, its live state, and its saved state.
     """
-    memory: dict[TensorKey, torch.Tensor | Share] = {}
+    memory: dict[TensorKey, torch.Tensor] = {}
+    parts: dict[TensorKey, torch.Tensor | Share] = {}
     for parameter, live, values in states:
         plain = bool(live) and parameter.is_contiguous()
         for key, info in values.items() if isinstance(values, Mapping) else ():
@@ -38,10 +39,10 @@ def memory_for(
             elif is_sharded(parameter):
                 part = _part(now, parameter, info)
                 if part is not None:
-                    memory[stored] = part
+                    parts[stored] = part
             elif parameter.is_cuda and _may_be_new(parameter) and parameter.shape == shape:
                 memory[stored] = torch.empty(shape, dtype=dtype, device=parameter.device)
-    return without_overlaps(memory)
+    return {**disjoint(memory), **without_overlaps(parts)}
 
 
 def _may_be_new(parameter: torch.Tensor) -> bool:

@@ -130,7 +130,7 @@ def new_share(like: torch.Tensor, stored: TensorInfo) -> torch.Tensor | None:
 
 
 def without_overlaps(memory: Mapping[K, torch.Tensor | Share]) -> dict[K, torch.Tensor | Share]:
-    """Return what takes bytes into memory that nothing before it has."""
+    """Return what takes the bytes of sharded tensors into memory that nothing before it has."""
     parts = {
         key: tensor.local if isinstance(tensor, Share) else part_here(tensor)
         for key, tensor in memory.items()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ray_imuckpt.encoding.tensors.boxes import (
     Box,
     Slot,
-    devices_of,
     nowhere,
     put,
     room_view,
@@ -50,7 +49,6 @@ __all__ = [
     "byte_view",
     "check_names",
     "check_storable",
-    "devices_of",
     "disjoint",
     "encode",
     "first_of_tied",

@@ -35,9 +35,9 @@ class Box:
         return self.nbytes
 
     @property
-    def devices(self) -> set[torch.device]:
-        """Return where the bytes go."""
-        return {self._target.device} if self._target.numel() else set()
+    def device(self) -> torch.device:
+        """Return where the bytes go; the host, where none do."""
+        return self._target.device
 
     def wants(self, begin: int, end: int) -> bool:
         """Return whether any of the bytes [begin, end) is wanted."""
@@ -93,11 +93,6 @@ def room_view(slot: Slot) -> memoryview | BufferedBytes:
     if isinstance(slot, Box):
         return BufferedBytes(slot)
     return byte_address(slot)
-
-
-def devices_of(slot: Slot) -> set[torch.device]:
-    """Return where the bytes go."""
-    return slot.devices if isinstance(slot, Box) else {slot.device}
 
 
 def wants(slot: Slot, begin: int, end: int) -> bool:

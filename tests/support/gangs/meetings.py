@@ -19,7 +19,7 @@ from support.gangs import zoo
 COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_reduce", "broadcast", "gather")
 
 
-def _counting(call: Callable[[], Any]) -> tuple[Any, int]:
+def counting(call: Callable[[], Any]) -> tuple[Any, int]:
     """Return what a call returns, and how many collectives it took."""
     real = {name: getattr(dist, name) for name in COLLECTIVES}
     count = 0
@@ -47,15 +47,15 @@ def the_ranks_meet_seldom(directory: Path, rank: int) -> None:
         model = DistributedDataParallel(small_model())
         optimizer = adamw(model)
         checkpointer = Checkpointer(directory, save_every=10)
-        started, meetings = _counting(lambda: checkpointer.start(model, optimizer))  # noqa: B023
+        started, meetings = counting(lambda: checkpointer.start(model, optimizer))  # noqa: B023
         assert started.start_epoch == begins
         assert meetings <= (4 if begins == 1 else 11), meetings
         for epoch in range(begins, begins + 3):  # the first compares values, the others settle one
             for force, most in ((True, 4), (False, 1)):
                 save = partial(checkpointer.checkpoint, epoch, force=force)
-                _, meetings = _counting(partial(save, model=model, optimizer=optimizer))
+                _, meetings = counting(partial(save, model=model, optimizer=optimizer))
                 assert meetings <= most, (epoch, force, meetings)
-        _, meetings = _counting(checkpointer.wait)
+        _, meetings = counting(checkpointer.wait)
         assert meetings <= 1, meetings
 
 
@@ -66,9 +66,9 @@ def ranks_that_write_together_meet_seldom(directory: Path, rank: int) -> None:
     checkpointer = Checkpointer(directory)
     for epoch, most in ((1, 4), (2, 3), (3, 3)):
         save = partial(checkpointer.checkpoint, epoch, model=model, optimizer=optimizer)
-        _, meetings = _counting(save)
+        _, meetings = counting(save)
         assert meetings <= most, (epoch, meetings)
-        _, meetings = _counting(checkpointer.wait)
+        _, meetings = counting(checkpointer.wait)
         assert meetings <= 2, meetings
 
 
@@ -80,6 +80,6 @@ def a_spread_state_takes_one_meeting_more(directory: Path, rank: int) -> None:
     checkpointer.start(model)
     for epoch in (1, 2):
         save = partial(checkpointer.checkpoint, epoch, model=model, per_rank={"spread": spread})
-        _, meetings = _counting(save)
-        of_torch = _counting(lambda: spread.consolidate_state_dict(to=0))[1]
+        _, meetings = counting(save)
+        of_torch = counting(lambda: spread.consolidate_state_dict(to=0))[1]
         assert meetings - of_torch <= 5, (meetings, of_torch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray_imuckpt.errors import StorageError
 from ray_imuckpt.loading import filling, reader
 from ray_imuckpt.storage.local import LocalStorage
 from support.gangs.common import error_of, full, local, same_everywhere
+from support.gangs.meetings import counting
 from support.pieces import Cut, Sharded, Share, grid
 
 Read = tuple[str, int, int]
@@ -90,10 +92,10 @@ def saved(directory: Path, rank: int, *cuts: tuple[int, Cut]) -> dict[str, Any]:
 
 
 @contextmanager
-def nothing_is_small(window: int = filling.WINDOW) -> Iterator[None]:
-    """Read no file of tensors whole, as of a large checkpoint."""
+def nothing_is_small(window: int = filling.WINDOW, small: int = 0) -> Iterator[None]:
+    """Read no file of tensors whole, as of a large checkpoint; or only those of a small state."""
     before = reader._SMALL, filling.WINDOW
-    reader._SMALL, filling.WINDOW = 0, window
+    reader._SMALL, filling.WINDOW = small, window
     try:
         yield
     finally:
@@ -152,9 +154,11 @@ def each_chunk_is_read_by_one_rank(directory: Path, rank: int) -> None:
             if window == 3000:
                 step(run)
             mine = directory / (name if rank == 0 or sees else "not-mounted-here")
-            with nothing_is_small(window), watched() as reads:
-                Checkpointer(mine).start(*run)
+            with nothing_is_small(window, 40_000 * (window > 2**20)), watched() as reads:
+                start = partial(Checkpointer(mine).start, *run)
+                _, meetings = counting(start)
             assert same_bytes(state(run), expected)
+            assert window < 2**20 or meetings <= 13, meetings
             everyone = of_all(reads)
             assert sees == bool(everyone[1])
             chunks = [one for reads in everyone for one in reads if one[2] != heads[one[0]]]
