@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
+
 from ray_imuckpt import arguments
 from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits
@@ -201,6 +203,7 @@ class Training:
         if gang.world_size > 1 and not divided.together:
             blobs = collect.gather(gang, taken, [told["size"] for told in notes])
 
+        @torch.no_grad()  # as in `collect.take`
         def plan() -> Plan:
             contents = taken.complete(gang, blobs)
             return contents.plan(divided.choose if divided.together else None)

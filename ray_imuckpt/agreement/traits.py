@@ -20,7 +20,7 @@ from ray_imuckpt.state.model import ModelState
 from ray_imuckpt.state.names import names_of, parameter_names, parameters_by_name
 from ray_imuckpt.state.objects import may_be_sharded
 from ray_imuckpt.state.optimizer import OptimizerState
-from ray_imuckpt.state.sharding import described, shards_in
+from ray_imuckpt.state.sharding import described, shards_in, spread_of
 from ray_imuckpt.state.wrappers import bare_optimizer, shares_buffers
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -91,8 +91,16 @@ class Shapes:
             sizes.extend(tensor.shape)
         kinds = [tensor.dtype for tensor in tensors]
         codes = {kind: str(kind) for kind in set(kinds)}
-        words = [described(tensor) for tensor in tensors if not is_plain(tensor)]
-        text = "\n".join([*names, *map(codes.__getitem__, kinds), *words, repr(self.shards)])
+        spreads = [spread_of(tensor) for tensor in tensors if not is_plain(tensor)]
+        words = {spread: str(spread) for spread in set(spreads)}
+        text = "\n".join(
+            [
+                *names,
+                *map(codes.__getitem__, kinds),
+                *map(words.__getitem__, spreads),
+                repr(self.shards),
+            ]
+        )
         return chunks.checksum([sizes.tobytes(), text.encode()])
 
     def words(self) -> dict[str, str]:

@@ -122,6 +122,7 @@ class Taken:
         return codec.RankState({**self.rank, "per_rank": per_rank}, gang.rank)
 
 
+@torch.no_grad()  # or the part of each sharded tensor would get a history
 def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     """Take the state of this rank; no collective.
 

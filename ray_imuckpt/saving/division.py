@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.encoding import chunks
+from ray_imuckpt.encoding.tensors import Piece
 from ray_imuckpt.errors import StateMismatchError, StorageError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec, paths
@@ -25,7 +26,8 @@ from ray_imuckpt.repository.run import Remembered, Run
 from ray_imuckpt.saving.collect import Taken
 from ray_imuckpt.saving.owners import Held, Position, owners
 from ray_imuckpt.state.names import names_of
-from ray_imuckpt.state.pieces import Share, place_in_mesh, share_of, spread_of
+from ray_imuckpt.state.pieces import Share, place_in_mesh, share_of
+from ray_imuckpt.state.sharding import part_here, spread_of
 from ray_imuckpt.state.wrappers import bare_optimizer
 from ray_imuckpt.storage import Storage
 
@@ -69,12 +71,14 @@ class Division:
         rank: This rank.
         shares: Who writes what, by rank; ``None`` where rank 0 writes everything.
         held: The tensors that are shared out, by their name in the whole checkpoint.
+        pieces: Which piece this rank holds of a tensor of that spread and shape, as it is found.
     """
 
     save_id: str
     rank: int = 0
     shares: tuple[frozenset[str], ...] | None = None
     held: Mapping[str, Held] | None = None
+    pieces: dict[Any, Piece | None] = field(default_factory=dict)
 
     @property
     def together(self) -> bool:
@@ -89,8 +93,11 @@ class Division:
             return None
         if not tensor.numel():
             return Share(torch.empty(tensor.shape, dtype=tensor.dtype), None)
-        share = share_of(tensor)
-        return share if share.local.numel() else None
+        cut = (self.held[key].spread, tensor.shape)
+        if cut not in self.pieces:  # thousands of tensors are cut in the same few ways
+            self.pieces[cut] = share_of(tensor).piece
+        local = part_here(tensor)
+        return Share(local, self.pieces[cut]) if local.numel() else None
 
     def left_to_others(self, plan: codec.Plan) -> dict[str, int]:
         """Return how many bytes of each part the other ranks write, given what this one does.
@@ -222,20 +229,19 @@ def divide(
     key = (held.digest, positions, burdens)
     if run.shares is None or run.shares.key != key:
         run.shares = Remembered(key, _shares(held.held, positions, burdens))
-    shares, by_key = run.shares.value
-    return Division(save_id, gang.rank, shares, by_key)
+    return Division(save_id, gang.rank, *run.shares.value)
 
 
 def _shares(
     held: Sequence[Held], positions: Sequence[Sequence[Position | None]], burdens: Sequence[int]
-) -> tuple[tuple[frozenset[str], ...], dict[str, Held]]:
+) -> tuple[tuple[frozenset[str], ...], dict[str, Held], dict[Any, Any]]:
     """Return who writes what; frozen parameters by themselves, so that it stays as it is."""
     frozen = [one for one in held if one.key.startswith(f"{codec.MODEL_FROZEN}/")]
     others = [one for one in held if not one.key.startswith(f"{codec.MODEL_FROZEN}/")]
     still = owners(frozen, positions, [0] * len(burdens))
     moving = owners(others, positions, burdens)
     shares = tuple(one | other for one, other in zip(still, moving, strict=True))
-    return shares, {one.key: one for one in held}
+    return shares, {one.key: one for one in held}, {}
 
 
 def _probe(epoch: int, save_id: str) -> str:

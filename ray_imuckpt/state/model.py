@@ -70,8 +70,9 @@ def take_model(model: nn.Module) -> ModelState:
             )
         if not value.requires_grad:
             (frozen if isinstance(value, nn.Parameter) else buffers).add(name)
-        tensors[name] = tensor = detached(value)
-        part = tensor if is_plain(tensor) else part_here(tensor)
+        sharded = not is_plain(value) and is_sharded(value)  # whose parts are taken later
+        tensors[name] = tensor = value if sharded else detached(value)
+        part = part_here(tensor) if sharded else tensor
         if not is_storable(part):  # asked first: the path is for the error alone
             check_storable(part, f"model[{name!r}]")
     versions = {  # of a wrapper and what is in it the inner one comes last, and counts

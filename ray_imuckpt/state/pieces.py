@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +17,6 @@ __all__ = [
     "new_share",
     "place_in_mesh",
     "share_of",
-    "spread_of",
     "taking",
     "without_overlaps",
 ]
@@ -71,14 +70,6 @@ def place_in_mesh(tensor: torch.Tensor) -> tuple[int, ...] | None:
         for at, placement in zip(coordinate, sharded.placements, strict=True)
         if not placement.is_replicate()
     )
-
-
-def spread_of(tensor: torch.Tensor) -> Hashable | None:
-    """Return over which mesh a tensor is spread, and how; ``None`` where it is not."""
-    if not is_sharded(tensor):
-        return None
-    sharded: Any = tensor
-    return sharded.device_mesh, sharded.placements
 
 
 def from_share(local: torch.Tensor, live: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,7 @@ def _sharded_class() -> Any:
 
 def detached(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor without its history; a sharded one stays sharded."""
-    if type(tensor) is torch.Tensor and not tensor.requires_grad:
+    if not tensor.requires_grad and type(tensor) is not torch.nn.Parameter:
         return tensor  # most are, and a detached one costs as much as a small copy
     return tensor.detach()
 
@@ -46,11 +46,28 @@ def described(tensor: torch.Tensor) -> str:
     """Return shape, dtype and placement in words; equal on all ranks that hold the same tensor."""
     if not is_plain(tensor) and torch.nn.parameter.is_lazy(tensor):
         return "lazy"
+    spread = spread_of(tensor)
     text = f"{tuple(tensor.shape)} {tensor.dtype}"
-    if is_sharded(tensor):
-        mesh = tensor.device_mesh  # type: ignore[attr-defined]
-        text += f" {tensor.placements} on a mesh of {tuple(mesh.shape)}"  # type: ignore[attr-defined]
-    return text
+    return text if spread is None else f"{text} {spread}"
+
+
+class Spread(NamedTuple):
+    """The way in which a tensor is spread over the ranks: over a mesh, as its placements say."""
+
+    mesh: Any
+    placements: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        """Return it in words, which are the same on all ranks."""
+        return f"{self.placements} on a mesh of {tuple(self.mesh.shape)}"
+
+
+def spread_of(tensor: torch.Tensor) -> Spread | None:
+    """Return how a tensor is spread over the ranks; ``None`` where it is not."""
+    if not is_sharded(tensor):
+        return None
+    sharded: Any = tensor
+    return Spread(sharded.device_mesh, sharded.placements)
 
 
 def shards_in(value: Any, path: str) -> dict[str, str]:

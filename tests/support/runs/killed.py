@@ -153,7 +153,7 @@ class Campaign:
         # Who has not met the others waits for them; what is sharded is killed in its saves.
         while told.count(b"ready\n" if self.sharded else b"joined\n") < self.ranks:
             told += os.read(read, 4096)
-        time.sleep(self.draw.uniform(0, 0.2 if self.ranks == 1 else 0.6))
+        time.sleep(self.draw.uniform(0, 0.2 if self.ranks == 1 else 1.5 if self.sharded else 0.6))
         struck = self.draw.randrange(self.ranks)
         os.kill(pids[struck], signal.SIGKILL)
         self.told[f"kills of rank {struck}"] += 1
