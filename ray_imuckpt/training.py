@@ -199,13 +199,11 @@ class Training:
         taken, notes = self._meet(gang, "checkpoint", take, wait=True)
         collect.compared(run, sources)
         divided = division.divide(gang, storage, run, label.epoch, taken, notes)
-        blobs = None
-        if gang.world_size > 1 and not divided.together:
-            blobs = collect.gather(gang, taken, [told["size"] for told in notes])
+        gathered = collect.gather(gang, taken, notes, together=divided.together)
 
         @torch.no_grad()  # as in `collect.take`
         def plan() -> Plan:
-            contents = taken.complete(gang, blobs)
+            contents = taken.complete(gang, gathered)
             return contents.plan(divided.choose if divided.together else None)
 
         return self._save(access, session, storage, run, plan, divided, sources, label, began)

@@ -70,6 +70,7 @@ FORKED = [
         "ranks_that_see_other_storage",
         "a_large_replicated_state_is_shared_out",
         "ranks_that_write_together_meet_seldom",
+        "a_spread_optimizer_is_not_brought_together",
     ],
 ]
 OF_FOUR = ["every_layout_is_saved_and_comes_back", "some_layouts_continue_from_others"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -111,6 +112,28 @@ class RankState:
         return b"".join(view[:] for view in views)
 
 
+class Partition:
+    """The state of the parameters that one rank steps, as a tree and tensors, the live ones.
+
+    Args:
+        state: Name of a parameter to its values.
+    """
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._tree = tree.encode({"state": dict(state)}, self.tensors, OPTIMIZER)["state"]
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def text(self) -> bytes:
+        """Return the tree as bytes, to be sent to rank 0."""
+        return tree.dumps(self._tree)
+
+
 class Contents:
     """The contents of a checkpoint that a rank knows: trees, and the live tensors by part.
 
@@ -132,7 +155,7 @@ class Contents:
         self.tensors: dict[str, dict[str, torch.Tensor]] = {
             MODEL: trained, MODEL_FROZEN: frozen, OPTIMIZER: {}, STATE: {},
         }  # fmt: skip
-        self.alone: dict[str, torch.Tensor] = {}
+        self.alone: dict[str, dict[str, torch.Tensor]] = {STATE: {}, OPTIMIZER: {}}
         self._metadata: dict[str, str] = {}
         if leads:
             self._metadata[VERSIONS] = tree.dumps(dict(model.versions)).decode("ascii")
@@ -151,6 +174,27 @@ class Contents:
         data = tree.encode(state, self.tensors[OPTIMIZER], OPTIMIZER, check_part)
         if self.leads:
             self.trees["optimizer"] = data
+
+    def put_partition(
+        self, partition: Partition, trees: Iterable[bytes], rest: Mapping[str, Any]
+    ) -> None:
+        """Add the state of an optimizer that gives each rank some of the parameters to step.
+
+        Args:
+            partition: What this rank steps.
+            trees: `Partition.text` of each rank; on rank 0.
+            rest: The optimizer's state without that of any parameter.
+        """
+        self.alone[OPTIMIZER] |= partition.tensors
+        if not self.leads:
+            return
+        states: dict[str, tree.JSON] = {}
+        for text in trees:
+            states |= tree.loads(text)
+        self.put_optimizer(rest)
+        names = [name for group in rest["param_groups"] for name in group["params"]]
+        in_order = {name: states[name] for name in names if name in states}
+        self.trees["optimizer"]["state"] = in_order
 
     def put_other(self, name: str, value: Any) -> None:
         """Add a value that was given by keyword, or the state of an object that was."""
@@ -173,14 +217,14 @@ class Contents:
     def put_rank(self, state: RankState) -> None:
         """Add the state of this rank."""
         self.ranks[str(state.rank)] = state.tree
-        self.alone |= state.tensors
+        self.alone[STATE] |= state.tensors
 
     def put_ranks(self, blobs: Iterable[bytes]) -> None:
         """Add the states of all ranks, as `RankState.to_bytes` made them, in their order."""
         for rank, blob in enumerate(blobs):
             header = tensors.parse_header(blob, len(blob), "a rank")
             infos = header.tensors.items()
-            self.alone |= {name: tensors.tensor_at(blob, info) for name, info in infos}
+            self.alone[STATE] |= {name: tensors.tensor_at(blob, info) for name, info in infos}
             self.ranks[str(rank)] = tree.loads(header.metadata[_TREE])
 
     @uncollected
@@ -211,9 +255,9 @@ class Contents:
             pieces = {n: share.piece for n, share in chosen.items() if share.piece is not None}
             whole = {**stored, **{name: present[name] for name in pieces}}
         strides = tensors.strides_of(whole)
-        if part == STATE:
-            stored = {**stored, **self.alone}
-            strides |= tensors.strides_of(self.alone)
+        if self.alone.get(part):
+            stored = {**stored, **self.alone[part]}
+            strides |= tensors.strides_of(self.alone[part])
         aliases: Mapping[str, str] = {}
         if part in (MODEL, MODEL_FROZEN):
             aliases = {n: target for n, target in self.model.aliases.items() if target in stored}

@@ -18,6 +18,7 @@ from ray_imuckpt.repository.run import Run
 from ray_imuckpt.state.model import take_model
 from ray_imuckpt.state.objects import classes, is_stateful, take_object
 from ray_imuckpt.state.optimizer import take_optimizer
+from ray_imuckpt.state.partition import take_partition, without_state
 from ray_imuckpt.state.random_state import take_random
 from ray_imuckpt.state.sharding import (
     consolidate,
@@ -77,6 +78,19 @@ class Sources:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """The states of other ranks, on rank 0; elsewhere they are empty where rank 0 has some.
+
+    Attributes:
+        ranks: What belongs to each rank alone, where rank 0 writes for all.
+        parts: The trees of what each rank steps, where the optimizer need not be consolidated.
+    """
+
+    ranks: Sequence[bytes] | None = None
+    parts: Sequence[bytes] | None = None
+
+
+@dataclass(frozen=True)
 class Taken:
     """The state of this rank, before anything of it was asked of the others.
 
@@ -86,6 +100,7 @@ class Taken:
         shapes: Shape, dtype and placement of the tensors.
         rank: What belongs to this rank alone; a tensor that is sharded is its part of it.
         alone: The same, encoded; ``None`` where other ranks hold a part of it.
+        partition: What this rank steps, where the optimizer gives each rank some of the parameters.
         encoded: The same as bytes, where they are few.
     """
 
@@ -95,24 +110,28 @@ class Taken:
     rank: Mapping[str, Any]
     alone: codec.RankState | None
     encoded: bytes | None
+    partition: codec.Partition | None
 
-    def complete(self, gang: Gang, blobs: Sequence[bytes] | None) -> codec.Contents:
+    def complete(self, gang: Gang, gathered: Gathered) -> codec.Contents:
         """Return all that this rank is to know; a collective where a state is spread over ranks.
 
         Args:
             gang: The gang.
-            blobs: The rank states as `gather` gave them, where rank 0 writes for all.
+            gathered: What `gather` returned.
         """
         sources, contents = self.sources, self.contents
         optimizer = sources.optimizer
-        if optimizer is not None and is_zero_redundancy(optimizer) and consolidate(optimizer):
+        if gathered.parts is not None and self.partition is not None:
+            rest = without_state(optimizer, sources.model)
+            contents.put_partition(self.partition, gathered.parts, rest)
+        elif optimizer is not None and is_zero_redundancy(optimizer) and consolidate(optimizer):
             contents.put_optimizer(take_optimizer(optimizer, sources.model))
         for name, whole in _consolidated(sources.other).items():
             contents.put_other(name, whole)
-        if blobs is None:
+        if gathered.ranks is None:
             contents.put_rank(self.alone or self.whole_rank(gang))
         else:
-            contents.put_ranks(blobs)
+            contents.put_ranks(gathered.ranks)
         return contents
 
     def whole_rank(self, gang: Gang) -> codec.RankState:
@@ -137,9 +156,11 @@ def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     """
     model = take_model(sources.model)
     contents = codec.Contents(model, leads=gang.rank == 0)
-    optimizer = None
+    optimizer = partition = None
     if is_zero_redundancy(sources.optimizer):
         try_state(sources.optimizer)
+        state = take_partition(sources.optimizer, sources.model, gang.world_size)
+        partition = None if state is None else codec.Partition(state)
     elif sources.optimizer is not None:
         optimizer = take_optimizer(sources.optimizer, sources.model)
         contents.put_optimizer(optimizer)
@@ -158,7 +179,7 @@ def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     shapes = traits.Shapes(model, optimizer, shards)
     small = alone is not None and alone.size < _SMALL and gang.world_size > 1
     encoded = alone.to_bytes() if alone is not None and small else None
-    taken = Taken(sources, contents, shapes, rank, alone, encoded)
+    taken = Taken(sources, contents, shapes, rank, alone, encoded, partition)
     if gang.world_size == 1:
         return taken, Traits()
     return taken, _compared(sources, taken, other, first=run.compared != sources.identity)
@@ -182,14 +203,29 @@ def compared(run: Run, sources: Sources) -> None:
     run.compared = sources.identity
 
 
-def gather(gang: Gang, taken: Taken, sizes: Sequence[int | None]) -> list[bytes]:
-    """Return what belongs to each rank alone, as bytes, on rank 0; [] elsewhere. A collective.
+def gather(
+    gang: Gang, taken: Taken, notes: Sequence[Mapping[str, Any]], *, together: bool
+) -> Gathered:
+    """Bring to rank 0 what it must know of the other ranks; a collective.
 
     Args:
         gang: The gang; all ranks have taken their state by now, and hold alike what they should.
         taken: The state of this rank.
-        sizes: The length of `Taken.encoded` on each rank, ``None`` where there is none.
+        notes: What `division.note` said on each rank.
+        together: Whether every rank writes a part of the save.
     """
+    if gang.world_size == 1:
+        return Gathered()
+    if not together:
+        return Gathered(ranks=_rank_states(gang, taken, [note["size"] for note in notes]))
+    parts = [note["part"] for note in notes]
+    if taken.partition is None or None in parts:
+        return Gathered()
+    return Gathered(parts=gang.gather(taken.partition.text, [length for length, _ in parts]))
+
+
+def _rank_states(gang: Gang, taken: Taken, sizes: Sequence[int | None]) -> list[bytes]:
+    """Return what belongs to each rank alone, as bytes, on rank 0; [] elsewhere. A collective."""
     known = [size for size in sizes if size is not None]
     if taken.encoded is not None and len(known) == len(sizes):
         return gang.gather(taken.encoded, known)

@@ -71,6 +71,7 @@ class Division:
         rank: This rank.
         shares: Who writes what, by rank; ``None`` where rank 0 writes everything.
         held: The tensors that are shared out, by their name in the whole checkpoint.
+        partitioned: Bytes of the optimizer's state that other ranks write, each of what it steps.
         pieces: Which piece this rank holds of a tensor of that spread and shape, as it is found.
     """
 
@@ -79,6 +80,7 @@ class Division:
     shares: tuple[frozenset[str], ...] | None = None
     held: Mapping[str, Held] | None = None
     pieces: dict[Any, Piece | None] = field(default_factory=dict)
+    partitioned: int = 0
 
     @property
     def together(self) -> bool:
@@ -106,6 +108,7 @@ class Division:
         """
         left = dict.fromkeys((codec.MODEL, codec.MODEL_FROZEN, codec.OPTIMIZER), 0)
         held = self.held or {}
+        left[codec.OPTIMIZER] += self.partitioned
         sizes = [(key, one.size) for key, one in held.items()]
         sizes += [(key, -tensor.nbytes) for key, tensor in plan.tensors().items() if key in held]
         for key, size in sizes:
@@ -173,9 +176,11 @@ def note(gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken) -> di
     if gang.world_size == 1:
         return {"id": paths.new_save_id(), "size": size}
     held = holdings(run, taken)
-    of_rank = 0 if taken.alone is None else taken.alone.size
+    part = taken.partition
+    of_rank = (taken.alone.size if taken.alone else 0) + (part.size if part else 0)
     message: dict[str, Any] = {
         "size": size, "own": of_rank // _ROUND, "held": held.digest, "positions": held.positions,
+        "part": (len(part.text), part.size) if part else None,
     }  # fmt: skip
     if gang.rank == 0:
         message["id"] = paths.new_save_id()
@@ -229,7 +234,10 @@ def divide(
     key = (held.digest, positions, burdens)
     if run.shares is None or run.shares.key != key:
         run.shares = Remembered(key, _shares(held.held, positions, burdens))
-    return Division(save_id, gang.rank, *run.shares.value)
+    parts = [message["part"] for message in notes]
+    partitioned = 0 if None in parts else sum(size for _, size in parts[1:])
+    shares, by_key, pieces = run.shares.value
+    return Division(save_id, gang.rank, shares, by_key, pieces, partitioned)
 
 
 def _shares(

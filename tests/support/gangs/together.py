@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError, StorageError
-from ray_imuckpt.saving import division, receipts
+from ray_imuckpt.saving import collect, division, receipts
 from ray_imuckpt.storage.local import LocalStorage
 from support.gangs import zoo
 from support.gangs.common import Position, error_of, full, same_everywhere
@@ -179,6 +180,28 @@ def a_rank_that_is_late_is_named(directory: Path, rank: int) -> None:
     assert checkpointer.list_existing_checkpoint_indices() == [1, 3]
 
 
+def a_spread_optimizer_is_not_brought_together(directory: Path, rank: int) -> None:
+    """Of a large `ZeroRedundancyOptimizer` each rank writes the state of what it steps."""
+    run = zoo.build("zero")
+    zoo.train(run, 1, 2)
+    expected = zoo.whole(run)
+    checkpointer = Checkpointer(directory)
+    consolidated = mock.patch.object(ZeroRedundancyOptimizer, "consolidate_state_dict", None)
+    with mock.patch.object(division, "TOGETHER_FROM", 1), consolidated:
+        for epoch in (1, 2):
+            _saved(checkpointer, epoch, run)
+    assert same_bytes(stored(directory, 2), expected)
+    entries = [e for e in checkpointer.read(2).manifest.files if e.part == "optimizer"]
+    assert len(entries) == 2
+    zoo.train(run, 3, 4)
+    for name in ("zero", "ddp"):
+        again = zoo.build(name, seed=1)
+        Checkpointer(directory).start(*again)
+        assert same_bytes(zoo.whole(again), expected)
+        zoo.train(again, 3, 4)
+        assert same_bytes(zoo.whole(again), zoo.whole(run))
+
+
 def _until(done: Callable[[], bool]) -> None:
     while not done():
         time.sleep(0.01)
@@ -239,3 +262,11 @@ def a_large_replicated_state_is_shared_out(directory: Path, rank: int) -> None:
     position = Position()
     Checkpointer(directory).start(model, optimizer, average=average, per_rank={"at": position})
     assert position.at == rank
+    del given["average"]
+    for least, epoch in ((1, 2), (1 << 60, 3)):  # a rank's own state may be large, too
+        own = mock.patch.object(collect, "_SMALL", 0)
+        with mock.patch.object(division, "TOGETHER_FROM", least), own, Messages():
+            checkpointer.checkpoint(epoch, **given)
+            checkpointer.wait()
+        assert len(checkpointer.read(epoch).manifest.files_of("state", "json")) == 3 - min(least, 2)
+        assert [s["per_rank"]["at"]["at"] for s in checkpointer.read(epoch).ranks] == [0, 1]
