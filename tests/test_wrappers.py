@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -245,3 +247,19 @@ def test_a_part_that_fabric_has_set_up_alone_is_refused(tmp_path: Path) -> None:
     for call in (checkpointer.start, lambda model: checkpointer.checkpoint(1, model=model)):
         with pytest.raises(UnsupportedStateError, match="'layers' was set up by Lightning Fabric"):
             call(net)
+
+
+def test_what_is_sharded_on_one_rank_alone_is_whole(tmp_path: Path) -> None:
+    """A mesh of this process alone: its parts are all there is, in the background and blocking."""
+    model = nn.Linear(4, 3)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    expected = {name: tensor.full_tensor() for name, tensor in model.state_dict().items()}
+    for blocking in (False, True):
+        checkpointer = Checkpointer(tmp_path / "run", blocking=blocking)
+        checkpointer.checkpoint(1, model=model, optimizer=optimizer, more={"one": model.weight})
+        loaded = checkpointer.read(1)
+        assert same_bytes(loaded.model, expected)
+        assert same_bytes(loaded.other["more"]["one"], expected["weight"])

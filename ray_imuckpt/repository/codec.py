@@ -18,7 +18,7 @@ from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.encoding.tensors import Piece, Strides, is_plain
 from ray_imuckpt.state.model import ModelState
 from ray_imuckpt.state.pieces import Share
-from ray_imuckpt.state.sharding import check_part, holds_shards
+from ray_imuckpt.state.sharding import check_part, holds_shards, is_sharded, part_here
 from ray_imuckpt.threads.parallel import uncollected
 
 MODEL = "model"
@@ -232,11 +232,16 @@ class Contents:
         """Return what is to be stored of it; tensors are the live ones.
 
         Args:
-            choose: Says what of the tensors this rank writes; left out: all, none is sharded.
+            choose: Says what of the tensors this rank writes; left out: all. One that is sharded is
+                then on a mesh of this rank alone.
 
         Raises:
             UnsupportedStateError: Something cannot be stored; the message holds the path to it.
         """
+        if choose is None and any(
+            is_sharded(tensor) for found in self.tensors.values() for tensor in found.values()
+        ):
+            choose = _part_here
         files = [self._file(part, found, choose) for part, found in self.tensors.items()]
         trees = {**self.trees, "ranks": self.ranks}
         kept = [f for f in files if f.tensors or (self.leads and f.part == MODEL)]
@@ -263,6 +268,10 @@ class Contents:
             aliases = {n: target for n, target in self.model.aliases.items() if target in stored}
         metadata = self._metadata if part == MODEL else {}
         return TensorFile(part, stored, aliases, metadata, strides, pieces)
+
+
+def _part_here(_key: str, tensor: torch.Tensor) -> Share:
+    return Share(part_here(tensor), None)
 
 
 @uncollected
