@@ -49,15 +49,27 @@ def owners(
     """
     everyone = range(len(positions))
     groups = [_groups(positions, spread) for spread in range(len(positions[0]))]
+    alone = [all(len(ranks) == 1 for ranks in holders) for holders in groups]
+    loads = list(burdens)
+    owned: list[set[str]] = [set() for _ in everyone]
     boxes = []
-    for key, size, spread in held:
+    settled: dict[int, list[Held]] = {}
+    for one in held:
+        key, size, spread = one
         holders: Sequence[Sequence[int]] = [everyone] if spread is None else groups[spread]
         if not size:  # nobody holds a piece of nothing
             holders = [everyone[:1]]
+        elif spread is not None and alone[spread]:
+            settled.setdefault(spread, []).append(one)
+            continue
         boxes += [_Box(-(-size // len(holders)), key, ranks) for ranks in holders]
+    for spread, tensors in settled.items():  # a thousand tensors on a thousand ranks, say
+        keys = {key for key, _, _ in tensors}
+        each = sum(-(-size // len(groups[spread])) for _, size, _ in tensors)
+        for (rank,) in groups[spread]:
+            owned[rank] |= keys
+            loads[rank] += each
     boxes.sort(key=lambda box: (len(box.holders) > 1, -box.size, box.key))
-    loads = list(burdens)
-    owned: list[set[str]] = [set() for _ in everyone]
     for size, key, ranks in boxes:
         if len(ranks) == len(loads):
             owner = loads.index(min(loads))
