@@ -55,6 +55,7 @@ FORKED = [
         "some_layouts_continue_from_others",
         "each_chunk_is_read_by_one_rank",
         "no_rank_makes_room_for_the_whole",
+        "a_spread_optimizer_reads_what_it_steps",
         "objects_that_are_spread_are_read_by_parts",
         "what_one_rank_cannot_read_is_an_error_on_all",
         "all_checkpointers_share_one_group",

@@ -59,16 +59,18 @@ class Passing:
         size = max(sum(map(self._bytes_of, window)) for window in windows)
         buffers = staging.Windows(size, devices)
         ahead = self._begin(windows[0], buffers.next())
-        for following in (*windows[1:], None):
-            buffer, lots = ahead.buffer, ahead.finish()
-            if following is not None:
-                ahead = self._begin(following, buffers.next())
-            self._gang.broadcast_each([(lot.reader, part) for lot, part in lots])
-            if any(part[-1] != _READ for _, part in lots):
-                break
-            self._take(lots)
-            buffers.used(buffer)
-        ahead.finish()
+        try:
+            for following in (*windows[1:], None):
+                buffer, lots = ahead.buffer, ahead.finish()
+                if following is not None:
+                    ahead = self._begin(following, buffers.next())
+                self._gang.broadcast_each([(lot.reader, part) for lot, part in lots])
+                if any(part[-1] != _READ for _, part in lots):
+                    break
+                self._take(lots)
+                buffers.used(buffer)
+        finally:
+            ahead.finish()  # nothing goes on reading behind the caller's back
         buffers.finish()
 
     def _bytes_of(self, lot: Lot) -> int:

@@ -20,7 +20,7 @@ from ray_imuckpt.state.exact import apply_exactly
 from ray_imuckpt.state.fitting import check_layout, check_shapes
 from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import parameter_names
-from ray_imuckpt.state.optimizer_memory import memory_for
+from ray_imuckpt.state.optimizer_memory import memory_for, memory_for_none
 from ray_imuckpt.state.sharding import detached, is_zero_redundancy
 from ray_imuckpt.state.wrappers import bare_object, bare_optimizer
 from ray_imuckpt.threads.parallel import uncollected
@@ -93,26 +93,34 @@ class LiveOptimizer:
                     unexpected=unexpected,
                     hint="Give the optimizer the same parameters, in the same groups.",
                 )
-        names = chain(*self._names)
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        named = zip(chain(*self._names), self._parameters(), strict=True)
         check_shapes(
-            self._optimizer,
-            [(n, p, saved["state"].get(n)) for n, p in zip(names, parameters, strict=True)],
-            "The optimizer",
+            self._optimizer, [(n, p, saved["state"].get(n)) for n, p in named], "The optimizer"
         )
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _of_others(self) -> set[str]:
+        """Return the names of parameters whose state other ranks hold; of none, in most cases."""
+        if not is_zero_redundancy(self._optimizer):
+            return set()
+        stepped: Any = self._optimizer
+        here = {id(p) for group in stepped.optim.param_groups for p in group["params"]}
+        named = zip(chain(*self._names), self._parameters(), strict=True)
+        return {name for name, parameter in named if id(parameter) not in here}
 
     @uncollected
     def memory(self, saved: OptimizerState) -> dict[TensorKey, torch.Tensor | Share]:
         """Return tensors that may take the bytes of stored ones, by the key of these.
 
         That is the live state, or new memory on the device of the parameter; of what is sharded the
-        part on this rank.
+        part on this rank. What another rank steps is read nowhere.
         """
-        if is_zero_redundancy(self._optimizer):
-            return {}
         states, state = saved["state"], self._optimizer.state
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        pairs = zip(chain(*self._names), parameters, strict=True)
+        if is_zero_redundancy(self._optimizer):
+            return memory_for_none(states.get(name) for name in self._of_others())
+        pairs = zip(chain(*self._names), self._parameters(), strict=True)
         return memory_for((p, state.get(p) or {}, states.get(name)) for name, p in pairs)
 
     @uncollected
@@ -139,7 +147,11 @@ class LiveOptimizer:
                 self._names, ends, self._optimizer.param_groups, saved["param_groups"], strict=True
             )
         ]
-        state = {numbers.get(name, name): values for name, values in saved["state"].items()}
+        elsewhere = self._of_others()
+        state = {
+            numbers.get(name, name): {} if name in elsewhere else values
+            for name, values in saved["state"].items()
+        }
         rest = {k: v for k, v in saved.items() if k not in ("class", "param_groups", "state")}
         plain = {"state": state, "param_groups": groups, **rest}
         apply_exactly(self._optimizer, plain, layouts)

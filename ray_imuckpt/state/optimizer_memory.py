@@ -45,6 +45,17 @@ def memory_for(
     return {**disjoint(memory), **without_overlaps(parts)}
 
 
+def memory_for_none(states: Iterable[Any]) -> dict[TensorKey, torch.Tensor | Share]:
+    """Return memory that takes nothing of stored tensors, which are not read then.
+
+    Args:
+        states: The saved states of parameters.
+    """
+    nothing = Share(torch.empty(0, device="cpu"), None)
+    infos = (info for values in states if isinstance(values, Mapping) for info in values.values())
+    return {info.key: nothing for info in infos if isinstance(info, TensorInfo)}
+
+
 def _may_be_new(parameter: torch.Tensor) -> bool:
     """Return whether its state may get memory on its device: a scalar may have to stay on host."""
     return is_plain(parameter) and parameter.dim() > 0

@@ -13,11 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
 
 from conftest import same_bytes
-from ray_imuckpt import Checkpointer, CorruptCheckpointError, StateMismatchError
+from ray_imuckpt import Checkpointer, CorruptCheckpointError, ImuckptError, StateMismatchError
 from ray_imuckpt.errors import StorageError
 from ray_imuckpt.loading import filling, reader
+from ray_imuckpt.loading.rows import Row
 from ray_imuckpt.storage.local import LocalStorage
 from support.gangs.common import error_of, full, local, same_everywhere
 from support.gangs.meetings import counting
@@ -224,19 +227,46 @@ def what_one_rank_cannot_read_is_an_error_on_all(directory: Path, rank: int) -> 
     def read_all(self: Any, readings: Any) -> None:
         raise StorageError("the disk of one rank", url=self.url)
 
-    real = LocalStorage.read_all
-    if rank == 1:
-        LocalStorage.read_all = read_all  # type: ignore[method-assign]
-    try:
-        for shared in (True, False):
-            run = build(2, sharded=not shared)
-            with nothing_is_small(2000):
-                error = error_of(lambda: Checkpointer(directory).start(*run, continue_from=1))  # noqa: B023
-            assert isinstance(error, StorageError), error
-            assert "the disk of one rank" in str(error)
-            same_everywhere(str(error))
-    finally:
-        LocalStorage.read_all = real  # type: ignore[method-assign]
+    def put(self: Any, *_: Any) -> None:
+        raise RuntimeError("the memory of one rank")
+
+    for owner, name, fails, told in (
+        (LocalStorage, "read_all", read_all, "the disk of one rank"),
+        (Row, "put", put, "the memory of one rank"),
+    ):
+        real = getattr(owner, name)
+        if rank == 1:
+            setattr(owner, name, fails)
+        try:
+            for shared in (True, False) if fails is read_all else (True,):
+                run = build(2, sharded=not shared)
+                start = partial(Checkpointer(directory).start, *run, continue_from=1)
+                with nothing_is_small(2000):
+                    error = error_of(start)
+                assert isinstance(error, ImuckptError), error
+                assert told in str(error)
+                same_everywhere(str(error))
+        finally:
+            setattr(owner, name, real)
+
+
+def a_spread_optimizer_reads_what_it_steps(directory: Path, rank: int) -> None:
+    """A `ZeroRedundancyOptimizer` makes room on each rank for the state of its own part."""
+    expected = saved(directory, rank, ONE)
+    model = DistributedDataParallel(build(2, sharded=False)[0])
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.1)
+    with nothing_is_small(2000), rooms() as made:
+        Checkpointer(directory).start(model, optimizer)
+    names = {parameter: name for name, parameter in model.module.named_parameters()}
+    moments: dict[str, Any] = {
+        f"{names[p]}.{key}": value
+        for p, s in optimizer.optim.state.items()
+        for key, value in s.items()
+    }
+    assert same_bytes(moments, {name: expected[name] for name in moments})
+    assert 0 < len(moments) < 3 * len(names)
+    matrices = [t for name, t in moments.items() if t.dim() == 2]
+    assert sum(made) == sum(t.nbytes for t in matrices)
 
 
 def one_rank_loads_its_part_alone(directory: Path, rank: int) -> None:
