@@ -31,7 +31,9 @@ from ray_imuckpt.state.sharding import part_here, spread_of
 from ray_imuckpt.state.wrappers import bare_optimizer
 from ray_imuckpt.storage import Storage
 
-TOGETHER_FROM = 64 * 1024 * 1024  # bytes; below, rank 0 alone is as fast (docs/performance.md)
+# Bytes. What is less is sent by one process in one round of its 16 connections, of which each has
+# at least 5 MiB of it: more ranks would not be faster (docs/performance.md).
+TOGETHER_FROM = 80 * 1024 * 1024
 _OPTIMIZER_STATE = f"{codec.OPTIMIZER}/optimizer.state."
 _PROBE = "probe"
 _ROUND = 1024 * 1024  # what ranks write beside their shares changes by some bytes at every save

@@ -25,7 +25,8 @@ from ray_imuckpt.saving.files import Files
 logger = logging.getLogger("ray_imuckpt")
 
 _PART = "receipt"
-_FIRST_NAP, _LONGEST_NAP, _GROWTH = 0.01, 0.5, 1.5  # seconds between two looks
+_SHORTEST_NAP, _LONGEST_NAP = 0.01, 0.5  # seconds between two looks
+_OF_THE_WAIT = 0.05  # a nap is, so that what it adds stays small
 _WARN_AFTER, _WARN_AGAIN = 30.0, 300.0
 _GRACE = 10.0  # seconds that what was begun may take, beside what this rank's part took
 _NAMED = 5  # ranks of an error
@@ -97,7 +98,7 @@ def collect(files: Files, ranks: Collection[int], patience: Patience) -> list[Fi
     """
     patience.needed = True
     receipts: dict[int, Receipt] = {}
-    nap, warn_after = _FIRST_NAP, _WARN_AFTER
+    began, warn_after = time.monotonic(), _WARN_AFTER
     while True:
         missing = [rank for rank in ranks if rank not in receipts]
         looks = [functools.partial(_look, files, rank) for rank in missing]
@@ -130,8 +131,8 @@ def collect(files: Files, ranks: Collection[int], patience: Patience) -> list[Fi
                 files.epoch,
             )
             warn_after += _WARN_AGAIN
-        time.sleep(nap)
-        nap = min(nap * _GROWTH, _LONGEST_NAP)
+        nap = _OF_THE_WAIT * (time.monotonic() - began)
+        time.sleep(min(max(nap, _SHORTEST_NAP), _LONGEST_NAP))
 
 
 def remove(files: Files, ranks: Collection[int]) -> None:
