@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scale import tables
 from support.documents import Block, blocks, run, same
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,11 @@ def test_every_page_is_in_the_index_of_the_documents() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
     assert [name for name in pages if f"]({name})" not in index] == []
+
+
+def test_the_tables_of_the_page_on_scale_are_those_that_are_calculated() -> None:
+    """Nobody has typed a figure of them."""
+    assert "\n".join(tables()) in (ROOT / "docs" / "scale.md").read_text()
 
 
 def test_every_failure_mode_is_shown_by_tests_that_exist() -> None:
