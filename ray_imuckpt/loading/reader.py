@@ -146,7 +146,7 @@ class Reader:
         left = []
         for row in rows:
             if row.file.entry.name in self._whole:
-                data = bytearray(self._whole.pop(row.file.entry.name))
+                data = bytearray(self._whole[row.file.entry.name])
                 row.put(0, torch.frombuffer(data, dtype=torch.uint8))
             else:
                 left.append(row)
