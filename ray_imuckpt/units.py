@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def size(count: float) -> str:
     """Return a number of bytes as text, such as ``1.8 GB``."""
@@ -10,6 +12,23 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?B)", re.IGNORECASE)
+
+
+def parsed(text: str) -> int:
+    """Return the bytes that a text such as ``5GB`` stands for, one at least.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if not count:
+        raise ValueError(f"{text!r} is no size: give one such as 5GB or 500MB")
+    return count
 
 
 def seconds(duration: float) -> str:

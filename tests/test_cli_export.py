@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -68,6 +69,62 @@ def test_every_kind_of_tensor(tmp_path: Path) -> None:
     assert main(["export", str(tmp_path / "run"), "1", str(file)]) == 0
     exported = safetensors.torch.load_file(file)
     assert same_bytes(exported, {name: tensor.contiguous() for name, tensor in kinds.items()})
+
+
+def test_shards_and_their_index_as_other_libraries_read_them(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every weight once, no file larger than said unless one tensor is; all are there or none."""
+    target = tmp_path / "out" / "model.safetensors"
+    target.parent.mkdir()
+    command = ["export", str(directory), "3", str(target), "--max-shard-size"]
+    assert main([*command, "130B"]) == 0
+    index = json.loads((target.parent / "model.safetensors.index.json").read_text())
+    files = sorted({*index["weight_map"].values()})
+    count = len(files)
+    assert count > 1
+    assert files == [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    assert capsys.readouterr().out.startswith("9 tensors, ")
+    assert sorted(p.name for p in target.parent.iterdir()) == [*files, f"{target.name}.index.json"]
+    model = dict(Checkpointer(directory).read(3).model)
+    found: dict[str, torch.Tensor] = {}
+    for name in files:
+        stored = safetensors.torch.load_file(target.parent / name)
+        assert {n for n, file in index["weight_map"].items() if file == name} == stored.keys()
+        assert sum(t.nbytes for t in stored.values()) <= 130 or len(stored) == 1
+        with safetensors.safe_open(target.parent / name, "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+        found |= stored
+    assert same_bytes(found, model)
+    assert index["metadata"] == {"total_size": sum(t.nbytes for t in model.values())}
+
+    before = {path: path.read_bytes() for path in target.parent.iterdir()}
+    assert main([*command, "130B"]) == 2
+    assert "It is there" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in target.parent.iterdir()} == before
+    assert main([*command[:3], str(tmp_path / "one.safetensors"), "--max-shard-size", "1 GB"]) == 0
+    assert same_bytes(safetensors.torch.load_file(tmp_path / "one.safetensors"), model)
+
+
+@pytest.mark.parametrize("text", ["", "5", "GB", "-1GB", "0GB", "5GiB", "nan GB"])
+def test_what_is_no_size_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is opened, with an example."""
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "run", "1", "file", f"--max-shard-size={text}"])
+    assert ended.value.code == 2
+    assert "give one such as 5GB" in capsys.readouterr().err
+
+
+def test_of_shards_none_is_left_where_one_is_damaged(directory: Path, tmp_path: Path) -> None:
+    """The bytes of the last tensor are altered: what was written before is removed again."""
+    file = next((directory / "checkpoint=3").glob("model-*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    target = tmp_path / "out" / "model.safetensors"
+    target.parent.mkdir()
+    assert main(["export", str(directory), "3", str(target), "--max-shard-size", "8B"]) == 2
+    assert [*target.parent.iterdir()] == []
 
 
 @pytest.mark.parametrize("there", ["file", "link", "directory"])

@@ -77,7 +77,8 @@ def _prune(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     loaded = CheckpointDirectory(options.dir).read(options.epoch)
-    exported = exporting.export(Weights(_storage(options), loaded), options.file)
+    weights = Weights(_storage(options), loaded)
+    exported = exporting.export(weights, options.file, options.max_shard_size)
     terminal.say([text.of_exported(exported)])
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ray_imuckpt import units
 from ray_imuckpt._version import __version__
 
 _EXIT_STATUS = """\
@@ -90,11 +91,15 @@ def _add_changing(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     prune.add_argument("--dry-run", action="store_true", help="only tell")
     _add_json(prune)
-    export = _command(
-        commands, "export", "Write a model's weights into one plain safetensors file."
-    )
+    export = _command(commands, "export", "Write a model's weights into plain safetensors files.")
     export.add_argument("epoch", type=int)
-    export.add_argument("file", help="must not exist")
+    export.add_argument("file", help="must not exist: model.safetensors")
+    export.add_argument(
+        "--max-shard-size",
+        type=_size,
+        metavar="SIZE",
+        help="where there is more, write several files and model.safetensors.index.json: 5GB",
+    )
 
 
 def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,3 +137,11 @@ def _positive(word: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} keeps nothing; use 1 or more, or leave it out")
     return number
+
+
+def _size(text: str) -> int:
+    """Return the bytes of a size such as ``5GB`` or ``500MB``."""
+    try:
+        return units.parsed(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

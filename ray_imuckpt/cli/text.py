@@ -89,7 +89,8 @@ def of_pruned(pruned: Pruned) -> Iterator[str]:
 
 def of_exported(exported: Exported) -> str:
     """Return what was written."""
-    return f"{exported.tensors} tensors, {size(exported.size)}: {exported.file}"
+    files = f" in {exported.shards} files" if exported.shards > 1 else ""
+    return f"{exported.tensors} tensors, {size(exported.size)}{files}: {exported.file}"
 
 
 def of_comparison(comparison: Comparison) -> Iterator[str]:
