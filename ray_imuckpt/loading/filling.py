@@ -21,8 +21,8 @@ from ray_imuckpt.loading.passing import Passing
 from ray_imuckpt.loading.rows import Row
 from ray_imuckpt.storage import Reading, Storage
 
-WINDOW = 64 * 1024 * 1024
-_MOST = 4  # windows at once, where each reader waits for its storage: more would not be bounded
+WINDOW = 32 * 1024 * 1024
+_MOST = 4  # readers for which a window grows, where they wait for their storage
 
 
 class _Chunk(NamedTuple):
@@ -78,7 +78,7 @@ def fill(gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[byte
         chunks[number].row.put(chunks[number].begin, data)
 
     passing = Passing(gang, sizes, read, put)
-    most = WINDOW * (min(len(plan.readers), _MOST) if storage.waits else 1)
+    most = _window(storage, len(plan.readers))
     passing.run([*windows(plan.shared, sizes, plan.readers, most)], _devices(rows))
 
     def finish() -> None:
@@ -105,7 +105,7 @@ def _read_own(storage: Storage, chunks: Sequence[_Chunk]) -> None:
 def _read_by_windows(storage: Storage, chunks: Sequence[_Chunk]) -> None:
     """Read chunks by way of host memory: one window is read while the other is copied."""
     sizes = [chunk.end - chunk.begin for chunk in chunks]
-    groups = [*grouped(range(len(chunks)), sizes, WINDOW)]
+    groups = [*grouped(range(len(chunks)), sizes, _window(storage))]
     if not groups:
         return
     size = max(sum(sizes[number] for number in group) for group in groups)
@@ -121,6 +121,11 @@ def _read_by_windows(storage: Storage, chunks: Sequence[_Chunk]) -> None:
             one.row.put(one.begin, part)
         buffers.used(buffer)
     buffers.finish()
+
+
+def _window(storage: Storage, readers: int = 1) -> int:
+    """Return the bytes of a window: a store's connections want more of them at once."""
+    return WINDOW * (2 * min(readers, _MOST) if storage.waits else 1)
 
 
 def _is_on_host(row: Row) -> bool:
