@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -170,6 +171,9 @@ def in_a_child(call: Callable[[], bool]) -> bool:
     if not child:
         try:
             os._exit(0 if call() else 1)
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(2)
     return os.waitpid(child, 0)[1] == 0

@@ -27,6 +27,7 @@ def test_a_forked_process_reads_and_saves_beside_its_parent(
     checkpointer.checkpoint(1, model=MODEL)
     checkpointer.wait()
     opened, loaded = checkpointer._storage(), checkpointer.read(1)
+    expected = MODEL.weight.detach().numpy().tobytes()
     simulated_store.configure(Settings(latency=0.05))
     checkpointer.checkpoint(2, model=MODEL)  # goes on while the child works
 
@@ -36,7 +37,8 @@ def test_a_forked_process_reads_and_saves_beside_its_parent(
         other.verify(1)
         return (
             "manifest.json" in opened.files("checkpoint=1")
-            and loaded.model["weight"].equal(MODEL.weight)
+            # not by torch: OpenMP, once used by the parent, may crash a forked process
+            and loaded.model["weight"].numpy().tobytes() == expected
             and Checkpointer(URL, storage_options=options).read(1).epoch == 1
         )
 

@@ -10,7 +10,7 @@ from benchmarks.gangs.ranks import Cost, Task, measure
 from tools.simulated_store import Settings, SimulatedStore
 
 MOST = 600  # MB: every rank holds a part of it, and all ranks share the cores
-_STORE_MEGABYTES = 64
+_STORE_MEGABYTES = 160  # above what one rank writes for all
 _STORE_RATE = 1  # MB/s a connection: so slow that the store's own processor is not the limit
 
 

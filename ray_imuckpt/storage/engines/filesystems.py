@@ -92,6 +92,11 @@ def speaks_s3(filesystem: fsspec.AbstractFileSystem) -> bool:
     return "s3" in _protocols(filesystem) and not isinstance(filesystem, ArrowFSWrapper)
 
 
+def is_s3fs(filesystem: fsspec.AbstractFileSystem) -> bool:
+    """Return whether it has the calls of s3fs; others may have only its protocol."""
+    return any(base.__module__.partition(".")[0] == "s3fs" for base in type(filesystem).__mro__)
+
+
 def speaks_sftp(filesystem: fsspec.AbstractFileSystem) -> bool:
     """Return whether it is fsspec's own by paramiko; sshfs has another client."""
     return type(filesystem).__module__ == "fsspec.implementations.sftp"

@@ -67,7 +67,7 @@ class FsspecEngine:
         self._ranges = True
         self._creating = filesystems.create_keywords(filesystem)
         self.replaces = filesystems.replaces_atomically(filesystem)
-        in_place = filesystems.speaks_s3(filesystem) or filesystems.speaks_azure(filesystem)
+        in_place = filesystems.is_s3fs(filesystem) or filesystems.speaks_azure(filesystem)
         self.largest_part = 16 * MIB if in_place else 8 * MIB  # or else copied
         self.makes_new = self.kind is Kind.OBJECTS and self._creating is not None
         concurrent = isinstance(filesystem, (ArrowFSWrapper, AsyncFileSystem))

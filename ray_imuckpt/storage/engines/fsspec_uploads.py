@@ -56,7 +56,7 @@ class Caller(Judge, Protocol):
 
 def upload(engine: Caller, path: str, source: Source, patience: Patience) -> None:
     """Create or replace a file; see `Engine.upload`."""
-    if filesystems.speaks_s3(engine.filesystem):
+    if filesystems.is_s3fs(engine.filesystem):
         _to_s3(engine, path, source, patience)
     elif filesystems.speaks_azure(engine.filesystem) and source.size > source.part_size:
         _to_azure(engine, path, source, patience)

@@ -84,6 +84,8 @@ def connection(scheme: str, left: dict[str, Any]) -> Connection:
     client = timeouts(layers.config)
     for name in _OF_NO_EFFECT:
         layers.config.pop(name, None)
+    if layers.config.get("request_checksum_calculation") == "when_required":  # obstore's way
+        del layers.config["request_checksum_calculation"]
     endpoint = _endpoint(layers)
     _add_transport(layers, chosen, client, endpoint)
     _add_encryption(mapping(left, "s3_additional_kwargs"), chosen)
