@@ -96,26 +96,27 @@ class Faults:
             self._met = [0] * len(self._faults)
         self.end_silence()
 
-    def keep_silence(self) -> None:
-        """Return when other faults are put in force, or the store goes down."""
-        self._changed.wait()
-
     def end_silence(self) -> None:
         """Let all that keep silence go on."""
-        self._changed.set()
-        self._changed = threading.Event()
-
-    def of(self, request: Request) -> Action | None:
-        """Return what becomes of a request; count it."""
         with self._lock:
+            self._changed.set()
+            self._changed = threading.Event()
+
+    def of(self, request: Request) -> tuple[Action | None, threading.Event]:
+        """Return what becomes of a request, and what ends a silence that begins now; count it.
+
+        Both at once: whoever sees it counted may end the silence before the request keeps it.
+        """
+        with self._lock:
+            silence = self._changed
             for index, fault in enumerate(self._faults):
                 used_up = fault.times is not None and self._met[index] >= fault.skip + fault.times
                 if used_up or not fault.meets(request):
                     continue
                 self._met[index] += 1
                 if self._met[index] > fault.skip:
-                    return fault.action
-        return None
+                    return fault.action, silence
+        return None, silence
 
     def met(self) -> list[int]:
         """Return for each fault how many requests it has harmed."""

@@ -147,11 +147,11 @@ class _Connection(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve  # noqa: N815 - as the base class asks
 
     def _answer(self, service: Service, request: requests.Request) -> None:
-        action = service.faults.of(request)
+        action, silence = service.faults.of(request)
         rate = service.settings.rate
         time.sleep(service.settings.latency)
         if action is Action.SILENCE:
-            service.faults.keep_silence()
+            silence.wait()
             raise BrokenConnectionError
         body = bodies.read(
             cast(io.BufferedReader, self.rfile),
