@@ -10,8 +10,8 @@ from benchmarks.gangs.ranks import Cost, Task, measure
 from tools.simulated_store import Settings, SimulatedStore
 
 MOST = 600  # MB: every rank holds a part of it, and all ranks share the cores
-_STORE_MEGABYTES = 160  # above what one rank writes for all
-_STORE_RATE = 1  # MB/s a connection: so slow that the store's own processor is not the limit
+_STORE_MEGABYTES = 480  # so that parts of 5 MiB fill the connections of four ranks
+_STORE_RATE = 2  # MB/s a connection: so slow that the store's own processor is not the limit
 
 
 def tables(root: Path, megabytes: float, repeats: int) -> None:
