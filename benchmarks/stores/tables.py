@@ -62,6 +62,7 @@ def _tables(names: Sequence[str], scratch: Path, trial: Trial, *, tiny: bool) ->
     settings = Settings(latency=latency / 1000, rate=rate * 1_000_000)
     with SimulatedStore() as store, _workers(names, store, scratch, trial) as workers:
         print(f"\nA simulated store: {latency:g} ms a request, {rate:g} MB/s a connection.")
+        store.configure(settings)
         print("Bodies are not signed." if trial.unsigned else "Bodies are signed by SHA-256.")
         if tiny:
             _print_tiny({name: _tiny(store, settings, w) for name, w in workers.items()})
