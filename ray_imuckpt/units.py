@@ -1,8 +1,9 @@
-"""Sizes and times as people read them. Touches nothing."""
+"""Sizes, times and ranks as people read them. Touches nothing."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def size(count: float) -> str:
@@ -40,3 +41,10 @@ def listed(names: list[str], most: int = 12) -> str:
     """Return names as text, the first `most` of them where there are more."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f", and {more} more" if more > 0 else "")
+
+
+def ranks(numbers: Sequence[int], most: int | None = None) -> str:
+    """Return ranks as text, such as ``ranks 1, 2``; the first `most` of them, if given."""
+    shown = numbers if most is None else numbers[:most]
+    more = f" and {len(numbers) - len(shown)} more" if len(shown) < len(numbers) else ""
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, shown))}{more}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
@@ -63,16 +63,10 @@ class Obstore:
 
     def receive(self, key: str, memory: memoryview) -> None:
         """Implement `Transport.receive`."""
-        size = _even(len(memory))
-
-        def read(begin: int) -> None:
-            target = memory[begin : begin + size]
-            target[:] = memoryview(
-                obstore.get_range(self._store, key, start=begin, length=len(target))
-            )
-
-        with ThreadPoolExecutor(CONNECTIONS) as threads:
-            list(threads.map(read, range(0, len(memory), size)))
+        _fill(
+            memory,
+            lambda begin, size: obstore.get_range(self._store, key, start=begin, length=size),
+        )
 
 
 class Arrow:
@@ -94,15 +88,8 @@ class Arrow:
 
     def receive(self, key: str, memory: memoryview) -> None:
         """Implement `Transport.receive`, by ranges as of the others."""
-        size = _even(len(memory))
         with self._filesystem.open_input_file(f"{self._bucket}/{key}") as file:
-
-            def read(begin: int) -> None:
-                target = memory[begin : begin + size]
-                target[:] = memoryview(file.read_at(len(target), begin))
-
-            with ThreadPoolExecutor(CONNECTIONS) as threads:
-                list(threads.map(read, range(0, len(memory), size)))
+            _fill(memory, lambda begin, size: file.read_at(size, begin))
 
 
 class S3fs:
@@ -188,3 +175,15 @@ def _even(total: int) -> int:
     """Return the size of pieces that give each connection the same to do."""
     rounds = max(1, math.ceil(total / (CONNECTIONS * _MOST)))
     return max(_LEAST, math.ceil(total / (CONNECTIONS * rounds)))
+
+
+def _fill(memory: memoryview, read: Callable[[int, int], Any]) -> None:
+    """Read by ranges side by side; `read` is given where one begins, and how long it is."""
+    size = _even(len(memory))
+
+    def one(begin: int) -> None:
+        target = memory[begin : begin + size]
+        target[:] = memoryview(read(begin, len(target)))
+
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        list(threads.map(one, range(0, len(memory), size)))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ray_imuckpt import units
 from ray_imuckpt.agreement.traits import Shapes
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import StateMismatchError
@@ -136,7 +137,7 @@ def _refuse_tensors(call: str, rows: list[dict[str, str]], _rank: int, _: set[st
     differing = _differing(rows)
     differences = [
         f"{name} is {_cut(rows[0].get(name))} on rank 0 and {_cut(rows[others[0]].get(name))} on "
-        f"{_listed(others)}"
+        f"{units.ranks(others)}"
         for name, others in differing.items()
     ]
     if not differences:  # only their order
@@ -151,7 +152,7 @@ def _refuse_tensors(call: str, rows: list[dict[str, str]], _rank: int, _: set[st
 
 def _refuse_values(call: str, rows: list[dict[str, str]], _rank: int, _: set[str]) -> None:
     differing = _differing(rows)
-    differences = [f"{name} on {_listed(others)}" for name, others in differing.items()]
+    differences = [f"{name} on {units.ranks(others)}" for name, others in differing.items()]
     if not differences:
         return
     raise StateMismatchError(
@@ -178,7 +179,7 @@ def _warn(_call: str, rows: list[dict[str, str]], rank: int, warned: set[str]) -
                 "restored on every rank. Pass what differs by rank in per_rank; what steers "
                 "training (learning rate, stopping) should be the same on all ranks.",
                 name,
-                _listed(others),
+                units.ranks(others),
             )
 
 
@@ -219,10 +220,6 @@ def _differ(one: str | None, other: str | None) -> bool:
     if one is None or other is None or one == other:
         return one != other
     return ":" not in one or one.partition(":")[0] == other.partition(":")[0]
-
-
-def _listed(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 def _cut(trait: str | None) -> str:

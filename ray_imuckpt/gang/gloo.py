@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ray_imuckpt import units
 from ray_imuckpt.errors import GangBrokenError
 from ray_imuckpt.gang.watch import Register, Store, Watch, ask
 
@@ -215,7 +216,7 @@ class GlooTransport:
         missing = ask(look)
         if not missing:
             return None
-        return f"rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        return units.ranks(missing)
 
     def _announce(self, error: GangBrokenError) -> None:
         ask(lambda: self._register.leave(error.message))

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_imuckpt import units
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.encoding.tensors import Piece
 from ray_imuckpt.errors import StateMismatchError, StorageError
@@ -280,7 +281,7 @@ def _is_shared(gang: Gang, storage: Storage, probe: str, *, sharded: bool) -> bo
     blind = [rank for rank, message in enumerate(seen) if not message]
     if blind and sharded:
         raise StorageError(
-            f"Rank{'s' * (len(blind) > 1)} {', '.join(map(str, blind))} cannot see what rank 0 "
+            f"{units.ranks(blind).capitalize()} cannot see what rank 0 "
             "writes: the directory is not the same storage there. A model that is sharded is "
             "written by all ranks.",
             url=seen[0].decode() or None,

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from ray_imuckpt import units
 from ray_imuckpt.errors import CorruptCheckpointError, SaveFailedError
 from ray_imuckpt.repository import paths, records
 from ray_imuckpt.repository.manifest import FileEntry
@@ -110,23 +111,24 @@ def collect(files: Files, ranks: Collection[int], patience: Patience) -> list[Fi
         if any(receipt.error is not None for receipt in receipts.values()):
             raise _failed(files, [r for r in receipts.values() if r.error is not None])
         missing = [rank for rank in ranks if rank not in receipts]
+        whom = units.ranks(missing, _NAMED)
         if not missing:
             return [entry for rank in ranks for entry in receipts[rank].files]
         if patience.over:
             raise SaveFailedError(
-                f"Nothing was committed: {_listed(missing)} did not say within "
+                f"Nothing was committed: {whom} did not say within "
                 f"{patience.waited:.0f} s what was written there.",
                 url=files.url,
                 epoch=files.epoch,
                 rank=missing[0],
-                hint=f"Look into the log of {_listed(missing)}: did the process end, or is its "
+                hint=f"Look into the log of {whom}: did the process end, or is its "
                 "storage slow? If writing may take so long, pass Checkpointer(..., timeout="
                 "<seconds>).",
             )
         if patience.waited > warn_after:
             logger.warning(
                 "Waiting for %s since %.0f s: their files of epoch %d are still to come.",
-                _listed(missing),
+                whom,
                 patience.waited,
                 files.epoch,
             )
@@ -162,10 +164,10 @@ def _look(files: Files, rank: int) -> Receipt | None:
 
 
 def _failed(files: Files, failures: list[Receipt]) -> SaveFailedError:
-    first = failures[0]
+    first, whom = failures[0], units.ranks([r.rank for r in failures], _NAMED)
     error = first.error or {}
     return SaveFailedError(
-        f"Nothing was committed: {_listed([r.rank for r in failures])} could not write what was "
+        f"Nothing was committed: {whom} could not write what was "
         f"to be written there. {error.get('message', '')}",
         url=error.get("url") or files.url,
         epoch=files.epoch,
@@ -173,8 +175,3 @@ def _failed(files: Files, failures: list[Receipt]) -> SaveFailedError:
         hint=error.get("hint")
         or "Check that the directory can be written from there, then save again.",
     )
-
-
-def _listed(ranks: list[int]) -> str:
-    more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:_NAMED]))}{more}"

@@ -7,6 +7,7 @@ Where torchrun has started this process, it is one rank of the one gang that the
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -17,38 +18,13 @@ import torch
 import torch.distributed as dist
 
 from support.forking import import_all, on_ranks
-from support.gangs import (
-    errors,
-    layouts,
-    meetings,
-    owners,
-    pairs,
-    policies,
-    reading,
-    room,
-    shards,
-    spread,
-    stories,
-    together,
-    values,
-)
 
 RANKS = 2
-TOPICS = (
-    stories,
-    errors,
-    layouts,
-    meetings,
-    owners,
-    pairs,
-    policies,
-    reading,
-    room,
-    shards,
-    spread,
-    together,
-    values,
+_NAMES = (
+    *("stories", "errors", "layouts", "meetings", "owners", "pairs", "policies", "reading"),
+    *("room", "shards", "spread", "together", "values"),
 )
+TOPICS = [importlib.import_module(f"support.gangs.{name}") for name in _NAMES]
 
 
 def play(directory: Path, names: list[str], rank: int) -> None:
