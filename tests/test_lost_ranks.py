@@ -20,21 +20,36 @@ from support.programs import run_program
 Told = dict[int, dict[str, Any]]
 
 
-def lose(directory: Path, story: str) -> Told:
-    """Play a story, and return what each rank that lived on told."""
-    ended = run_program("support.gangs.losses", directory, story, timeout=120)
+STORIES = (
+    *("dies_after_a_save_was_begun", "dies_while_all_write", "rank_zero_dies_before_a_save"),
+    *("does_not_come", "never_starts", "is_interrupted_in_a_meeting", "comes_late"),
+    *("2:rank_0_of_two_dies_while_both_write", "2:rank_1_of_two_dies_while_both_write"),
+    "2:one_of_two_never_writes",
+)
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All stories, one after the other from one process: torch is imported once."""
+    directory = tmp_path_factory.mktemp("losses")
+    ended = run_program("support.gangs.losses", directory, *STORIES, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    return directory
+
+
+def lose(played: Path, story: str) -> Told:
+    """Return what each rank that lived on told of a story."""
     told: Told = {
-        int(file.stem): json.loads(file.read_text()) for file in (directory / story).glob("*.json")
+        int(file.stem): json.loads(file.read_text()) for file in (played / story).glob("*.json")
     }
     assert not any("failed" in each for each in told.values()), told
     return told
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_an_error_that_says_what_was_committed(tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_an_error_that_says_what_was_committed(played: Path) -> None:
     """Every rank that lives on gets GangBrokenError at once; rank 0 knows how its save ended."""
-    told = lose(tmp_path, "dies_after_a_save_was_begun")
+    told = lose(played, "dies_after_a_save_was_begun")
     assert set(told) == {0, 2}
     for call in ("told", "again", "later"):
         assert "Epoch 1 was committed." in told[0][call]
@@ -45,9 +60,9 @@ def test_a_rank_that_dies_is_an_error_that_says_what_was_committed(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_while_all_write_ends_the_save(tmp_path: Path) -> None:
+def test_a_rank_that_dies_while_all_write_ends_the_save(played: Path) -> None:
     """Nothing is committed, and rank 0 does not wait for it until the deadline."""
-    told = lose(tmp_path, "dies_while_all_write")
+    told = lose(played, "dies_while_all_write")
     assert set(told) == {0, 2}
     assert "The save of epoch 2 goes on on rank 0" in told[0]["told"]
     assert "Whether epoch 2 was committed is known to rank 0" in told[2]["told"]
@@ -55,9 +70,35 @@ def test_a_rank_that_dies_while_all_write_ends_the_save(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rank_zero_may_die_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_death_of_one_of_two_while_both_write_is_named_by_the_other(
+    played: Path, lost: int
+) -> None:
+    """Nothing is listed; rank 0 removes its own files once its patience is over."""
+    told = lose(played, f"rank_{lost}_of_two_dies_while_both_write")
+    left = 1 - lost
+    assert set(told) == {left}
+    for call in ("told", "later"):
+        assert f"The connection to rank {lost} was lost" in told[left][call]
+    assert told[left]["saved"] == []
+    if left == 0:
+        assert "Nothing was committed" in told[0]["later"]
+        assert told[0]["files"] == []
+
+
+@pytest.mark.slow
+def test_a_peer_that_never_writes_its_part_ends_the_save_at_the_deadline(played: Path) -> None:
+    """`timeout` holds for what another rank writes, and for the meeting after it."""
+    told = lose(played, "one_of_two_never_writes")[0]
+    assert re.search(r"waited 2 s for rank 1\b", told["told"])
+    assert "Nothing was committed: rank 1 did not say within 2 s" in told["told"]
+    assert told["saved"] == []
+
+
+@pytest.mark.slow
+def test_rank_zero_may_die_too(played: Path) -> None:
     """The others do not wait for the rank that writes."""
-    told = lose(tmp_path, "rank_zero_dies_before_a_save")
+    told = lose(played, "rank_zero_dies_before_a_save")
     assert set(told) == {1, 2}
     for rank in (1, 2):
         assert "was lost" in told[rank]["told"]
@@ -67,27 +108,27 @@ def test_rank_zero_may_die_too(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("story", "lost"), [("does_not_come", 2), ("never_starts", 1)])
 def test_a_rank_that_does_not_come_is_named_at_the_deadline(
-    tmp_path: Path, story: str, lost: int
+    played: Path, story: str, lost: int
 ) -> None:
     """Nobody waits longer than `timeout`, in `checkpoint` and in the very first call."""
-    told = lose(tmp_path, story)
+    told = lose(played, story)
     for rank in {0, 1, 2} - {lost}:
         assert re.search(rf"waited 2 s for ranks? .*\b{lost}\b", told[rank]["told"])
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_interrupted_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_rank_that_is_interrupted_is_not_waited_for(played: Path) -> None:
     """Ctrl-C on one rank, which lives on, ends the meeting for the others."""
-    told = lose(tmp_path, "is_interrupted_in_a_meeting")
+    told = lose(played, "is_interrupted_in_a_meeting")
     assert told[1]["told"] == "interrupted"
     for rank in (0, 1, 2):
         assert "Rank 1 left a meeting of the ranks: KeyboardInterrupt" in told[rank]["later"]
 
 
 @pytest.mark.slow
-def test_who_waits_says_for_whom(tmp_path: Path) -> None:
+def test_who_waits_says_for_whom(played: Path) -> None:
     """A late rank is named in the log of those that wait, and nothing else happens."""
-    told = lose(tmp_path, "comes_late")
+    told = lose(played, "comes_late")
     assert all(each["saved"] == [1] for each in told.values())
     assert any(re.search(r"Waiting for rank.* 2 since", text) for text in told[0]["records"])
 

@@ -1,5 +1,7 @@
 """Gangs that lose a rank: forks the ranks of each story and keeps what they tell.
 
+    python -m support.gangs.losses DIRECTORY STORY 2:STORY    a gang of three, then one of two
+
 A process of its own, run by test_lost_ranks.py: torch is imported once, and forked before it has
 threads. The store of the gang is kept here, so that any rank may die.
 """
@@ -37,6 +39,12 @@ def _error_of(call: Callable[[], Any]) -> str:
     return "no error"
 
 
+def _sharded() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4))
+    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),)))
+    return model
+
+
 def _until(done: Callable[[], bool]) -> None:
     while not done():
         time.sleep(0.01)
@@ -58,8 +66,7 @@ def dies_after_a_save_was_begun(directory: Path, rank: int) -> dict[str, Any]:
 
 def dies_while_all_write(directory: Path, rank: int) -> dict[str, Any]:
     receipts._GRACE = 0.1
-    model = nn.Sequential(nn.Linear(4, 4))
-    fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (RANKS,)))
+    model = _sharded()
     checkpointer = Checkpointer(directory)
     checkpointer.checkpoint(1, model=model)
     checkpointer.wait()
@@ -70,6 +77,60 @@ def dies_while_all_write(directory: Path, rank: int) -> dict[str, Any]:
     told = _error_of(checkpointer.wait)
     if rank == 0:
         _until(pending.done)
+    return {"told": told, "saved": checkpointer.list_existing_checkpoint_indices()}
+
+
+def rank_1_of_two_dies_while_both_write(directory: Path, rank: int) -> dict[str, Any]:
+    return _one_dies_while_both_write(directory, rank, lost=1)
+
+
+def rank_0_of_two_dies_while_both_write(directory: Path, rank: int) -> dict[str, Any]:
+    return _one_dies_while_both_write(directory, rank, lost=0)
+
+
+def _one_dies_while_both_write(directory: Path, rank: int, lost: int) -> dict[str, Any]:
+    """The lost rank has its files in place, and dies on the thread that writes."""
+    receipts._GRACE = 0.1
+    model = _sharded()
+    checkpointer = Checkpointer(directory)
+    checkpointer.start(model)
+    if rank == lost:
+        for name in ("put", "collect"):  # rank 1 puts its receipt, rank 0 collects them
+            setattr(receipts, name, lambda *_: os._exit(0))
+    pending = checkpointer.checkpoint(1, model=model)
+    assert pending is not None
+    told = _error_of(checkpointer.wait)
+    if rank == 0:
+        _until(pending.done)
+    return {
+        "told": told,
+        "later": _error_of(lambda: checkpointer.checkpoint(2, model=model)),
+        "saved": checkpointer.list_existing_checkpoint_indices(),
+        "files": [file.name for file in directory.glob(f"*/*-{rank}.*")],
+    }
+
+
+def one_of_two_never_writes(directory: Path, rank: int) -> dict[str, Any]:
+    checkpointer = Checkpointer(directory, timeout=2)
+    model = _sharded()
+    dist.barrier()  # so that no rank is late for another reason
+    checkpointer.start(model)
+    put = receipts.put
+    if rank == 1:
+
+        def late(*arguments: Any) -> None:
+            _until((directory.parent / "left").exists)
+            put(*arguments)
+
+        receipts.put = late  # type: ignore[assignment]
+    pending = checkpointer.checkpoint(1, model=model)
+    assert pending is not None
+    if rank == 1:
+        _until((directory.parent / "left").exists)
+        return {}
+    _until(pending.done)
+    told = _error_of(checkpointer.wait)
+    (directory.parent / "left").touch()
     return {"told": told, "saved": checkpointer.list_existing_checkpoint_indices()}
 
 
@@ -143,10 +204,10 @@ def comes_late(directory: Path, rank: int) -> dict[str, Any]:
     return {"records": records, "saved": checkpointer.list_existing_checkpoint_indices()}
 
 
-def _rank(story: Callable[..., Any], directory: Path, rank: int, port: int) -> None:
+def _rank(story: Callable[..., Any], directory: Path, rank: int, ranks: int, port: int) -> None:
     try:
         store = dist.TCPStore("127.0.0.1", port, is_master=False)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=RANKS)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
         told = story(directory / "run", rank)
     except BaseException:  # noqa: BLE001 - told
         told = {"failed": traceback.format_exc()}
@@ -155,21 +216,18 @@ def _rank(story: Callable[..., Any], directory: Path, rank: int, port: int) -> N
     os._exit(0)  # an orderly end would wait for the ranks that are gone
 
 
-def main() -> None:
-    """Run the story named on the command line in a directory of its own."""
-    torch.set_num_threads(1)
-    name = sys.argv[2]
-    directory = Path(sys.argv[1], name)
+def _play(directory: Path, name: str, ranks: int) -> None:
+    """Play a story on ranks that are forked, and wait for their end."""
     directory.mkdir()
     # The store has threads, which may hold a lock of the C library at any moment: a process that is
     # forked then waits for it for ever. So it is made behind the forks, and its port is sent.
     children = []
     ports = []
-    for rank in range(RANKS):
+    for rank in range(ranks):
         receives, sends = os.pipe()
         child = os.fork()
         if child == 0:
-            _rank(globals()[name], directory, rank, int(os.read(receives, 16)))
+            _rank(globals()[name], directory, rank, ranks, int(os.read(receives, 16)))
         children.append(child)
         ports.append(sends)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -177,6 +235,19 @@ def main() -> None:
         os.write(sends, str(store.port).encode())
     for child in children:
         os.waitpid(child, 0)
+
+
+def main() -> None:
+    """Play the stories named on the command line, each in a directory and a process of its own."""
+    torch.set_num_threads(1)
+    for story in sys.argv[2:]:
+        size, _, name = story.rpartition(":")
+        child = os.fork()
+        if child == 0:
+            _play(Path(sys.argv[1], name), name, int(size or RANKS))
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
