@@ -12,7 +12,7 @@ from torch import nn
 
 from ray_imuckpt import arguments
 from ray_imuckpt.directory import Access, CheckpointDirectory
-from ray_imuckpt.errors import public
+from ray_imuckpt.errors import ImuckptError, public
 from ray_imuckpt.loading.start import ModelT, OptimizerT, Start
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import RAISE, Retention, Retries, Saving
@@ -23,6 +23,7 @@ from ray_imuckpt.saving.collect import Sources
 from ray_imuckpt.saving.pending import PendingSave
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.state.live import LeftOut
+from ray_imuckpt.state.restorable_random import SavedRandom
 from ray_imuckpt.storage import shown
 from ray_imuckpt.training import Training
 
@@ -41,32 +42,28 @@ class Checkpointer(CheckpointDirectory):
             ``"restart"``, ``"nothing"``, ``None``), or the epoch of a checkpoint.
         save_every: A checkpoint is made at the end of epochs that are a multiple of this. Left out:
             of every epoch, or, with `save_interval`, whenever that has passed.
-        save_interval: Seconds or a ``timedelta``: a checkpoint is made at the end of an epoch, also
-            of one that is no multiple of `save_every`, when so long has passed since the last one
-            was begun, by rank 0's clock.
-        retention: Which checkpoints to keep, ``Retention(keep_last=3)`` for example. After each
-            commit the others are deleted as by `prune`, in the background; that this fails is a
-            warning. Left out: all are kept.
+        save_interval: Seconds or a ``timedelta``: a checkpoint is made at the end of any epoch when
+            so long has passed since the last one began, by rank 0's clock.
+        retention: Which checkpoints to keep, ``Retention(keep_last=3)`` for example: after each
+            commit the others are deleted as by `prune`, in the background. Left out: all are kept.
         on_save_error: What a save that failed is, on every rank alike: ``"raise"`` an error at the
             next call; ``"warn"`` a warning, and training goes on. State that cannot be stored,
             ranks that differ and a second run in the directory are errors either way.
         max_failed_saves: With ``"warn"``: how many saves in a row may fail; one more is an error.
         on_commit: Called as ``on_commit(path, metrics)`` after each commit, on rank 0, on the
-            thread that writes (with `blocking` on that of `checkpoint`); the next save waits for
-            it. What it raises is a warning. It is pickled with the Checkpointer.
-        blocking: Whether `checkpoint` returns only when the checkpoint is committed. Otherwise it
-            returns as soon as the state is copied, and the rest happens in the background; one save
-            is in flight at a time, the next one waits for it.
+            thread that writes; the next save waits for it. What it raises is a warning. It is
+            pickled with the Checkpointer.
+        blocking: Whether `checkpoint` returns when the checkpoint is committed, and not when the
+            state is copied. One save is in flight at a time, the next one waits for it.
         snapshot: ``"eager"`` copies the state before `checkpoint` returns. ``"overlap"`` copies
             what only optimizers change beside the next forward and backward pass; the next
-            ``step()`` of every optimizer that was passed waits for it. Not for loops that change
-            parameters otherwise right after `checkpoint` (swapping in averaged weights,
-            ``p.data.clamp_()``): docs/adr/0009-overlap.md lists the conditions.
+            ``step()`` of every optimizer waits for it. Not for loops that change parameters
+            otherwise right after `checkpoint`: docs/adr/0009-overlap.md lists the conditions.
         storage_options: For the fsspec file system of `dir` (credentials, endpoint, …).
         retries: How often, and for how long, what fails on a store for a passing reason is tried
             again, ``Retries(attempts=5, deadline=30)`` for example. Left out: for two minutes.
-        timeout: Seconds or a ``timedelta``: how long ranks wait for one that is late (rank 0, say,
-            with a save to a slow storage) before `GangBrokenError`. The same on all ranks.
+        timeout: Seconds or a ``timedelta``, the same on all ranks: how long they wait for one that
+            is late before `GangBrokenError`.
 
     Raises:
         ValueError: A value is none of the choices or not positive; or `dir` may mean two places,
@@ -105,17 +102,19 @@ class Checkpointer(CheckpointDirectory):
         self.on_commit = arguments.function(on_commit, "on_commit")
         self.timeout = arguments.duration(timeout, "timeout")
         self._training = self._new_training()
+        self._random: SavedRandom | None = None
 
     def _new_training(self) -> Training:
         aftermath = Aftermath(self.on_commit, self.retention)
         return Training(self.saving, self.timeout, aftermath, self._sound)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the choices: the training stays in the process that it is in."""
+        """Return the choices: the training stays in its process."""
         options = self._opening.options.items()
         pickling.check({f"storage_options[{name!r}]": value for name, value in options})
         pickling.check({"on_commit": self.on_commit, "The storage of of_result()": self._opened})
-        return {**vars(self), "_training": None, "_sound": set(), "left_out": LeftOut()}
+        here = dict.fromkeys(("_training", "_random"))
+        return {**vars(self), **here, "_sound": set(), "left_out": LeftOut()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the choices; the training is yet to begin."""
@@ -127,8 +126,6 @@ class Checkpointer(CheckpointDirectory):
         url = self.dir and shown(self.dir)
         choices = f"continue_from={self.continue_from!r}, {self.saving.rule}"
         return f"Checkpointer(dir={url!r}, {choices})"
-
-    # ------------------------------------------------------------------ training, on every rank
 
     # fmt: off
     @overload
@@ -172,16 +169,30 @@ class Checkpointer(CheckpointDirectory):
 
         Raises:
             StateMismatchError, CheckpointNotFoundError: Unfit, or gone; nothing was changed.
-            CorruptCheckpointError: The epoch asked for, or all there are, are damaged. Where bytes
-                were altered the objects may hold a part of it, and the message says so.
-            UnsupportedFormatError, StorageError: Written by a newer release; `dir` is out of reach.
+            CorruptCheckpointError: The epoch asked for, or all there are, are damaged; the message
+                says so where the objects may hold a part of it.
+            UnsupportedFormatError, StorageError: Of a newer release; `dir` is out of reach.
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         choice = self.continue_from if continue_from is _AS_BUILT else continue_from
         targets = Targets(model, optimizer, other, per_rank or {}, device)
         started, loaded = self._training.start(self._access(), choice, targets, strict=strict)
         self.left_out = loaded.left_out if loaded else LeftOut()
+        self._random = loaded.saved_random if loaded else None
         return started
+
+    def restore_random_state(self) -> None:
+        """Put the random generators of this rank where `start` put them, once more.
+
+        For where something has drawn from them since. From scratch there is nothing to put back.
+
+        Raises:
+            ImuckptError: `start` was not called.
+        """
+        if self._training.run is None:
+            raise ImuckptError("Nothing was restored yet.", hint="Call start() first.")
+        if self._random is not None:
+            self._random.apply()
 
     def checkpoint(
         self,
@@ -230,9 +241,8 @@ class Checkpointer(CheckpointDirectory):
     def preempted(self) -> bool:
         """Return whether this run is about to be stopped: save with ``force=True`` while you can.
 
-        Every rank calls it equally often; it is true on all as soon as one was told. In Ray Train,
-        Ray knows (``ray.train.get_preemption_info``). Elsewhere it is SIGTERM: from the first call
-        on, the first one is noted and no longer ends the process, a second one does.
+        Every rank calls it equally often; it is true on all once one was told: by Ray, or else by a
+        SIGTERM. From the first call on, the first SIGTERM ends no process; a second one does.
         """
         return self._training.preempted()
 
@@ -240,8 +250,7 @@ class Checkpointer(CheckpointDirectory):
         """Return when all saves that were begun are durable. Every rank of a gang calls it.
 
         Raises:
-            SaveFailedError: The save failed, nothing was committed, and `on_save_error` does not
-                let training go on.
+            SaveFailedError: One was not committed, and `on_save_error` does not tolerate it.
         """
         self._training.wait()
 
@@ -252,8 +261,6 @@ class Checkpointer(CheckpointDirectory):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Wait for the saves that were begun."""
         self._training.leave(failed=kind is not None)
-
-    # ------------------------------------------------------------------ on the driver
 
     @public
     def prune(
@@ -277,11 +284,8 @@ class Checkpointer(CheckpointDirectory):
     def run_config(self, **kwargs: Any) -> Any:
         """Return a ``ray.train.RunConfig`` whose storage is `dir`, for the driver.
 
-        If Ray's memory of the directory is broken, or is of another branch than this run's, it is
-        set aside (kept beside, with a warning), so that the run can begin.
-
-        Args:
-            **kwargs: Everything else of a ``RunConfig``.
+        Ray's memory of the directory is set aside, with a warning, where it is broken or is of
+        another branch than this run's. `kwargs` are everything else of a ``RunConfig``.
 
         Raises:
             ValueError: `kwargs` name another storage, or let Ray delete checkpoints beside

@@ -161,7 +161,7 @@ def test_random_generators_are_undone_where_one_refuses() -> None:
     saved = {**take_random(), "torch": torch.zeros(3, dtype=torch.uint8)}
     torch.rand(1), random.random()
     before = take_random()
-    restorable = RestorableRandom(SavedRandom(saved, saved), 0, needs_cuda=False)
+    restorable = RestorableRandom(SavedRandom(saved, saved, 0), needs_cuda=False)
     with pytest.raises((RuntimeError, TypeError)):
         restorable.apply(Filled())
     assert random.getstate() != before["python"]

@@ -16,7 +16,7 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.random_state import is_generator, seed_generator
 from ray_imuckpt.state.restorable import Restorable
-from ray_imuckpt.state.restorable_random import RestorableRandom, SavedRandom, SeededGenerator
+from ray_imuckpt.state.restorable_random import RestorableRandom, SeededGenerator
 from ray_imuckpt.state.restorables import (
     RestorableModel,
     RestorableObject,
@@ -64,9 +64,7 @@ def restorables(
             items.append(RestorableObject(name, value, state, layouts, strict=strict))
     items += _of_rank(loaded, targets, gang, layouts, strict=strict)
     same_size = gang.world_size == loaded.manifest.world_size
-    here = None if loaded.rank_here is None else loaded.rank_here["random"]
-    random = SavedRandom(here, loaded.rank_zero["random"])
-    return [*items, RestorableRandom(random, gang.rank, needs_cuda=strict and same_size)]
+    return [*items, RestorableRandom(loaded.saved_random, needs_cuda=strict and same_size)]
 
 
 def unsaved(loaded: LoadedCheckpoint, targets: Targets) -> tuple[str, ...]:

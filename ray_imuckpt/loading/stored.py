@@ -24,6 +24,7 @@ from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.state.live import LeftOut, SavedModel
 from ray_imuckpt.state.optimizer import OptimizerState
 from ray_imuckpt.state.restorable import Filled, Memory
+from ray_imuckpt.state.restorable_random import SavedRandom
 from ray_imuckpt.storage import Storage
 
 _MODEL = codec.MODEL, codec.MODEL_FROZEN
@@ -200,6 +201,12 @@ class LoadedCheckpoint:
     def per_rank(self) -> dict[str, Any]:
         """Return the states of the ``per_rank`` objects of the rank that reads; {} without any."""
         return {} if self.rank_here is None else self.rank_here["per_rank"]
+
+    @property
+    def saved_random(self) -> SavedRandom:
+        """Return the states of random generators that concern the rank that reads."""
+        here = None if self.rank_here is None else self.rank_here["random"]
+        return SavedRandom(here, self.rank_zero["random"], self._reader.rank)
 
     @cached_property
     def _model_parts(self) -> tuple[StoredPart, StoredPart]:

@@ -25,10 +25,19 @@ class SavedRandom(NamedTuple):
     Attributes:
         here: On the rank of this number; ``None`` where there was none.
         zero: On rank 0.
+        rank: This rank.
     """
 
     here: dict[str, Any] | None
     zero: dict[str, Any]
+    rank: int
+
+    def apply(self) -> None:
+        """Put the generators of this process where they were saved, or seed those of a new rank."""
+        if self.here is not None:
+            apply_random(self.here)
+        else:
+            seed_new_rank(self.zero, self.rank)
 
 
 class RestorableRandom:
@@ -38,7 +47,6 @@ class RestorableRandom:
 
     Args:
         saved: What was saved of them.
-        rank: This rank.
         needs_cuda: Whether the state of a CUDA device needs one here.
     """
 
@@ -46,9 +54,8 @@ class RestorableRandom:
     phase = Phase.RANDOM
     covers: frozenset[str] = frozenset()  # every checkpoint holds them
 
-    def __init__(self, saved: SavedRandom, rank: int, *, needs_cuda: bool) -> None:
+    def __init__(self, saved: SavedRandom, *, needs_cuda: bool) -> None:
         self._saved = saved
-        self._rank = rank
         self._needs_cuda = needs_cuda
         self._before: dict[str, Any] = {}
 
@@ -57,13 +64,13 @@ class RestorableRandom:
         state = self._saved.here
         if state is None:
             return LeftOut()
-        check_random(state, self._rank)
+        check_random(state, self._saved.rank)
         cuda = state.get("cuda")
         if self._needs_cuda and cuda and not torch.cuda.is_available():
             raise StateMismatchError(
                 f"The checkpoint holds the random state of {len(cuda)} CUDA device(s), and this "
                 "rank has none.",
-                rank=self._rank,
+                rank=self._saved.rank,
                 hint="Run it where there is a GPU. To go on without, with other random numbers, "
                 "pass strict=False.",
             )
@@ -77,10 +84,7 @@ class RestorableRandom:
         """Apply what was saved; see `Restorable.apply`."""
         del filled
         self._before = take_random()
-        if self._saved.here is not None:
-            apply_random(self._saved.here)
-        else:
-            seed_new_rank(self._saved.zero, self._rank)
+        self._saved.apply()
 
     def undo(self) -> bool:
         """Undo that; see `Restorable.undo`."""

@@ -28,6 +28,7 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     with Checkpointer("runs/a", continue_from=3, save_every=5, storage_options={}) as checkpointer:
         started = checkpointer.start(model, optimizer, per_rank={"a": plateau}, plateau=plateau)
         module, stepper, log, start_epoch, other = started
+        checkpointer.restore_random_state()
         first: int = start_epoch
         values: dict[str, Any] = other
         trained: nn.Module = module
