@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from ray_imuckpt.directory import CheckpointDirectory
+from ray_imuckpt.cli.targets import Target
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     UnsupportedFormatError,
 )
+from ray_imuckpt.repository.files import verify
+from ray_imuckpt.source import while_it_changes
 
 SOUND = "sound"
 DAMAGED = "damaged"
@@ -23,42 +26,47 @@ class Verdict:
     """The result of reading one checkpoint.
 
     Attributes:
-        epoch: Its epoch.
+        epoch: Its epoch; ``None`` where neither its manifest nor its name tells it.
+        url: Its directory.
         state: ``sound``, ``damaged`` or ``newer format``.
         problem: What is wrong, in words; empty if it is sound.
     """
 
-    epoch: int
+    epoch: int | None
+    url: str
     state: str
     problem: str = ""
 
 
-def verdicts(
-    directory: CheckpointDirectory, epochs: Iterable[int], *, listed: bool
-) -> Iterator[Verdict]:
-    """Yield a verdict for each of `epochs`, as soon as it is read.
+def verdicts(targets: Iterable[Target]) -> Iterator[Verdict]:
+    """Yield a verdict for each of `targets`, as soon as it is read.
 
     Args:
-        directory: The run directory.
-        epochs: The epochs.
-        listed: Whether they come from a listing: one that was deleted since is passed over.
+        targets: The checkpoints; one of a listing that was deleted since is passed over.
 
     Raises:
-        CheckpointNotFoundError: One of them is not committed, and was not listed.
+        CheckpointNotFoundError: One of them is not committed, and is of no listing.
         StorageError: One cannot be read.
     """
-    for epoch in epochs:
+    for target in targets:
         try:
-            directory.verify(epoch)
+            epoch = while_it_changes(partial(_verified, target))
         except CorruptCheckpointError as error:
-            yield Verdict(epoch, DAMAGED, str(error))
+            yield Verdict(target.epoch, target.directory.url, DAMAGED, str(error))
         except UnsupportedFormatError as error:
-            yield Verdict(epoch, NEWER_FORMAT, str(error))
+            yield Verdict(target.epoch, target.directory.url, NEWER_FORMAT, str(error))
         except CheckpointNotFoundError:
-            if not listed:
+            if not target.listed:
                 raise
         else:
-            yield Verdict(epoch, SOUND)
+            yield Verdict(epoch, target.directory.url, SOUND)
+
+
+def _verified(target: Target) -> int:
+    """Read every byte of a checkpoint, and return its epoch."""
+    loaded = target.open()
+    verify(loaded.storage, "", loaded.manifest)
+    return loaded.epoch
 
 
 def status(states: Iterable[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import posixpath
 from collections.abc import Callable
 
 from ray_imuckpt.cli import (
@@ -14,22 +15,22 @@ from ray_imuckpt.cli import (
     pruning,
     series,
     structured,
+    targets,
     terminal,
     text,
 )
+from ray_imuckpt.cli.naming import Name
 from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.directory import CheckpointDirectory
-from ray_imuckpt.errors import CheckpointNotFoundError
+from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Retention
-from ray_imuckpt.storage import Storage, absolute, open_storage
 
 Command = Callable[[argparse.Namespace], int]
 """Takes the options that `ray_imuckpt.cli.parser` understood, and returns the exit status."""
 
 
 def _ls(options: argparse.Namespace) -> int:
-    CheckpointDirectory(options.dir)  # refuses a checkpoint directory
-    overview = listing.listing(_storage(options))
+    overview = listing.listing(targets.run_directory(options.dir))
     if options.json:
         terminal.say([structured.dumps(overview)])
     else:
@@ -42,7 +43,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    loaded = CheckpointDirectory(options.dir).read(options.epoch)
+    loaded = _opened(*options.named)
     facts = contents.facts(loaded)
     if options.json:
         terminal.say([structured.dumps({"manifest": facts, "parts": contents.parts(loaded)})])
@@ -53,47 +54,44 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    directory = CheckpointDirectory(options.dir)
-    epochs = options.epoch or _epochs(directory)
-    verdicts = checking.verdicts(directory, epochs, listed=not options.epoch)
+    chosen = [target for name in options.named for target in targets.checkpoints(name)]
+    runs = {posixpath.dirname(target.directory.url) for target in chosen}
     read = []
-    for verdict in verdicts:
+    for verdict in checking.verdicts(chosen):
         read.append(verdict)
         if not options.json:  # at once: a checkpoint may take minutes
-            terminal.say([text.of_verdict(verdict)])
+            terminal.say([text.of_verdict(verdict, by_url=len(runs) > 1)])
     if options.json:
         terminal.say([structured.dumps({"checkpoints": read})])
     return checking.status(verdict.state for verdict in read)
 
 
 def _prune(options: argparse.Namespace) -> int:
-    _epochs(CheckpointDirectory(options.dir))
+    storage, _ = targets.run_with_checkpoints(options.dir)
     best = (*options.keep_best, options.best_count or 1) if options.keep_best else None
     rules = Retention(keep_last=options.keep_last, keep_every=options.keep_every, keep_best=best)
-    pruned = pruning.prune(_storage(options), rules, dry_run=options.dry_run)
+    pruned = pruning.prune(storage, rules, dry_run=options.dry_run)
     terminal.say([structured.dumps(pruned)] if options.json else text.of_pruned(pruned))
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    loaded = CheckpointDirectory(options.dir).read(options.epoch)
-    weights = Weights(_storage(options), loaded)
+    weights = Weights(_opened(*options.named))
     exported = exporting.export(weights, options.file, options.max_shard_size)
-    terminal.say([text.of_exported(exported)])
+    terminal.say([structured.dumps(exported) if options.json else text.of_exported(exported)])
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
-    directory = CheckpointDirectory(options.dir)
-    first, second = directory.read(options.first), directory.read(options.second)
-    compared = comparison.compare(_storage(options), first, second)
+    first, second = (_opened(name) for name in options.named)
+    compared = comparison.compare(first, second)
     terminal.say([structured.dumps(compared)] if options.json else text.of_comparison(compared))
     return 1 if compared.differences else 0
 
 
 def _plot(options: argparse.Namespace) -> int:
-    directory = CheckpointDirectory(options.dir)
-    curve = series.series(directory, _epochs(directory), options.metric)
+    _, epochs = targets.run_with_checkpoints(options.dir)
+    curve = series.series(CheckpointDirectory(options.dir), epochs, options.metric)
     for verdict in curve.unread:
         terminal.complain(verdict.problem)
     if not curve.points:
@@ -116,19 +114,6 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def _storage(options: argparse.Namespace) -> Storage:
-    return open_storage(absolute(options.dir))
-
-
-def _epochs(directory: CheckpointDirectory) -> list[int]:
-    """Return the epochs of all checkpoints.
-
-    Raises:
-        CheckpointNotFoundError: There are none.
-    """
-    epochs = directory.list_existing_checkpoint_indices()
-    if not epochs:
-        raise CheckpointNotFoundError(
-            "There are no checkpoints.", url=directory.dir, hint="Look at the directory's name."
-        )
-    return epochs
+def _opened(name: Name) -> LoadedCheckpoint:
+    """Return the checkpoint that a name stands for; errors as for `targets.checkpoint`."""
+    return targets.checkpoint(name).open()

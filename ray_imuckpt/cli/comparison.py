@@ -13,7 +13,6 @@ from ray_imuckpt.cli.contents import TensorRow, tensor_row
 from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.encoding.tensors import TensorInfo
 from ray_imuckpt.loading.stored import LoadedCheckpoint
-from ray_imuckpt.storage import Storage
 
 _SLICE = (
     4 * 1024 * 1024
@@ -55,28 +54,36 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the two checkpoints: its epoch, and the path or URL of its directory."""
+
+    epoch: int
+    url: str
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All differences of two checkpoints.
 
     Attributes:
-        first: The epoch of the first one.
-        second: That of the second one.
+        first: The first one.
+        second: The second one.
         tensors: How many names of tensors there are in both together.
         differences: The tensors that are not the same, by name.
         metrics: The metrics that are not.
         versions: The packages that wrote them, where these are not.
     """
 
-    first: int
-    second: int
+    first: Side
+    second: Side
     tensors: int
     differences: tuple[Difference, ...]
     metrics: tuple[Change, ...]
     versions: tuple[Change, ...]
 
 
-def compare(storage: Storage, first: LoadedCheckpoint, second: LoadedCheckpoint) -> Comparison:
-    """Return how two checkpoints of a run directory differ, their models byte by byte.
+def compare(first: LoadedCheckpoint, second: LoadedCheckpoint) -> Comparison:
+    """Return how two checkpoints, of one run or of two, differ, their models byte by byte.
 
     Chunks that have the same checksum are equal as they were committed, and are not read. The
     memory of a few chunks is needed, however large the models are.
@@ -85,13 +92,13 @@ def compare(storage: Storage, first: LoadedCheckpoint, second: LoadedCheckpoint)
         CorruptCheckpointError: A header or a byte that had to be read is damaged.
         CheckpointChangedError: One was saved anew, or deleted, meanwhile.
     """
-    models = Weights(storage, first), Weights(storage, second)
+    models = Weights(first), Weights(second)
     names = dict.fromkeys([*models[0].in_order(), *models[1].in_order()])
     differences = (_difference(name, *models) for name in names)
     manifests = first.manifest, second.manifest
     return Comparison(
-        first.epoch,
-        second.epoch,
+        Side(first.epoch, first.url),
+        Side(second.epoch, second.url),
         len(names),
         tuple(sorted((d for d in differences if d is not None), key=lambda d: d.name)),
         # As they are stored: values of any type can be compared there.

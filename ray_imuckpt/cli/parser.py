@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from ray_imuckpt import units
 from ray_imuckpt._version import __version__
+from ray_imuckpt.cli import naming
 
-_EXIT_STATUS = """\
+_ENDING = """\
+RUN is a path or an fsspec URL of a run
+directory, "." where it is left out.
+CHECKPOINT is an epoch, last, best,
+min:METRIC, max:METRIC, checkpoint=EPOCH.
+A checkpoint's own path or URL stands for
+both.
+
 exit status:
   0    all is well
   1    damage or a difference was found
@@ -21,10 +30,33 @@ exit status:
 "imuckpt COMMAND --help" says what a
 command takes.
 """
+_Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse has no public name for it
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes a command's words and its options in any order.
+
+    ``export RUN --max-shard-size 5GB 12 FILE``: argparse alone would take ``RUN`` for all words.
+    """
+
+    _inside = False  # argparse's own method for it comes back to `parse_known_args`
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Implement `argparse.ArgumentParser.parse_known_args`."""
+        if self._inside or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Return what the words say; ``command`` is the name of one of the commands.
+    """Return what the words say.
+
+    ``command`` is the name of one of the commands. Of those that take checkpoints, ``named`` says
+    which, as a list of `naming.Name`.
 
     Args:
         arguments: The words behind ``imuckpt``; ``None`` for those of this process.
@@ -36,7 +68,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = _parser().parse_args(arguments)
     if options.command == "prune":
         _check_rules(options)
+    if "words" in options:
+        options.named = _named(options)
     return options
+
+
+def _named(options: argparse.Namespace) -> list[naming.Name]:
+    if (options.metric is None) is not (options.mode is None):
+        raise ValueError("--metric and --mode go together: --metric loss --mode min.")
+    best = None if options.metric is None else naming.Rule(options.metric, options.mode)
+    if options.command == "diff":
+        return [*naming.two(options.words, best)]
+    if options.command == "verify":
+        return naming.names(options.words, best)
+    return [naming.one(options.words, best)]
 
 
 def _check_rules(options: argparse.Namespace) -> None:
@@ -51,10 +96,10 @@ def _check_rules(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="imuckpt",
         description="Look at checkpoints.",
-        epilog=_EXIT_STATUS,
+        epilog=_ENDING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ray_imuckpt {__version__}")
@@ -65,19 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_looking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    ls = _command(commands, "ls", "List the checkpoints, with those of abandoned branches marked.")
+def _add_looking(commands: _Commands[_Parser]) -> None:
+    ls = _of_run(commands, "ls", "List the checkpoints, with those of abandoned branches marked.")
     _add_json(ls)
-    show = _command(commands, "show", "Show what a checkpoint holds.")
-    show.add_argument("epoch", type=int, nargs="?", help="default: the last one")
+    show = _of_checkpoints(commands, "show", "Show what a checkpoint holds; default: the last one.")
     _add_json(show)
-    verify = _command(commands, "verify", "Read every byte and check it.")
-    verify.add_argument("epoch", type=int, nargs="*", help="default: all")
+    verify = _of_checkpoints(
+        commands, "verify", "Read every byte and check it; default: of all checkpoints.", "…"
+    )
     _add_json(verify)
 
 
-def _add_changing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    prune = _command(commands, "prune", "Delete the checkpoints that no rule keeps.")
+def _add_changing(commands: _Commands[_Parser]) -> None:
+    prune = _of_run(commands, "prune", "Delete the checkpoints that no rule keeps.")
     prune.add_argument("--keep-last", type=_positive, metavar="N", help="the last N")
     prune.add_argument("--keep-every", type=_positive, metavar="N", help="each multiple of N")
     prune.add_argument(
@@ -91,36 +136,58 @@ def _add_changing(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     prune.add_argument("--dry-run", action="store_true", help="only tell")
     _add_json(prune)
-    export = _command(commands, "export", "Write a model's weights into plain safetensors files.")
-    export.add_argument("epoch", type=int)
-    export.add_argument("file", help="must not exist: model.safetensors")
+    export = _of_checkpoints(
+        commands, "export", "Write a model's weights into plain safetensors files.", " FILE"
+    )
+    export.add_argument("file", metavar="FILE", help="must not exist: model.safetensors")
     export.add_argument(
         "--max-shard-size",
         type=_size,
         metavar="SIZE",
         help="where there is more, write several files and model.safetensors.index.json: 5GB",
     )
+    _add_json(export)
 
 
-def _add_comparing(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    diff = _command(
-        commands, "diff", "Compare two epochs: tensors of the model, metrics, versions."
+def _add_comparing(commands: _Commands[_Parser]) -> None:
+    diff = _of_checkpoints(
+        commands,
+        "diff",
+        "Compare two checkpoints, of one run or of two: tensors of the model, metrics, versions.",
+        " [RUN] CHECKPOINT",
     )
-    diff.add_argument("first", type=int)
-    diff.add_argument("second", type=int)
     _add_json(diff)
-    plot = _command(commands, "plot", "Draw a metric over the epochs, as text.")
+    plot = _of_run(commands, "plot", "Draw a metric over the epochs, as text.")
     plot.add_argument("metric")
     _add_json(plot)
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
+def _of_run(commands: _Commands[_Parser], name: str, text: str) -> _Parser:
+    """Add a command that takes a run directory."""
     command = commands.add_parser(name, help=text, description=text)
     command.add_argument(
         "dir", help="the run directory, which holds the checkpoints: a path or an fsspec URL"
     )
+    return command
+
+
+def _of_checkpoints(commands: _Commands[_Parser], name: str, text: str, more: str = "") -> _Parser:
+    """Add a command that takes checkpoints; `more` is what its usage says behind the first."""
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        usage=f"imuckpt {name} [RUN] [CHECKPOINT]{more} [option ...]",
+    )
+    command.add_argument(
+        "words",
+        nargs="*",
+        metavar="CHECKPOINT",
+        help="its path or URL; or that of its run, which is '.' where it is left out, and "
+        f"{naming.WAYS}",
+    )
+    command.add_argument("--metric", help="what `best` is measured by")
+    command.add_argument("--mode", choices=("min", "max"), help="whether less or more is better")
     return command
 
 

@@ -45,12 +45,13 @@ def series(directory: CheckpointDirectory, epochs: list[int], metric: str) -> Se
     """
     points, unread = [], []
     for epoch in epochs:
+        url = directory.path_to_checkpoint(epoch)
         try:
             value = directory.read(epoch).metrics.get(metric)
         except CorruptCheckpointError as error:
-            unread.append(Verdict(epoch, DAMAGED, str(error)))
+            unread.append(Verdict(epoch, url, DAMAGED, str(error)))
         except UnsupportedFormatError as error:
-            unread.append(Verdict(epoch, NEWER_FORMAT, str(error)))
+            unread.append(Verdict(epoch, url, NEWER_FORMAT, str(error)))
         except CheckpointNotFoundError:
             continue
         else:

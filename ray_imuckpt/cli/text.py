@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -72,11 +73,12 @@ def of_parts(parts: Parts) -> Iterator[str]:
     yield f"log: {parts.log_entries} entries"
 
 
-def of_verdict(verdict: Verdict) -> str:
-    """Return whether a checkpoint is sound."""
+def of_verdict(verdict: Verdict, *, by_url: bool = False) -> str:
+    """Return whether a checkpoint is sound; `by_url` where its epoch does not tell which it is."""
+    name = verdict.url if by_url or verdict.epoch is None else f"{verdict.epoch:>7}"
     if verdict.state == checking.SOUND:
-        return f"{verdict.epoch:>7}  sound"
-    return f"{verdict.epoch:>7}  {_STATES[verdict.state]}: {verdict.problem}"
+        return f"{name}  sound"
+    return f"{name}  {_STATES[verdict.state]}: {verdict.problem}"
 
 
 def of_pruned(pruned: Pruned) -> Iterator[str]:
@@ -100,10 +102,11 @@ def of_comparison(comparison: Comparison) -> Iterator[str]:
     for kind, changes in (("metric", comparison.metrics), ("version", comparison.versions)):
         for change in changes:
             yield f"  {kind} {change.name}: {_of_change(change)}"
-    yield (
-        f"{len(comparison.differences)} of {comparison.tensors} tensors differ between "
-        f"{comparison.first} and {comparison.second}"
-    )
+    one, two = comparison.first, comparison.second
+    same_run = posixpath.dirname(one.url) == posixpath.dirname(two.url)
+    names = (one.epoch, two.epoch) if same_run else (one.url, two.url)
+    count = len(comparison.differences)
+    yield f"{count} of {comparison.tensors} tensors differ between {names[0]} and {names[1]}"
 
 
 def of_series(series: Series, width: int | None) -> Iterator[str]:

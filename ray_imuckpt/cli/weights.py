@@ -10,10 +10,8 @@ from ray_imuckpt.encoding import chunks, tensors
 from ray_imuckpt.encoding.tensors import TensorInfo
 from ray_imuckpt.loading.parts import Location
 from ray_imuckpt.loading.stored import LoadedCheckpoint
-from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import FileEntry
-from ray_imuckpt.storage import Storage
 from ray_imuckpt.threads import parallel
 
 _AHEAD = 4  # chunks that are read at once where one follows the other
@@ -25,8 +23,7 @@ class Weights:
     A tensor that is stored in pieces is put together whole.
 
     Args:
-        storage: The run directory.
-        loaded: A checkpoint in it.
+        loaded: The checkpoint.
 
     Attributes:
         tensors: Name to dtype, shape and bytes of its file, tied tensors under each name.
@@ -35,11 +32,11 @@ class Weights:
         CorruptCheckpointError: A header is damaged, or a file is missing or cut.
     """
 
-    def __init__(self, storage: Storage, loaded: LoadedCheckpoint) -> None:
+    def __init__(self, loaded: LoadedCheckpoint) -> None:
         self.tensors: Mapping[str, TensorInfo] = loaded.saved_model.tensors
         self._locations = loaded.model_locations
         entries = {s.entry.name: s.entry for found in self._locations.values() for s in found}
-        self._files = {n: _Ranges(storage, loaded.epoch, entry) for n, entry in entries.items()}
+        self._files = {name: _Ranges(loaded, entry) for name, entry in entries.items()}
         self._order = {name: number for number, name in enumerate(entries)}
         self._whole: tuple[str, memoryview] = "", memoryview(b"")
 
@@ -97,8 +94,8 @@ class Weights:
 class _Ranges:
     """One data file, the chunks that were read last of which are held."""
 
-    def __init__(self, storage: Storage, epoch: int, entry: FileEntry) -> None:
-        self._file = CheckedFile(storage, paths.checkpoint_name(epoch), epoch, entry)
+    def __init__(self, loaded: LoadedCheckpoint, entry: FileEntry) -> None:
+        self._file = CheckedFile(loaded.storage, "", loaded.epoch, entry)
         self._entry = entry
         self._spans = chunks.ranges(entry.size, entry.chunk_size)
         self._held: dict[int, memoryview] = {}

@@ -1,0 +1,209 @@
+"""The run directories and checkpoints that names stand for. Lists directories, reads manifests.
+
+`ray_imuckpt.cli.naming` says what a name is. What is not there is an error that says what is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray_imuckpt.cli.naming import Choice, Name, Rule, is_checkpoint
+from ray_imuckpt.encoding import tree
+from ray_imuckpt.errors import CheckpointNotFoundError, ImuckptError, located
+from ray_imuckpt.loading.opening import open_directory
+from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.options import Best
+from ray_imuckpt.repository import paths
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.manifest import Stored
+from ray_imuckpt.repository.retention import best_epochs
+from ray_imuckpt.source import read
+from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.units import listed
+
+
+@dataclass(frozen=True)
+class Target:
+    """A checkpoint that was named, whether it is there or not.
+
+    Attributes:
+        directory: Its directory, or one that points to it.
+        epoch: Its epoch, as far as its name says it.
+        run: The run directory that it was chosen of; ``None`` where it was named by itself.
+        listed: Whether it was not named, but is one of all of its run.
+    """
+
+    directory: Storage
+    epoch: int | None
+    run: Storage | None = None
+    listed: bool = False
+
+    def open(self) -> LoadedCheckpoint:
+        """Return it, to be read part by part.
+
+        Raises:
+            CheckpointNotFoundError: It is not committed; the error says what is.
+            CorruptCheckpointError: Its manifest, or what points to it, is damaged.
+            UnsupportedFormatError: A newer release wrote it.
+        """
+        if self.run is not None and self.epoch is not None:
+            with located(self.run.url):
+                return read(self.epoch, self.run)
+        with located(self.directory.url):
+            try:
+                return open_directory(self.directory)
+            except CheckpointNotFoundError as error:
+                there = _beside(self.directory)
+                if there:
+                    error.hint = f"Beside it there are the epochs {listed([*map(str, there)])}."
+                raise
+
+
+def run_directory(place: str) -> Storage:
+    """Return the directory of a run; whether it holds checkpoints is not looked at.
+
+    Args:
+        place: A path or a URL.
+
+    Raises:
+        ValueError: It is that of a checkpoint, or no name at all.
+        StorageError: It cannot be connected to.
+    """
+    if is_checkpoint(place):
+        raise ValueError(
+            f"{place} is the directory of one checkpoint; the run directory is wanted, which "
+            "holds it."
+        )
+    return open_storage(absolute(place))
+
+
+def run_with_checkpoints(place: str) -> tuple[Storage, list[int]]:
+    """Return the directory of a run, and the epochs of all its checkpoints, ascending.
+
+    Raises:
+        CheckpointNotFoundError: There are none.
+        ValueError, StorageError: As for `run_directory`; or it cannot be listed.
+    """
+    storage = run_directory(place)
+    with located(storage.url):
+        epochs = Catalog(storage).committed()
+        if not epochs:
+            raise _nothing(storage)
+    return storage, epochs
+
+
+def checkpoint(name: Name) -> Target:
+    """Return the checkpoint that a name stands for: of a run directory alone, the last one.
+
+    Raises:
+        CheckpointNotFoundError: There is none, of that run, or with that metric.
+        ValueError, StorageError: As for `run_directory`; or it cannot be listed.
+    """
+    storage = open_storage(absolute(name.place))
+    with located(storage.url):
+        if name.choice is None:
+            if is_checkpoint(name.place) or _is_one(storage):
+                return _by_itself(storage)
+            return _chosen(storage, Choice())
+        return _chosen(storage, name.choice)
+
+
+def checkpoints(name: Name) -> list[Target]:
+    """Return the checkpoints that a name stands for: of a run directory alone, all; as above."""
+    storage = open_storage(absolute(name.place))
+    with located(storage.url):
+        if name.choice is not None or is_checkpoint(name.place) or _is_one(storage):
+            return [checkpoint(name)]
+        epochs = Catalog(storage).committed()
+        if not epochs:
+            raise _nothing(storage)
+        return [replace(_of_run(storage, epoch), listed=True) for epoch in epochs]
+
+
+def _is_one(storage: Storage) -> bool:
+    """Return whether a directory, by what is in it, is that of a checkpoint or points to one.
+
+    Raises:
+        CheckpointNotFoundError: There is no such directory.
+        StorageError: It cannot be listed.
+    """
+    try:
+        holding = storage.holding(paths.MANIFEST)
+        return "" in holding or (not holding and paths.POINTER in storage.files(""))
+    except FileNotFoundError as error:
+        raise _missing(storage) from error
+
+
+def _chosen(run: Storage, choice: Choice) -> Target:
+    if choice.directory is not None:
+        return _by_itself(run.child(choice.directory))
+    if choice.epoch is not None:
+        return _of_run(run, choice.epoch)
+    catalog = Catalog(run)
+    epoch = catalog.last() if choice.best is None else _best(run, catalog, choice.best)
+    if epoch is None:
+        raise _nothing(run)
+    return _of_run(run, epoch)
+
+
+def _best(run: Storage, catalog: Catalog, rule: Rule) -> int | None:
+    """Return the epoch of the current branch that is the best, ``None`` where there is none at all.
+
+    Raises:
+        CheckpointNotFoundError: None has a number for the metric; the error names what they have.
+    """
+    epochs = list(catalog.current_branch())
+    known: dict[int, Stored] = {}
+    best = next(iter(best_epochs(run, epochs, Best(*rule), known)), None)
+    if epochs and best is None:
+        metrics = sorted({name for stored in known.values() for name in _metrics(stored)})
+        raise CheckpointNotFoundError(
+            f"No checkpoint has a number for the metric {rule.metric!r}.",
+            url=run.url,
+            hint=f"There are: {listed(metrics)}." if metrics else "There are no metrics at all.",
+        )
+    return best
+
+
+def _of_run(run: Storage, epoch: int) -> Target:
+    return Target(run.child(paths.checkpoint_name(epoch)), epoch, run)
+
+
+def _by_itself(directory: Storage) -> Target:
+    name = posixpath.basename(directory.url.rstrip("/"))
+    return Target(directory, paths.parse_checkpoint_name(name))
+
+
+def _metrics(stored: Stored) -> dict[str, Any]:
+    with contextlib.suppress(ImuckptError):
+        return tree.decode_dict(stored.manifest.metrics, {})
+    return {}
+
+
+def _beside(directory: Storage) -> list[int]:
+    """Return the epochs of the run directory that a checkpoint directory would be in."""
+    name = posixpath.basename(directory.url.rstrip("/"))
+    if paths.parse_checkpoint_name(name) is not None:
+        with contextlib.suppress(ImuckptError, OSError):
+            return Catalog(directory.parent()).committed()
+    return []
+
+
+def _missing(storage: Storage) -> CheckpointNotFoundError:
+    return CheckpointNotFoundError(
+        "There is no such directory.", url=storage.url, hint="Look at its name."
+    )
+
+
+def _nothing(storage: Storage) -> CheckpointNotFoundError:
+    """Return the error of a directory without checkpoints."""
+    try:
+        storage.holding(paths.MANIFEST)
+    except FileNotFoundError:
+        return _missing(storage)
+    return CheckpointNotFoundError(
+        "There are no checkpoints.", url=storage.url, hint="Look at the directory's name."
+    )
