@@ -1,9 +1,9 @@
 """The names of checkpoints, as words on the command line say them. Touches nothing.
 
-A place is a path or a URL: of a run directory, or of the directory of one checkpoint. The words
-behind it choose checkpoints of that run: an epoch, ``last``, ``best``, ``min:METRIC``,
-``max:METRIC``, or a directory in it (``checkpoint=40``, Ray Tune's ``checkpoint_000003``). Where no
-place comes first it is the working directory. A directory that is itself called ``40`` is ``./40``.
+A directory, of a run or of one checkpoint, is a path or a URL. The words behind it choose
+checkpoints of that run: an epoch, ``last``, ``best``, ``min:METRIC``, ``max:METRIC``, or a
+directory in it (``checkpoint=40``, Ray Tune's ``checkpoint_000003``). Where no directory comes
+first it is the working directory. One that is itself called ``40`` is ``./40``.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ class Choice:
     Attributes:
         epoch: Its epoch.
         best: The rule by which it is the best.
-        directory: The name of the directory in the run directory that holds it, or points to it.
+        child: The name of the directory in the run directory that holds it, or points to it.
     """
 
     epoch: int | None = None
     best: Rule | None = None
-    directory: str | None = None
+    child: str | None = None
 
 
 class Name(NamedTuple):
     """One thing that is named.
 
     Attributes:
-        place: A path or a URL.
-        choice: A checkpoint of the run there; ``None``: the place itself.
+        directory: A path or a URL.
+        choice: A checkpoint of the run there; ``None``: the directory itself.
     """
 
-    place: str
+    directory: str
     choice: Choice | None = None
 
 
 def names(words: Sequence[str], best: Rule | None = None) -> list[Name]:
-    """Return what words name, in their order; of a run of which checkpoints are chosen, only these.
+    """Return what words name, in their order; of a run of which some are chosen, only these.
 
     Args:
-        words: Places, and behind each what is chosen of it.
+        words: Directories, and behind each what is chosen of it.
         best: What ``best`` stands for.
 
     Raises:
@@ -73,17 +73,17 @@ def names(words: Sequence[str], best: Rule | None = None) -> list[Name]:
     if best is not None and _BEST not in words:
         raise ValueError("--metric and --mode say which checkpoint is `best`: name that one.")
     named: list[Name] = []
-    place = "."
+    directory = "."
     for word in words:
         choice = _choice(word, best)
-        if choice is None or (choice.directory is not None and not named):
-            place = word
-            named.append(Name(place))
+        if choice is None or (choice.child is not None and not named):
+            directory = word
+            named.append(Name(directory))
             continue
-        if named[-1:] == [Name(place)] and not is_checkpoint(place):
+        if named[-1:] == [Name(directory)] and not is_checkpoint(directory):
             named.pop()
-        named.append(Name(_run_of(place), choice))
-    return named or [Name(place)]
+        named.append(Name(_run_of(directory), choice))
+    return named or [Name(directory)]
 
 
 def one(words: Sequence[str], best: Rule | None = None) -> Name:
@@ -97,9 +97,9 @@ def two(words: Sequence[str], best: Rule | None = None) -> tuple[Name, Name]:
     return first, second
 
 
-def is_checkpoint(place: str) -> bool:
-    """Return whether a place is by its name the directory of a checkpoint, or points to one."""
-    last = posixpath.basename(place.rstrip("/"))
+def is_checkpoint(directory: str) -> bool:
+    """Return whether a directory is by its name that of a checkpoint, or points to one."""
+    last = posixpath.basename(directory.rstrip("/"))
     return paths.parse_checkpoint_name(last) is not None or _OF_TUNE.fullmatch(last) is not None
 
 
@@ -115,7 +115,7 @@ def _counted(words: Sequence[str], best: Rule | None, count: int) -> list[Name]:
 
 
 def _choice(word: str, best: Rule | None) -> Choice | None:
-    """Return what a word chooses of a run, ``None`` if it is a place."""
+    """Return what a word chooses of a run, ``None`` if it is a directory."""
     if word == _LAST:
         return Choice()
     if _EPOCH.fullmatch(word):
@@ -133,12 +133,12 @@ def _choice(word: str, best: Rule | None) -> Choice | None:
         if not found[2]:
             raise ValueError(f"{word} names no metric: write {word}loss, for example.")
         return Choice(best=Rule(found[2], found[1]))
-    return Choice(directory=word) if "/" not in word and is_checkpoint(word) else None
+    return Choice(child=word) if "/" not in word and is_checkpoint(word) else None
 
 
-def _run_of(place: str) -> str:
-    """Return the run directory that a place is, or that holds it."""
-    if not is_checkpoint(place):
-        return place
-    head, slash, _ = place.rstrip("/").rpartition("/")
+def _run_of(directory: str) -> str:
+    """Return the run directory that a directory is, or that holds it."""
+    if not is_checkpoint(directory):
+        return directory
+    head, slash, _ = directory.rstrip("/").rpartition("/")
     return head or slash or "."

@@ -62,32 +62,32 @@ class Target:
                 raise
 
 
-def run_directory(place: str) -> Storage:
+def run_directory(directory: str) -> Storage:
     """Return the directory of a run; whether it holds checkpoints is not looked at.
 
     Args:
-        place: A path or a URL.
+        directory: A path or a URL.
 
     Raises:
         ValueError: It is that of a checkpoint, or no name at all.
         StorageError: It cannot be connected to.
     """
-    if is_checkpoint(place):
+    if is_checkpoint(directory):
         raise ValueError(
-            f"{place} is the directory of one checkpoint; the run directory is wanted, which "
+            f"{directory} is the directory of one checkpoint; the run directory is wanted, which "
             "holds it."
         )
-    return open_storage(absolute(place))
+    return open_storage(absolute(directory))
 
 
-def run_with_checkpoints(place: str) -> tuple[Storage, list[int]]:
+def run_with_checkpoints(directory: str) -> tuple[Storage, list[int]]:
     """Return the directory of a run, and the epochs of all its checkpoints, ascending.
 
     Raises:
         CheckpointNotFoundError: There are none.
         ValueError, StorageError: As for `run_directory`; or it cannot be listed.
     """
-    storage = run_directory(place)
+    storage = run_directory(directory)
     with located(storage.url):
         epochs = Catalog(storage).committed()
         if not epochs:
@@ -102,10 +102,10 @@ def checkpoint(name: Name) -> Target:
         CheckpointNotFoundError: There is none, of that run, or with that metric.
         ValueError, StorageError: As for `run_directory`; or it cannot be listed.
     """
-    storage = open_storage(absolute(name.place))
+    storage = open_storage(absolute(name.directory))
     with located(storage.url):
         if name.choice is None:
-            if is_checkpoint(name.place) or _is_one(storage):
+            if is_checkpoint(name.directory) or _is_one(storage):
                 return _by_itself(storage)
             return _chosen(storage, Choice())
         return _chosen(storage, name.choice)
@@ -113,9 +113,9 @@ def checkpoint(name: Name) -> Target:
 
 def checkpoints(name: Name) -> list[Target]:
     """Return the checkpoints that a name stands for: of a run directory alone, all; as above."""
-    storage = open_storage(absolute(name.place))
+    storage = open_storage(absolute(name.directory))
     with located(storage.url):
-        if name.choice is not None or is_checkpoint(name.place) or _is_one(storage):
+        if name.choice is not None or is_checkpoint(name.directory) or _is_one(storage):
             return [checkpoint(name)]
         epochs = Catalog(storage).committed()
         if not epochs:
@@ -138,8 +138,8 @@ def _is_one(storage: Storage) -> bool:
 
 
 def _chosen(run: Storage, choice: Choice) -> Target:
-    if choice.directory is not None:
-        return _by_itself(run.child(choice.directory))
+    if choice.child is not None:
+        return _by_itself(run.child(choice.child))
     if choice.epoch is not None:
         return _of_run(run, choice.epoch)
     catalog = Catalog(run)
