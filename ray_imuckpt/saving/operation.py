@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar, cast
 
@@ -41,6 +42,7 @@ class SaveOperation:
 
     Attributes:
         epoch: Of the checkpoint.
+        url: Where it is to be.
         together: Whether every rank writes a part of it.
         writing: What writes it, on the rank that writes; ``None`` on the others.
         settled: Whether every rank knows how it ended.
@@ -53,6 +55,7 @@ class SaveOperation:
     """
 
     epoch: int
+    url: str = ""
     together: bool = False
     writing: Writing | None = None
     settled: bool = False
@@ -62,6 +65,7 @@ class SaveOperation:
     patience: Patience | None = None
     part: bool = False
     discard: Callable[[], None] | None = None
+    _calls: deque[Callable[[], object]] = field(default_factory=deque)
 
     @property
     def state(self) -> SaveState:
@@ -145,6 +149,30 @@ class SaveOperation:
         """Return whether it has ended, as far as this rank knows."""
         return self.state not in (SaveState.STAGING, SaveState.WRITING)
 
+    def known_error(self) -> Exception | None:
+        """Return how it failed, as far as this rank knows: rank 0 knows before all ranks meet."""
+        if self.settled or self.writing is None or not self.writing.done():
+            return self.error
+        return self.writing.error()
+
+    def is_written_here(self) -> bool:
+        """Return whether it is the thread that writes it which asks."""
+        return self.writing is not None and self.writing.current()
+
+    def call_at_end(self, function: Callable[[], object]) -> None:
+        """Call a function once it has ended, as far as this rank knows; now if it has already."""
+        self._calls.append(function)
+        self.tell_end()
+
+    def tell_end(self) -> None:
+        """Call what waits for the end, if that has come; each once, on whichever thread is here."""
+        while self.done():
+            try:
+                function = self._calls.popleft()  # one step, so that no two threads take it
+            except IndexError:
+                return
+            function()
+
     def standing(self) -> str:
         """Return in words what this rank knows of it."""
         if self.writing is None or (self.part and self.state is SaveState.WRITING):
@@ -187,6 +215,7 @@ class SaveOperation:
             tolerated: Whether training goes on all the same.
         """
         self.settled, self.error, self.tolerated, self.copy = True, error, tolerated, None
+        self.tell_end()
 
 
 def _wait_for(writing: Writing) -> None:

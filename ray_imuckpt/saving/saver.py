@@ -127,7 +127,8 @@ class Saver:
             SaveFailedError: It failed, `background` is false, and that is not tolerated.
         """
         together = order.division.together
-        operation = SaveOperation(order.label.epoch, together, part=together and gang.rank > 0)
+        part = together and gang.rank > 0
+        operation = SaveOperation(order.label.epoch, order.files.url, together, part=part)
         self._operation = operation
 
         def prepare() -> None:
@@ -184,7 +185,7 @@ class Saver:
             save = partial(after_copy, operation.copy, save, operation.epoch)
         if operation.part:
             operation.discard = order.files.discard
-        operation.writing = Writing(save)
+        operation.writing = Writing(save, operation.tell_end)
         if self._fence is not None:
             self._fence.hold(operation.fence)
 

@@ -32,10 +32,14 @@ class Writing:
 
     Args:
         save: The work; let go of once it has been done.
+        at_end: Called, on the thread that wrote, when how it ended is known.
     """
 
-    def __init__(self, save: Callable[[], Manifest]) -> None:
+    def __init__(
+        self, save: Callable[[], Manifest], at_end: Callable[[], object] = lambda: None
+    ) -> None:
         self._save: Callable[[], Manifest] | None = save
+        self._at_end = at_end
         self._fate: dict[str, str] = {}  # setdefault() decides it once, in one step
         self._worker = Worker(self._run_in_background, "imuckpt-save")
         self._ended = False
@@ -57,6 +61,7 @@ class Writing:
             self._worker.start()
         else:
             self._run()
+            self._at_end()
 
     def cancel(self) -> bool:
         """Make sure that it never begins; return False where it has begun."""
@@ -106,9 +111,13 @@ class Writing:
         """Note that its end is known to whoever asked, so that it is not told at exit."""
         _ACTIVE.discard(self)
 
+    def current(self) -> bool:
+        """Return whether this is the thread that writes."""
+        return self._worker.current()
+
     def wait(self) -> None:
         """Wait for its end. One that has not begun is not waited for, nor one on this thread."""
-        if not self._worker.current():
+        if not self.current():
             self._worker.join()
 
     def result(self) -> Manifest | None:
@@ -154,6 +163,7 @@ class Writing:
                 f"The save was broken off: {type(error).__name__}: {error}.",
                 hint="Nothing may call sys.exit() on the thread that writes. Save again.",
             )
+        self._at_end()
 
 
 def _forget_locals(error: BaseException) -> None:

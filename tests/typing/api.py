@@ -45,7 +45,9 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if pending is not None:
             pending.wait()
             done: bool = pending.done()
-            del done
+            words: tuple[str, str] = pending.state, pending.path
+            pending.add_done_callback(lambda save: print(save.epoch, save.error))
+            del done, words
         if plateau.step(1.0):
             plateau.adjust(optimizer)
             plateau.adjust(optimizer, 1)

@@ -79,8 +79,12 @@ def the_clock_of_rank_zero_decides(directory: Path, rank: int) -> None:
 
 
 def rank_zero_deletes_what_no_rule_keeps(directory: Path, rank: int) -> None:
-    """The others neither delete nor wait; `on_commit` is called on rank 0 alone."""
+    """The others neither delete nor wait; `on_commit` is called on rank 0 alone.
+
+    A done-callback is called on each rank, once that knows: on rank 1 when the ranks next meet.
+    """
     calls: list[str] = []
+    done: list[tuple[int, str]] = []
     checkpointer = Checkpointer(
         directory,
         retention=Retention(keep_last=2),
@@ -89,8 +93,13 @@ def rank_zero_deletes_what_no_rule_keeps(directory: Path, rank: int) -> None:
     model = small_model()
     checkpointer.start(model)
     for epoch in range(1, 5):
-        checkpointer.checkpoint(epoch, model=model)
+        pending = checkpointer.checkpoint(epoch, model=model)
+        assert pending is not None
+        if rank:
+            assert (len(done), pending.state) == (epoch - 1, "staging")
+        pending.add_done_callback(lambda save: done.append((save.epoch, save.state)))
     checkpointer.wait()
+    assert done == [(epoch, "committed") for epoch in range(1, 5)]
     assert checkpointer.list_existing_checkpoint_indices() == [3, 4]
     expected = [str(directory / f"checkpoint={epoch}") for epoch in range(1, 5)]
     assert calls == ([] if rank else expected)

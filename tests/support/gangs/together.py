@@ -129,11 +129,14 @@ def a_save_that_one_rank_fails_may_be_tolerated(directory: Path, rank: int) -> N
     """Rank 1's disk fails; all go on, warned of on rank 0, and end together after too many."""
     run = zoo.build("fsdp")
     checkpointer = Checkpointer(directory, on_save_error="warn", max_failed_saves=2)
+    ends: list[str] = []
     with Messages() as warnings, _broken_disk(rank == 1):
         for epoch in (1, 2):
             pending = checkpointer.checkpoint(epoch, model=run[0], metrics={"loss": 1.0})
             assert pending is not None
+            pending.add_done_callback(lambda save: ends.append(save.state))
             pending.wait()
+            assert ends == ["failed"] * epoch
             assert isinstance(pending.error, SaveFailedError)
             same_everywhere(str(pending.error))
         error = error_of(lambda: _saved(checkpointer, 3, run))
