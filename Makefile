@@ -17,12 +17,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench soak clean
+.PHONY: help demo test lint docs bench soak clean
 
 help:
 	@echo "make demo    train on two workers, kill one, watch the run resume (two minutes)"
 	@echo "make test    linters, types, import contracts, all tests: what CI runs"
 	@echo "make lint    the same without the tests"
+	@echo "make docs    the site, into build/docs"
 	@echo "make bench   stall, durability and restore beside the peers and the limit; 20 GB of disk"
 	@echo "make soak    a thousand kills, crash states, interrupts, lost nodes, killed drivers, fuzzed parsers: over an hour"
 	@echo "make clean   remove the environment and all caches"
@@ -43,6 +44,10 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy --no-error-summary
 	@echo "== import contracts"
 	@report=$$($(BIN)/lint-imports) || { echo "$$report"; exit 1; }
+
+docs: $(INSTALLED)
+	@$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "Look at build/docs/index.html"
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \

@@ -165,7 +165,7 @@ class Checkpointer(CheckpointDirectory):
                 which ``other`` holds under that name when nothing was saved.
 
         Returns:
-            From scratch: the objects as given, ``[]``, ``1``, and `other` as given.
+            The objects as given. Where nothing is there to continue from: ``[]``, ``1``, `other`.
 
         Raises:
             StateMismatchError, CheckpointNotFoundError: Unfit, or gone; nothing was changed.

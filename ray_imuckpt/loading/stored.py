@@ -110,7 +110,7 @@ class LoadedCheckpoint:
 
     @property
     def ranks(self) -> list[dict[str, Any]]:
-        """Return each rank's state: ``random``, ``per_rank`` and the ``classes`` of the latter."""
+        """Return each rank's ``random`` state, ``per_rank``, and the ``classes`` of the latter."""
         return self._state.ranks
 
     def prepare(self, *, optimizer: bool, spread: Collection[str] = ()) -> None:

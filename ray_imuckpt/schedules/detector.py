@@ -53,7 +53,7 @@ class PlateauDetector:
 
     @property
     def schedule(self) -> Schedule:
-        """Return the schedule in use: the constructor's, or the last one given to `adjust`."""
+        """Return the schedule in use, the constructor's or the last one given to `adjust`."""
         return self._schedule
 
     @property
