@@ -57,6 +57,8 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!ray_imuckpt\.).+\..+"),  # with a dot: torch.nn.Module, collections.abc.Mapping
     ("py:class", r"(ray_imuckpt\..+\.)?(Model|Optimizer)T"),  # what a caller passes comes back
+    # What a user may say to continue from: the docstring of Checkpointer lists it.
+    ("py:class", r"(ray_imuckpt\.source\.)?(ContinueFrom|RayCheckpoint)"),
 ]
 
 html_theme = "furo"

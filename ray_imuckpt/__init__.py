@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     )
     from ray_imuckpt.loading.start import Start
     from ray_imuckpt.loading.stored import LoadedCheckpoint
-    from ray_imuckpt.options import Retention, Retries
+    from ray_imuckpt.options import Best, Retention, Retries
     from ray_imuckpt.saving.pending import PendingSave
     from ray_imuckpt.schedules import PlateauDetector
     from ray_imuckpt.source import load
 
 __all__ = [
+    "Best",
     "CheckpointNotFoundError",
     "Checkpointer",
     "CorruptCheckpointError",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {  # name to the module that it is imported from; the errors are all of one
+    "Best": "ray_imuckpt.options",
     "Checkpointer": "ray_imuckpt.checkpointer",
     "LoadedCheckpoint": "ray_imuckpt.loading.stored",
     "PendingSave": "ray_imuckpt.saving.pending",

@@ -19,6 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 LAST = "last"
 NONE = "none"
+BEST = "best"
 TIMEOUT = 1800.0  # seconds; what torch.distributed gives its own collectives on gloo
 _LAST = (LAST, "latest", "recent")
 _NONE = (NONE, "start", "restart", "nothing")
@@ -28,7 +29,9 @@ _MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a rea
 
 
 def continue_from(value: Any) -> str | int:
-    """Return ``"last"``, ``"none"`` or an epoch, for any of their synonyms."""
+    """Return ``"last"``, ``"none"`` or an epoch, for any of their synonyms, or ``"best"``."""
+    if isinstance(value, str) and value == BEST:
+        return BEST
     if value is None or value in _NONE:
         return NONE
     if value in _LAST:
@@ -36,8 +39,9 @@ def continue_from(value: Any) -> str | int:
     if isinstance(value, (str, bool)):
         raise ValueError(  # noqa: TRY004 - an unknown choice, whatever its type
             f"continue_from={value!r} is not known. Choose one of {', '.join(map(repr, _LAST))} "
-            f"(the last checkpoint), {', '.join(map(repr, _NONE))} or None (from scratch), or the "
-            "epoch of a checkpoint as an int."
+            f"(the last checkpoint), {', '.join(map(repr, _NONE))} or None (from scratch), "
+            "'best' or Best(metric, mode), the epoch of a checkpoint as an int, or its path, URL "
+            f"or ray.train.Checkpoint ({'./' + str(value)!r} would be a path)."
         )
     return epoch(value, "continue_from")
 

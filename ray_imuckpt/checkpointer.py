@@ -10,18 +10,17 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from ray_imuckpt import arguments
-from ray_imuckpt.directory import Access, CheckpointDirectory
+from ray_imuckpt import arguments, source
+from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.errors import ImuckptError, public
 from ray_imuckpt.loading.start import ModelT, OptimizerT, Start
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import RAISE, Retention, Retries, Saving
-from ray_imuckpt.repository import retention
 from ray_imuckpt.runtime import pickling, ray_driver
 from ray_imuckpt.saving.aftermath import Aftermath, OnCommit
 from ray_imuckpt.saving.collect import Sources
 from ray_imuckpt.saving.pending import PendingSave
-from ray_imuckpt.saving.writer import finish_all
+from ray_imuckpt.source import Access, ContinueFrom
 from ray_imuckpt.state.live import LeftOut
 from ray_imuckpt.state.restorable_random import SavedRandom
 from ray_imuckpt.storage import shown
@@ -39,7 +38,10 @@ class Checkpointer(CheckpointDirectory):
         dir: Where the checkpoints go: a path or any URL that fsspec knows. Left out in a worker of
             Ray Train, the run's own storage; left out elsewhere, ``"."``.
         continue_from: ``"last"`` (also ``"latest"``, ``"recent"``), ``"none"`` (also ``"start"``,
-            ``"restart"``, ``"nothing"``, ``None``), or the epoch of a checkpoint.
+            ``"restart"``, ``"nothing"``, ``None``), the epoch of a checkpoint, ``"best"`` or
+            ``Best(metric, mode)``; or the path, URL or ``ray.train.Checkpoint`` of one in any
+            directory: from another run's, a new one begins here, and goes on by itself once it has
+            saved.
         save_every: A checkpoint is made at the end of epochs that are a multiple of this. Left out:
             of every epoch, or, with `save_interval`, whenever that has passed.
         save_interval: Seconds or a ``timedelta``: a checkpoint is made at the end of any epoch when
@@ -74,7 +76,7 @@ class Checkpointer(CheckpointDirectory):
     def __init__(  # noqa: PLR0913 - each is a choice of the user's, and has a default
         self,
         dir: str | os.PathLike[str] | None = None,  # noqa: A002 - the seed's name
-        continue_from: str | int | None = "last",
+        continue_from: ContinueFrom = "last",
         save_every: int | None = None,
         *,
         save_interval: float | timedelta | None = None,
@@ -89,7 +91,7 @@ class Checkpointer(CheckpointDirectory):
         timeout: float | timedelta = arguments.TIMEOUT,
     ) -> None:
         super().__init__(dir, storage_options, retries)
-        self.continue_from = arguments.continue_from(continue_from)
+        self.continue_from = source.continue_from(continue_from)
         self.saving = Saving(
             save_every=save_every,
             save_interval=save_interval,
@@ -99,6 +101,8 @@ class Checkpointer(CheckpointDirectory):
             max_failed_saves=max_failed_saves,
         )
         self.retention = arguments.instance(retention, Retention, "retention")
+        if isinstance(self.continue_from, str) and self.continue_from == arguments.BEST:
+            self._best()
         self.on_commit = arguments.function(on_commit, "on_commit")
         self.timeout = arguments.duration(timeout, "timeout")
         self._training = self._new_training()
@@ -124,16 +128,16 @@ class Checkpointer(CheckpointDirectory):
     def __repr__(self) -> str:
         """Return the choices in words."""
         url = self.dir and shown(self.dir)
-        choices = f"continue_from={self.continue_from!r}, {self.saving.rule}"
+        choices = f"continue_from={shown(repr(self.continue_from))}, {self.saving.rule}"
         return f"Checkpointer(dir={url!r}, {choices})"
 
     # fmt: off
     @overload
-    def start(self, model: ModelT, optimizer: None = None, *, continue_from: str | int | None = ...,
+    def start(self, model: ModelT, optimizer: None = None, *, continue_from: ContinueFrom = ...,
               per_rank: Mapping[str, Any] | None = ..., device: torch.device | str | None = ...,
               strict: bool = ..., **other: Any) -> Start[ModelT, None]: ...
     @overload
-    def start(self, model: ModelT, optimizer: OptimizerT, *, continue_from: str | int | None = ...,
+    def start(self, model: ModelT, optimizer: OptimizerT, *, continue_from: ContinueFrom = ...,
               per_rank: Mapping[str, Any] | None = ..., device: torch.device | str | None = ...,
               strict: bool = ..., **other: Any) -> Start[ModelT, OptimizerT]: ...
     # fmt: on
@@ -143,7 +147,7 @@ class Checkpointer(CheckpointDirectory):
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
         *,
-        continue_from: str | int | None = _AS_BUILT,
+        continue_from: ContinueFrom = _AS_BUILT,
         per_rank: Mapping[str, Any] | None = None,
         device: torch.device | str | None = None,
         strict: bool = True,
@@ -157,7 +161,8 @@ class Checkpointer(CheckpointDirectory):
             model: Bare, or wrapped in DDP or ``torch.compile``, or sharded by FSDP2.
             optimizer: The optimizer of `model`'s parameters.
             continue_from: Instead of the Checkpointer's. An epoch that does not exist falls back,
-                with a warning, to the last one before it, and to scratch when there is none.
+                with a warning, to the last one before it, and to scratch when there is none; for a
+                place where no checkpoint is that is an error.
             per_rank: Objects with ``state_dict`` whose state differs by rank (samplers, loaders).
             device: Where to move `model` once all fits, before its state is loaded.
             strict: Whether names that do not match (see `load`) and renamed classes are an error.
@@ -263,24 +268,6 @@ class Checkpointer(CheckpointDirectory):
         self._training.leave(failed=kind is not None)
 
     @public
-    def prune(
-        self,
-        *,
-        keep_last: int | None = None,
-        keep_every: int | None = None,
-        keep_best: tuple[str, str] | tuple[str, str, int] | None = None,
-        dry_run: bool = False,
-    ) -> list[int]:
-        """Delete the checkpoints that no rule keeps; see `repository.retention.prune`."""
-        finish_all()
-        run = self._training.run
-        protected = {run.resumed_from} if run and run.resumed_from is not None else set()
-        rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
-        return retention.prune(
-            self._storage(), rules, protected, dry_run=dry_run, sound=self._sound
-        )
-
-    @public
     def run_config(self, **kwargs: Any) -> Any:
         """Return a ``ray.train.RunConfig`` whose storage is `dir`, for the driver.
 
@@ -296,5 +283,9 @@ class Checkpointer(CheckpointDirectory):
         storage = None if self.dir is None else self._storage()
         return ray_driver.run_config(storage, fresh=self.continue_from != arguments.LAST, **kwargs)
 
+    def _protected(self) -> set[int]:
+        run = self._training.run
+        return {run.resumed_from} if run and run.resumed_from is not None else set()
+
     def _access(self) -> Access:
-        return Access(self._storage, self._opening, self.get)
+        return Access(self._storage, self._opening, self.get, self._best)

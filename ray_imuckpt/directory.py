@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,10 +14,10 @@ from ray_imuckpt.loading.opening import open_directory
 from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best, Opening, Retention, Retries
-from ray_imuckpt.repository import paths
+from ray_imuckpt.repository import paths, retention
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
-from ray_imuckpt.repository.retention import best_epochs
+from ray_imuckpt.repository.retention import best_epochs, without_number
 from ray_imuckpt.runtime import ray_driver, registry
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
@@ -27,23 +26,6 @@ from ray_imuckpt.storage import Storage, absolute, open_storage, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_BEST = "best"
-
-
-@dataclass(frozen=True)
-class Access:
-    """The ways to the checkpoints of a training.
-
-    Attributes:
-        open: Returns the run directory, as it is for a session.
-        opening: How further directories are opened.
-        get: Returns the ``ray.train.Checkpoint`` of a committed epoch.
-    """
-
-    open: Callable[[Session], Storage]
-    opening: Opening
-    get: Callable[[int], Any]
 
 
 class CheckpointDirectory:
@@ -116,8 +98,8 @@ class CheckpointDirectory:
 
         Args:
             model: Changed in place.
-            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``, ``"best"`` for that of
-                `index_of_best`; ``None`` for the last.
+            checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``"best"`` or
+                ``Best(metric, mode)`` for that of `index_of_best`; ``None`` for the last.
             device: Where to move `model` before its state is loaded.
             strict: Whether names that are missing or unexpected are an error. Otherwise they are
                 told in the log and in `left_out`; that nothing fits is an error all the same.
@@ -149,8 +131,10 @@ class CheckpointDirectory:
             checkpoint: As for `load`.
         """
         finish_all()
-        if isinstance(checkpoint, str) and checkpoint == _BEST:
-            checkpoint = self._best_of_all()
+        if isinstance(checkpoint, Best):
+            checkpoint = self._best_of_all(checkpoint)
+        elif isinstance(checkpoint, str) and checkpoint == arguments.BEST:
+            checkpoint = self._best_of_all(self._best())
         return source.read(checkpoint, self._storage(), self._opening)
 
     def path_to_checkpoint(self, i: int) -> str:
@@ -189,8 +173,11 @@ class CheckpointDirectory:
         Raises:
             ValueError: Nothing says which metric decides, or the mode is neither.
         """
-        best, catalog = self._best(metric, mode), self._catalog()
-        return next(iter(best_epochs(self._storage(), list(catalog.current_branch()), best)), None)
+        return self._epoch_of_best(self._best(metric, mode))
+
+    def _epoch_of_best(self, best: Best) -> int | None:
+        branch = list(self._catalog().current_branch())
+        return next(iter(best_epochs(self._storage(), branch, best)), None)
 
     @public
     def list_existing_checkpoint_indices(self) -> list[int]:
@@ -224,6 +211,26 @@ class CheckpointDirectory:
 
         source.while_it_changes(check)
 
+    @public
+    def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: tuple[str, str] | tuple[str, str, int] | None = None,
+        dry_run: bool = False,
+    ) -> list[int]:
+        """Delete the checkpoints that no rule keeps; see `repository.retention.prune`."""
+        finish_all()
+        rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
+        return retention.prune(
+            self._storage(), rules, self._protected(), dry_run=dry_run, sound=self._sound
+        )
+
+    def _protected(self) -> set[int]:
+        """Return the epochs that are not deleted, whatever the rules say."""
+        return set()
+
     def _best(self, metric: str | None = None, mode: str | None = None) -> Best:
         """Return what decides on the best checkpoint."""
         if metric is not None or mode is not None:
@@ -231,21 +238,16 @@ class CheckpointDirectory:
         best = None if self.retention is None else self.retention.best
         if best is None:
             raise ValueError(
-                "Which checkpoint is the best depends on a metric: load the one that "
-                "index_of_best(metric, mode) returns; or say it once, in Checkpointer(..., "
+                "Which checkpoint is the best depends on a metric: give Best(metric, mode) in the "
+                "place of 'best'; or say it once, in Checkpointer(..., "
                 "retention=Retention(keep_best=(metric, mode)))."
             )
         return best
 
-    def _best_of_all(self) -> int:
-        best = self._best()
-        epoch = self.index_of_best()
+    def _best_of_all(self, best: Best) -> int:
+        epoch = self._epoch_of_best(best)
         if epoch is None:
-            raise CheckpointNotFoundError(
-                f"No checkpoint has a number for the metric {best.metric!r}.",
-                url=self._storage().url,
-                hint="Pass it to checkpoint(..., metrics={...}), or load another one.",
-            )
+            raise without_number(best, self._storage().url)
         return epoch
 
     def _storage(self, session: Session | None = None) -> Storage:

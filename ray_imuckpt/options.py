@@ -19,17 +19,24 @@ RAISE, WARN = "raise", "warn"
 
 @dataclass(frozen=True)
 class Best:
-    """The choice of the best checkpoints.
+    """The choice of the best checkpoints by a metric; of equal ones the later is better.
 
     Attributes:
         metric: The name of the metric that decides.
         mode: ``"min"`` where less of it is better, ``"max"`` where more is.
-        count: How many of the best.
+        count: How many of the best, where several are meant.
+
+    Raises:
+        ValueError, TypeError: A value is none of the choices, or of the wrong type.
     """
 
     metric: str
     mode: str
     count: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        arguments.keep_best((self.metric, self.mode, self.count), "Best")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,28 +4,71 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, SupportsIndex, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 import torch
 
 from ray_imuckpt import arguments
+from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.errors import CheckpointNotFoundError, located, public
+from ray_imuckpt.loading.decision import Choice, Offer
 from ray_imuckpt.loading.opening import open_checkpoint, open_directory
 from ray_imuckpt.loading.restore import restore_model
 from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint
-from ray_imuckpt.options import Opening
+from ray_imuckpt.options import Best, Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import CheckpointChangedError
 from ray_imuckpt.runtime import ray_driver
+from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.storage import Storage, absolute, open_storage
 
 T = TypeVar("T")
 
+
+class RayCheckpoint(Protocol):
+    """A ``ray.train.Checkpoint``, as far as a type checker needs to know it."""
+
+    @property
+    def path(self) -> str:
+        """Return the path of its directory in the file system."""
+
+    @property
+    def filesystem(self) -> Any:
+        """Return the file system, of pyarrow's."""
+
+
+ContinueFrom = str | int | os.PathLike[str] | Best | RayCheckpoint | None
+"""What a user may say to continue from; see `ray_imuckpt.Checkpointer`."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """The ways to the checkpoints of a training.
+
+    Attributes:
+        open: Returns the run directory, as it is for a session.
+        opening: How further directories are opened.
+        get: Returns the ``ray.train.Checkpoint`` of a committed epoch.
+        best: Returns by what a checkpoint is the best.
+    """
+
+    open: Callable[[Session], Storage]
+    opening: Opening
+    get: Callable[[int], Any]
+    best: Callable[[], Best]
+
+
 _AS_USUAL = Opening()
 _TRIES = 5  # to read what others save anew
+_OF_RAY = (
+    "Ray names what was reported, also what `retention=` or `prune` has deleted since "
+    "(Result.best_checkpoints). What is there: Checkpointer.of_result(result), with "
+    "list_existing_checkpoint_indices() and index_of_best(metric, mode)."
+)
 
 
 def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> LoadedCheckpoint:
@@ -41,35 +84,80 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
         CheckpointNotFoundError: There is none.
         TypeError: `checkpoint` is something else.
     """
-    of_ray = ray_driver.directory_of(checkpoint)
-    if of_ray is not None:
-        with located(of_ray.url):
-            return _of_ray(of_ray.with_retries(opening.retries), storage, opening)
-    if isinstance(checkpoint, (str, os.PathLike)):
-        directory = open_storage(absolute(checkpoint), opening.options, opening.retries)
-    elif checkpoint is None or (
-        isinstance(checkpoint, SupportsIndex) and not isinstance(checkpoint, bool)
-    ):
+    directory = _directory(checkpoint, opening)
+    if directory is None:
+        if checkpoint is not None and (
+            isinstance(checkpoint, bool) or not isinstance(checkpoint, SupportsIndex)
+        ):
+            raise TypeError(
+                "A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not "
+                f"{checkpoint!r}."
+            )
         with located(storage.url):
             return _of_epoch(checkpoint, storage)
-    else:
-        raise TypeError(
-            f"A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not {checkpoint!r}."
-        )
     with located(directory.url):
-        return open_directory(directory, opening, storage)
+        try:
+            return open_directory(directory, opening, storage)
+        except CheckpointNotFoundError as error:
+            if not isinstance(checkpoint, (str, os.PathLike)):
+                error.hint = _OF_RAY
+            raise
 
 
-def _of_ray(directory: Storage, storage: Storage, opening: Opening) -> LoadedCheckpoint:
-    try:
-        return open_directory(directory, opening, storage)
-    except CheckpointNotFoundError as error:
-        error.hint = (
-            "Ray names what was reported, also what `retention=` or `prune` has deleted since "
-            "(Result.best_checkpoints). What is there: Checkpointer.of_result(result), with "
-            "list_existing_checkpoint_indices() and index_of_best(metric, mode)."
-        )
-        raise
+def continue_from(value: Any) -> Any:
+    """Return what a user wants to continue from, so that it means the same in every process.
+
+    Returns:
+        `LAST`, `NONE`, `BEST`, an epoch, a `Best`, a ``ray.train.Checkpoint``; a path
+        from ``/``, or a URL.
+
+    Raises:
+        ValueError, TypeError: It is nothing of that kind.
+    """
+    if isinstance(value, Best) or ray_driver.directory_of(value) is not None:
+        return value
+    if isinstance(value, os.PathLike) or (
+        isinstance(value, str) and ("/" in value or paths.parse_checkpoint_name(value) is not None)
+    ):
+        return absolute(value)
+    return arguments.continue_from(value)
+
+
+def chosen(value: Any, access: Access) -> Choice:
+    """Return what a user wants to continue from, as a restore takes it.
+
+    Args:
+        value: As the user said it.
+        access: The ways to the checkpoints.
+
+    Raises:
+        ValueError, TypeError: As `continue_from`; or nothing says what is the best.
+    """
+    settled = continue_from(value)
+    if isinstance(settled, str) and settled == arguments.BEST:
+        return access.best()
+    directory = None if settled in (LAST, NONE) else _directory(settled, access.opening)
+    return settled if directory is None else Offer(directory, access.opening)
+
+
+def in_words(choice: Choice) -> str | int:
+    """Return what a user wants to continue from as all ranks must say it.
+
+    A directory may have another path on each of them; what rank 0 sees counts.
+    """
+    if isinstance(choice, Offer):
+        return f"{choice.directory.url.rstrip('/').rpartition('/')[2]} by its place"
+    return repr(choice) if isinstance(choice, Best) else choice
+
+
+def _directory(value: Any, opening: Opening) -> Storage | None:
+    """Return the directory of a path, a URL or a checkpoint of Ray's; ``None`` for all else."""
+    of_ray = ray_driver.directory_of(value)
+    if of_ray is not None:
+        return of_ray.with_retries(opening.retries)
+    if isinstance(value, (str, os.PathLike)):
+        return open_storage(absolute(value), opening.options, opening.retries)
+    return None
 
 
 def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:

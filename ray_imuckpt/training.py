@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from ray_imuckpt import arguments
+from ray_imuckpt import arguments, source
 from ray_imuckpt.agreement import traits
 from ray_imuckpt.agreement.agreement import Traits
-from ray_imuckpt.directory import Access
 from ray_imuckpt.errors import located
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import selection
-from ray_imuckpt.loading.decision import Offer
+from ray_imuckpt.loading.decision import Choice, Offer
 from ray_imuckpt.loading.start import Start, started
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
@@ -43,6 +42,7 @@ from ray_imuckpt.saving.operation import says_what_stands
 from ray_imuckpt.saving.pending import PendingSave
 from ray_imuckpt.saving.saver import Saver
 from ray_imuckpt.saving.writer import finish_all
+from ray_imuckpt.source import Access
 from ray_imuckpt.state.fitting import check_early
 from ray_imuckpt.state.names import check_names
 from ray_imuckpt.state.objects import check_given
@@ -102,15 +102,16 @@ class Training:
         session = self._enter()
         gang, model, optimizer = session.gang, targets.model, targets.optimizer
 
-        def request() -> tuple[tuple[str | int, Storage, Storage | None], Traits, None]:
+        def request() -> tuple[tuple[Choice, Storage, Storage | None], Traits, None]:
             finish_all()  # of another Checkpointer of this process
             check_given(model, optimizer, targets.per_rank)
             check_names((model, *targets.per_rank.values(), *targets.other.values()))
             check_early(optimizer)
-            chosen = arguments.continue_from(choice)
+            chosen = source.chosen(choice, access)
+            words = source.in_words(chosen)
             arguments.device(targets.device)
             alike = traits.arguments(
-                model, optimizer, targets.per_rank, targets.other, epoch=chosen
+                model, optimizer, targets.per_rank, targets.other, continue_from=words
             )
             shapes = traits.of_live(gang, model, optimizer)
             return (chosen, access.open(session), session.offered()), Traits(alike, shapes), None
@@ -125,7 +126,7 @@ class Training:
         self,
         session: Session,
         storage: Storage,
-        choice: str | int,
+        choice: Choice,
         offer: Offer | None,
         targets: Targets,
         *,
@@ -137,7 +138,7 @@ class Training:
             run, loaded = selection.begin(
                 gang, storage, choice, session.identity, targets, strict=strict, offer=offer
             )
-            if loaded is not None:
+            if loaded is not None and not run.foreign:
                 session.adopt(storage, loaded.manifest)
             gang.run_all(lambda: self._audit.started(gang, targets, loaded))
         run.sound = self._sound

@@ -23,6 +23,7 @@ UNDER_TORCHRUN = [
 ]
 FORKED = [
     [
+        "a_run_begins_with_another_ones_checkpoint",
         "fsdp2_is_gathered_in_full",
         "zero_redundancy_optimizer",
         "storage_is_read_on_rank_zero_only",
@@ -74,6 +75,7 @@ FORKED = [
         "a_spread_optimizer_is_not_brought_together",
     ],
 ]
+DAMAGED = {"fallback_is_taken_by_all", "a_run_begins_with_another_ones_checkpoint"}
 OF_FOUR = ["every_layout_is_saved_and_comes_back", "some_layouts_continue_from_others"]
 
 
@@ -96,7 +98,7 @@ def test_a_story_comes_to_its_end_on_all_ranks(stage: Path, name: str) -> None:
     assert not failures, failures
     for rank in range(4 if stage.name == "4" else 2):
         assert (stage / name / f"passed-on-rank-{rank}").exists(), "one before it has failed"
-    if name != "fallback_is_taken_by_all":  # which damages one
+    if name not in DAMAGED:
         check_all(stage / name)
 
 

@@ -77,7 +77,7 @@ def test_a_gang_whose_rank_1_is_killed_goes_on_from_the_newest_committed_checkpo
     assert same_bytes(dict(by_ray.state_dict()), dict(checkpointer.read(6).model))
 
     # Another fit() of the same directory: continue_from speaks of its first start only.
-    again = Checkpointer(directory, continue_from=2)
+    again = Checkpointer(directory, continue_from=checkpointer.get(2))
     result = fit(
         tmp_path / "notes-2",
         again,

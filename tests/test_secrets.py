@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import tempfile
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,11 @@ def use(told: list[str], url: str, options: dict[str, Any]) -> None:
     if made is None:
         return
     told += [repr(made.saving), repr(made.retries), repr(made._opening), repr(made._training)]
+    with tempfile.TemporaryDirectory() as here:
+        place = f"{url}/checkpoint=1"
+        begun = Checkpointer(here, continue_from=place, storage_options=options, retries=retries)
+        told.append(repr(begun))
+        listen(told, lambda: begun.start(MODEL))
     storage = listen(told, lambda: open_storage(url, options, retries))
     told += [repr(vars(part)) for part in (storage, getattr(storage, "_engine", None)) if part]
     listen(told, lambda: made.start(MODEL))

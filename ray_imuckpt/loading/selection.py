@@ -11,7 +11,8 @@ from ray_imuckpt.agreement.agreement import Traits, agreed
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, located
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import notices
-from ray_imuckpt.loading.decision import Decider, Decision, Offer
+from ray_imuckpt.loading.decider import Decider
+from ray_imuckpt.loading.decision import Choice, Decision, Offer
 from ray_imuckpt.loading.opening import open_checkpoint
 from ray_imuckpt.loading.restore import Restore
 from ray_imuckpt.loading.stored import LoadedCheckpoint
@@ -39,7 +40,7 @@ class Resumed(NamedTuple):
 def begin(
     gang: Gang,
     storage: Storage,
-    choice: str | int,
+    choice: Choice,
     identity: RunIdentity,
     targets: Targets,
     *,
@@ -51,7 +52,7 @@ def begin(
     Args:
         gang: The gang.
         storage: The run directory.
-        choice: `LAST`, `NONE` or an epoch.
+        choice: What the user wants.
         identity: Which run this is, as far as the surroundings know.
         targets: The live objects.
         strict: As for `restore`.
@@ -87,7 +88,7 @@ def _in_place(gang: Gang, targets: Targets) -> Traits:
 def restore(
     gang: Gang,
     storage: Storage,
-    choice: str | int,
+    choice: Choice,
     run_id: str | None,
     targets: Targets,
     *,
@@ -98,12 +99,13 @@ def restore(
     """Restore the checkpoint to continue from into live objects, on every rank; a collective.
 
     A damaged one is passed over for the newest sound one before it, with a warning, unless it was
-    asked for by its number.
+    asked for by its number or its place.
 
     Args:
         gang: The gang.
         storage: The run directory, which must be writable; only rank 0 needs to see it.
-        choice: `LAST`, `NONE` or an epoch.
+        choice: What the user wants. Of what lies in another directory the newest here goes
+            before it if it came from it.
         run_id: The surroundings' name of this run, which a restarted gang shares; then the run's
             own newest checkpoint goes before `choice`.
         targets: The live objects.
@@ -118,8 +120,9 @@ def restore(
 
     Raises:
         StateMismatchError: Something does not fit; then nothing was changed, on any rank.
-        CorruptCheckpointError: The epoch asked for, or every checkpoint there is, is damaged.
-        CheckpointNotFoundError: What `offer` names is gone, and there is nothing here instead.
+        CorruptCheckpointError: The one asked for, or every checkpoint there is, is damaged.
+        CheckpointNotFoundError: What `choice` or `offer` hands over is gone, and there is nothing
+            here instead; or nothing has a number by which to be the best.
         UnsupportedFormatError: The checkpoint to continue from was written by a newer release.
         StorageError: The directory cannot be written or listed.
     """
@@ -156,9 +159,9 @@ def _restore_sound(
             if changes > _CHANGES:
                 raise
         except CorruptCheckpointError as error:
-            if decision.offered or decision.exact:
+            if decision.foreign or decision.exact:
                 raise
             notices.once(gang, "Passing over a damaged checkpoint: %s", error)
             decider.pass_over(manifest.epoch, error)
         else:
-            return Resumed(loaded, foreign=decision.offered)
+            return Resumed(loaded, foreign=decision.foreign)

@@ -262,6 +262,15 @@ def best_epochs(
     return ranked[: best.count]
 
 
+def without_number(best: Best, url: str) -> CheckpointNotFoundError:
+    """Return the error that no checkpoint of a directory has a number by which to be the best."""
+    return CheckpointNotFoundError(
+        f"No checkpoint has a number for the metric {best.metric!r}.",
+        url=url,
+        hint="Pass it to checkpoint(..., metrics={...}), or name another checkpoint.",
+    )
+
+
 def _number(manifest: Manifest, metric: str) -> float | None:
     """Return a checkpoint's number for a metric, ``None`` where it has none."""
     value: Any = tree.decode_dict(manifest.metrics, {}).get(metric)

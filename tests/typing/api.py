@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import ray.train
 import torch
 from torch import nn
 from typing_extensions import assert_type
 
 import ray_imuckpt
 from ray_imuckpt import (
+    Best,
     Checkpointer,
     LoadedCheckpoint,
     PendingSave,
@@ -75,6 +78,15 @@ def policies(model: nn.Module) -> None:
     del best, error
 
 
+def choices(model: nn.Module, of_ray: ray.train.Checkpoint) -> None:
+    """What a run may continue from."""
+    Checkpointer("runs/b", continue_from=None).start(model, continue_from="runs/a/checkpoint=3")
+    Checkpointer("runs/b", continue_from=Path("runs/a/checkpoint=3")).start(model, continue_from=3)
+    Checkpointer("runs/b", continue_from=of_ray).start(model, continue_from=of_ray)
+    Checkpointer(continue_from=Best("loss", "min")).start(model, continue_from=Best("loss", "max"))
+    Checkpointer(continue_from=3.5)  # type: ignore[arg-type]
+
+
 def driver(model: nn.Module) -> None:
     """What a driver calls."""
     checkpointer = Checkpointer()
@@ -110,4 +122,5 @@ def own_types(net: Net, adam: torch.optim.Adam, perhaps: torch.optim.SGD | None)
     assert_type(checkpointer.start(net, None, strict=False).optimizer, None)
     assert_type(checkpointer.start(net, perhaps).optimizer, torch.optim.SGD | None)
     assert_type(checkpointer.load(net, 3), Net)
+    assert_type(checkpointer.load(net, Best("loss", "min")), Net)
     assert_type(ray_imuckpt.load(net, "runs/a/checkpoint=3"), Net)

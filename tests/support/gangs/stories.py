@@ -17,7 +17,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import adamw, same_bytes, small_model
-from ray_imuckpt import Checkpointer, UnsupportedStateError
+from ray_imuckpt import Checkpointer, CorruptCheckpointError, UnsupportedStateError
 from ray_imuckpt.runtime import preemption
 from support.gangs.common import Position, error_of, full, same_everywhere
 from support.logs import Messages
@@ -57,6 +57,36 @@ def ddp_resumes_bit_identically(directory: Path, rank: int) -> None:
     assert log[2:] == whole_log[2:], "this rank's own draws go on as they would have"
     same_everywhere(json.dumps(checkpointer.start(small_model()).log))
     assert set(checkpointer.read(4).model) == set(small_model().state_dict())
+
+
+def a_run_begins_with_another_ones_checkpoint(directory: Path, rank: int) -> None:
+    """Only rank 0 need see it; what differs, or is damaged, is an error on all."""
+    donor = directory / "donor"
+    model = small_model()
+    checkpointer = Checkpointer(donor)
+    checkpointer.checkpoint(3, model=model)
+    checkpointer.wait()
+    place = (donor if rank == 0 else directory / "out of sight") / "checkpoint=3"
+    for first in (4, 5):
+        begun = Checkpointer(directory / "run", continue_from=place)
+        started = begun.start(small_model(seed=5 + rank))
+        assert started.start_epoch == first, "the second time its own newest"
+        assert same_bytes(dict(started.model.state_dict()), dict(model.state_dict()))
+        begun.checkpoint(first, model=started.model)
+        begun.wait()
+    same_everywhere(str(begun.read(4).manifest.parent))
+    assert begun.read(4).manifest.parent == checkpointer.read(3).manifest.origin
+    error = error_of(lambda: begun.start(model, continue_from=donor / f"checkpoint={3 + rank}"))
+    assert isinstance(error, ValueError)
+    assert "continue_from" in str(error)
+    same_everywhere(str(error))
+    dist.barrier()
+    if rank == 0:
+        next((donor / "checkpoint=3").glob("model-*")).write_bytes(b"")
+    dist.barrier()
+    error = error_of(lambda: Checkpointer(directory / "new", continue_from=place).start(model))
+    assert isinstance(error, CorruptCheckpointError)
+    same_everywhere(str(error))
 
 
 def fsdp2_is_gathered_in_full(directory: Path, rank: int) -> None:
