@@ -21,7 +21,7 @@ from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.manifest import Stored
 from ray_imuckpt.repository.retention import best_epochs
 from ray_imuckpt.source import read
-from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.storage import Storage, absolute, open_storage, shown
 from ray_imuckpt.units import listed
 
 
@@ -74,8 +74,8 @@ def run_directory(directory: str) -> Storage:
     """
     if is_checkpoint(directory):
         raise ValueError(
-            f"{directory} is the directory of one checkpoint; the run directory is wanted, which "
-            "holds it."
+            f"{shown(directory)} is the directory of one checkpoint; the run directory is wanted, "
+            "which holds it."
         )
     return open_storage(absolute(directory))
 
