@@ -20,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help demo test lint docs bench soak clean
 
 help:
-	@echo "make demo    train on two workers, kill one, watch the run resume (two minutes)"
+	@echo "make demo    train on two workers, kill one, watch the run resume (three minutes)"
 	@echo "make test    linters, types, import contracts, all tests: what CI runs"
 	@echo "make lint    the same without the tests"
 	@echo "make docs    the site, into build/docs"

@@ -27,7 +27,7 @@ copyright = author  # noqa: A001 - Sphinx's name
 version = release = __version__
 
 root_doc = "README"
-include_patterns = ["*.md", "docs/**.md"]
+include_patterns = ["*.md", "docs/**.md", "examples/*.md"]
 exclude_patterns = [".venv", "build", "dist", ".*"]
 extensions = [
     "myst_parser",

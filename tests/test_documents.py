@@ -15,7 +15,9 @@ from support.documents import Block, blocks, run, same
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+    for path in sorted(
+        [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
+    )
 }
 BLOCKS = {name: blocks(path) for name, path in DOCUMENTS.items()}
 

@@ -96,9 +96,9 @@ def test_quickstart_is_under_40_lines_and_does_not_import_ray() -> None:
 
 
 def test_imu_attitude_learns_and_tests_its_last_checkpoint(tmp_path: Path) -> None:
-    """The network beats the accelerometer alone, and is read from its own checkpoint."""
-    directory = tmp_path / "run"
-    printed = run_smoke("imu_attitude.py", tmp_path, directory)
+    """The network beats a tuned filter, is read from its own checkpoint, and a picture shows it."""
+    directory, picture = tmp_path / "run", tmp_path / "curves.svg"
+    printed = run_example("imu_attitude.py", tmp_path, directory, "--smoke", f"--picture={picture}")
     checkpointer = Checkpointer(directory)
     assert epochs_trained(printed) == [1, 2, 3, 4, 5, 6]
     assert checkpointer.list_existing_checkpoint_indices() == [5, 6]
@@ -111,7 +111,9 @@ def test_imu_attitude_learns_and_tests_its_last_checkpoint(tmp_path: Path) -> No
 
     degrees = dict(re.findall(r"^  ([a-z ]+): +(\d+\.\d+)$", printed, re.MULTILINE))
     assert set(degrees) == {"accelerometer alone", "complementary filter", "network"}
-    assert float(degrees["network"]) < float(degrees["accelerometer alone"])
+    assert float(degrees["network"]) < 0.9 * float(degrees["complementary filter"])
+    assert float(degrees["complementary filter"]) < float(degrees["accelerometer alone"])
+    assert "<svg" in picture.read_text()
 
 
 def test_ray_train_ddp_gives_ray_each_checkpoint(tmp_path: Path) -> None:

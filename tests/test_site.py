@@ -86,7 +86,7 @@ def test_no_link_of_the_site_leads_nowhere(site: Path) -> None:
 
 def test_every_document_is_a_page_and_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     """Pages are found by their folders, not by a list; a browser asks no other server."""
-    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
     pages = [site / path.relative_to(ROOT).with_suffix(".html") for path in documents]
     assert [page for page in pages if not page.is_file()] == []
     assert (site / "index.html").read_bytes() == (site / "README.html").read_bytes()
@@ -96,14 +96,15 @@ def test_every_document_is_a_page_and_nothing_is_fetched_from_elsewhere(site: Pa
 
 
 def test_what_a_document_links_to_is_shown(site: Path) -> None:
-    """A test as its text, a folder as its files."""
+    """A test as its text, a folder by its own page."""
     readme = (site / "README.html").read_text()
     assert 'href="source/tests/test_crash_sweep.py.html"' in readme
     shown = (site / "source" / "tests" / "test_crash_sweep.py.html").read_text()
     assert "crash" in shown
     assert '<div class="highlight"' in shown
-    folder = (site / "source" / "examples.html").read_text()
-    assert 'href="examples/quickstart.py.html"' in folder
+    assert 'href="examples/README.html"' in readme
+    folder = (site / "examples" / "README.html").read_text()
+    assert 'href="../source/examples/quickstart.py.html"' in folder
     assert (site / "source" / "examples" / "quickstart.py.html").is_file()
 
 
@@ -113,11 +114,17 @@ def test_faults_of_documents_end_the_build(tmp_path: Path) -> None:
     docs.mkdir()
     (tmp_path / "conf.py").write_text(CONF.format(docs=str(ROOT / "docs")))
     (tmp_path / "script.py").write_text("print()\n")
-    (tmp_path / "README.md").write_text("# First\n\n[all](docs/README.md) [it](script.py)\n")
+    (tmp_path / "README.md").write_text(
+        "# First\n\n[all](docs/README.md) [it](script.py) [folder](folder/)\n"
+    )
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "in_it.py").write_text("print()\n")
     (docs / "README.md").write_text("# Index\n\n## Part\n\n[page](page.md)\n")
     (docs / "page.md").write_text("# Page\n\n[back](README.md#part)\n")
     sound = build(tmp_path, tmp_path, tmp_path / "built")
     assert sound.returncode == 0, sound.stderr
+    listing = (tmp_path / "built" / "source" / "folder.html").read_text()
+    assert 'href="folder/in_it.py.html"' in listing
     (docs / "forgotten.md").write_text("# Forgotten\n")
     (docs / "page.md").write_text(
         "# Page\n\n[lost](no-page.md) [lost](README.md#no-part) [lost](../no-script.py)\n\n"

@@ -34,7 +34,7 @@ mermaid.render("diagram", {source}).then(
 
 def diagrams() -> list[str]:
     """Return the sources of the diagrams in all documents."""
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.md")]
     fence = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     return [found for page in sorted(pages) for found in fence.findall(page.read_text())]
 

@@ -1,7 +1,8 @@
 """Links to files of the repository that are no pages lead to those files, shown in the site.
 
 A document links to a test or an example as it does on a code host, by a relative path. Here each
-file that is linked to becomes a page with its text, and a folder one with a list of its files.
+file that is linked to becomes a page with its text, and a folder one with a list of its files,
+unless it has a README.md of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def mend_links(app: Sphinx, document: nodes.document) -> None:
         file = (Path(app.env.doc2path(here)).parent / target).resolve()
         if node.get("refdomain") == "doc" or not target or not file.is_relative_to(root):
             continue
-        if file.is_dir() or (file.is_file() and isinstance(node, addnodes.download_reference)):
+        readme = (file / "README.md").relative_to(root).with_suffix("").as_posix()
+        if file.is_dir() and readme in app.env.found_docs:
+            node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", readme, None
+        elif file.is_dir() or (file.is_file() and isinstance(node, addnodes.download_reference)):
             path = file.relative_to(root).as_posix()
             link = nodes.reference("", "", *node.children, internal=True, repository_path=path)
             node.replace_self(link)
