@@ -76,7 +76,11 @@ FORKED = [
     ],
 ]
 DAMAGED = {"fallback_is_taken_by_all", "a_run_begins_with_another_ones_checkpoint"}
-OF_FOUR = ["every_layout_is_saved_and_comes_back", "some_layouts_continue_from_others"]
+OF_FOUR = [
+    "every_layout_is_saved_and_comes_back",
+    "some_layouts_continue_from_others",
+    "what_some_ranks_need_goes_to_them_alone",
+]
 
 
 @pytest.fixture(scope="module")

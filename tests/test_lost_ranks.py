@@ -24,7 +24,7 @@ STORIES = (
     *("dies_after_a_save_was_begun", "dies_while_all_write", "rank_zero_dies_before_a_save"),
     *("does_not_come", "never_starts", "is_interrupted_in_a_meeting", "comes_late"),
     *("2:rank_0_of_two_dies_while_both_write", "2:rank_1_of_two_dies_while_both_write"),
-    "2:one_of_two_never_writes",
+    *("2:one_of_two_never_writes", "dies_while_it_reads_for_another", "reads_for_ever"),
 )
 
 
@@ -96,6 +96,15 @@ def test_a_peer_that_never_writes_its_part_ends_the_save_at_the_deadline(played:
 
 
 @pytest.mark.slow
+def test_a_rank_that_dies_while_it_reads_for_others_ends_the_restore(played: Path) -> None:
+    """The others do not wait for the bytes that it was to send."""
+    told = lose(played, "dies_while_it_reads_for_another")
+    assert set(told) == {0, 1}
+    for rank in (0, 1):
+        assert re.search(r"The connection to ranks? .*\b2\b.* was lost", told[rank]["told"])
+
+
+@pytest.mark.slow
 def test_rank_zero_may_die_too(played: Path) -> None:
     """The others do not wait for the rank that writes."""
     told = lose(played, "rank_zero_dies_before_a_save")
@@ -106,11 +115,13 @@ def test_rank_zero_may_die_too(played: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("story", "lost"), [("does_not_come", 2), ("never_starts", 1)])
+@pytest.mark.parametrize(
+    ("story", "lost"), [("does_not_come", 2), ("never_starts", 1), ("reads_for_ever", 2)]
+)
 def test_a_rank_that_does_not_come_is_named_at_the_deadline(
     played: Path, story: str, lost: int
 ) -> None:
-    """Nobody waits longer than `timeout`, in `checkpoint` and in the very first call."""
+    """Nobody waits longer than `timeout`, in `checkpoint`, the very first call, and a restore."""
     told = lose(played, story)
     for rank in {0, 1, 2} - {lost}:
         assert re.search(rf"waited 2 s for ranks? .*\b{lost}\b", told[rank]["told"])

@@ -29,6 +29,7 @@ from benchmarks.memory import forget_peak, status
 
 _COLLECTIVES = (
     *("all_gather", "gather", "broadcast", "all_reduce", "scatter", "barrier"),
+    "all_to_all_single",
     *("all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"),
 )
 

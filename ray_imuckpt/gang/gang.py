@@ -89,6 +89,23 @@ class Gang:
         """
         self._transport.broadcast_each(parts)
 
+    def all_to_all(
+        self,
+        outgoing: torch.Tensor,
+        sent: Sequence[int],
+        incoming: torch.Tensor,
+        received: Sequence[int],
+    ) -> None:
+        """Send to each rank bytes of its own, and receive such from each.
+
+        Args:
+            outgoing: One-dimensional, uint8, on the CPU: what goes to each rank, in their order.
+            sent: How many bytes that is, by rank.
+            incoming: Memory of the same kind for what comes from each rank; it is filled.
+            received: How many bytes that is, by rank.
+        """
+        self._transport.all_to_all(outgoing, sent, incoming, received)
+
     def run_all(self, step: Callable[[], T]) -> T:
         """Run `step` on every rank; if it raised on any, raise that on all.
 

@@ -126,6 +126,21 @@ class GlooTransport:
 
         self._meet(lambda: [*map(self._wait, begin())])
 
+    def all_to_all(
+        self,
+        outgoing: torch.Tensor,
+        sent: Sequence[int],
+        incoming: torch.Tensor,
+        received: Sequence[int],
+    ) -> None:
+        """Send to each rank bytes of its own; see `Transport.all_to_all`."""
+        sizes = [*received], [*sent]
+        self._do(
+            lambda: dist.all_to_all_single(
+                incoming, outgoing, *sizes, group=self._group, async_op=True
+            )
+        )
+
     def _exchange(self, payload: bytes) -> tuple[list[int], list[bytes] | None]:
         """Return the sizes of all payloads and, where all are small, the payloads."""
         block = _block(payload)

@@ -50,6 +50,15 @@ class Transport(Protocol):
     def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
         """Fill each such tensor with the bytes of the rank beside it, all at the same time."""
 
+    def all_to_all(
+        self,
+        outgoing: torch.Tensor,
+        sent: Sequence[int],
+        incoming: torch.Tensor,
+        received: Sequence[int],
+    ) -> None:
+        """Send to each rank its bytes of one such tensor, and fill another; see `Gang`."""
+
 
 class Alone:
     """The transport of a gang of one."""
@@ -84,3 +93,13 @@ class Alone:
 
     def broadcast_each(self, parts: Sequence[tuple[int, torch.Tensor]]) -> None:
         """Do nothing: what this rank holds is there."""
+
+    def all_to_all(
+        self,
+        outgoing: torch.Tensor,
+        sent: Sequence[int],  # noqa: ARG002 - as above
+        incoming: torch.Tensor,
+        received: Sequence[int],  # noqa: ARG002 - as above
+    ) -> None:
+        """Copy what this rank sends to itself."""
+        incoming.copy_(outgoing)

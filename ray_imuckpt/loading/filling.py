@@ -1,9 +1,9 @@
 """Files into memory, each chunk read by one rank of the gang.
 
 What a rank alone needs it reads straight into the memory where it will be used. What several need
-is dealt among them and passed on, and so is what a rank needs that does not see the storage. Bytes
-for CUDA devices go through pinned windows. A chunk's checksum is computed while it is in the
-processor's caches.
+is dealt among them and passed on to those, and so is what a rank needs that does not see the
+storage. Bytes for CUDA devices go through pinned windows. A chunk's checksum is computed while it
+is in the processor's caches.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 
 from ray_imuckpt import staging
 from ray_imuckpt.gang import Gang
-from ray_imuckpt.loading.dealing import Need, deal, grouped, windows
+from ray_imuckpt.loading.dealing import Need, deal, grouped, windows_to_all, windows_to_some
+from ray_imuckpt.loading.laying import Carried
 from ray_imuckpt.loading.passing import Passing
 from ray_imuckpt.loading.rows import Row
-from ray_imuckpt.storage import Reading, Storage
+from ray_imuckpt.storage import Storage
 
 WINDOW = 32 * 1024 * 1024
 _MOST = 4  # readers for which a window grows, where they wait for their storage
@@ -63,23 +64,23 @@ def fill(gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[byte
     """
     chunks = [_Chunk(row, number, *span) for row in rows for number, span in enumerate(row.spans)]
     sizes = [chunk.end - chunk.begin for chunk in chunks]
-    plan = deal([Need.from_bytes(told, len(chunks)) for told in needs], gang.rank)
+    all_needs = [Need.from_bytes(each, len(chunks)) for each in needs]
+    plan = deal(all_needs, gang.rank)
 
-    def read(numbers: Sequence[int], memory: memoryview) -> None:
-        readings: list[Reading] = []
-        at = 0
-        for number in numbers:
-            end = at + sizes[number]
-            readings.append(chunks[number].row.into(chunks[number].number, memory[at:end]))
-            at = end
-        storage.read_all(readings)
+    def read(wanted: Sequence[Carried]) -> None:
+        storage.read_all(
+            [chunks[number].row.into(chunks[number].number, part.numpy().data)
+             for number, part in wanted]
+        )  # fmt: skip
 
     def put(number: int, data: torch.Tensor) -> None:
         chunks[number].row.put(chunks[number].begin, data)
 
     passing = Passing(gang, sizes, read, put)
     most = _window(storage, len(plan.readers))
-    passing.run([*windows(plan.shared, sizes, plan.readers, most)], _devices(rows))
+    to_all = windows_to_all(plan.to_all, sizes, plan.readers, most)
+    to_some = windows_to_some(all_needs, plan.to_some, sizes, most, gang.rank)
+    passing.run([*to_all, *to_some], _devices(rows))
 
     def finish() -> None:
         if passing.error is not None:

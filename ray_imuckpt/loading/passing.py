@@ -1,7 +1,6 @@
-"""Chunks that several ranks need: each rank reads its lot of a window, and passes it on.
+"""Chunks that several ranks need: each rank reads its part of a window, and passes it on.
 
-While a window goes round, the next is read on a thread. How reading went travels behind the bytes,
-in one more byte, so that no meeting is needed for that.
+While a window goes to other ranks, the next is read on a thread.
 """
 
 from __future__ import annotations
@@ -12,32 +11,26 @@ import torch
 
 from ray_imuckpt import staging
 from ray_imuckpt.gang import Gang
-from ray_imuckpt.loading.dealing import Lot, Window
+from ray_imuckpt.loading.dealing import Lots, Parcels
+from ray_imuckpt.loading.laying import NOT_READ, READ, Laid, LaidLots, LaidParcels, Read
 from ray_imuckpt.threads.worker import Worker
 
-Read = Callable[[Sequence[int], memoryview], None]
-"""Reads chunks into memory, one behind the other."""
 Put = Callable[[int, torch.Tensor], None]
 """Copies a chunk's bytes to where they belong, if this rank needs them."""
 
-Lots = list[tuple[Lot, torch.Tensor]]
-"""The lots of a window, each with its memory: the bytes, and how they were read."""
-
-_READ, _NOT_READ = 0, 1
-
 
 class Passing:
-    """The way of chunks through a gang; every rank makes one, with the same windows.
+    """The way of chunks through a gang; every rank makes one, with as many windows of each kind.
 
     Args:
         gang: The gang.
         sizes: Bytes of each chunk, by its number.
         read: Called on a thread of its own.
-        put: Called for each chunk, also for those that this rank has read.
+        put: Called for each chunk that comes here, and for those that this rank has read.
 
     Attributes:
         error: What went wrong on this rank, if anything did. The other ranks know that something
-            has where that was reading; they are to be told in any case.
+            has where they have heard of it; they are to be told in any case.
     """
 
     def __init__(self, gang: Gang, sizes: Sequence[int], read: Read, put: Put) -> None:
@@ -47,7 +40,7 @@ class Passing:
         self._read_into = read
         self._put = put
 
-    def run(self, windows: Sequence[Window], devices: Iterable[torch.device]) -> None:
+    def run(self, windows: Sequence[Lots | Parcels], devices: Iterable[torch.device]) -> None:
         """Pass all windows on, unless a rank could not read; a collective.
 
         Args:
@@ -56,75 +49,74 @@ class Passing:
         """
         if not windows:
             return
-        size = max(sum(map(self._bytes_of, window)) for window in windows)
-        buffers = staging.Windows(size, devices)
-        ahead = self._begin(windows[0], buffers.next())
+        buffers = staging.Windows(max(map(self._size_of, windows)), devices)
+        ahead = self._begin(windows[0], buffers.next(), None)
         try:
             for following in (*windows[1:], None):
-                buffer, lots = ahead.buffer, ahead.finish()
+                buffer, laid = ahead.buffer, ahead.finish()
                 if following is not None:
-                    ahead = self._begin(following, buffers.next())
-                self._gang.broadcast_each([(lot.reader, part) for lot, part in lots])
-                if any(part[-1] != _READ for _, part in lots):
+                    ahead = self._begin(following, buffers.next(), laid)
+                if not laid.go(self._gang):
                     break
-                self._take(lots)
+                self._take(laid)
                 buffers.used(buffer)
         finally:
             ahead.finish()  # nothing goes on reading behind the caller's back
         buffers.finish()
 
-    def _bytes_of(self, lot: Lot) -> int:
-        return sum(self._sizes[chunk] for chunk in lot.chunks) + 1
+    def _size_of(self, window: Lots | Parcels) -> int:
+        if isinstance(window, Parcels):
+            return LaidParcels.size(window, self._sizes, self._gang.world_size)
+        return LaidLots.size(window, self._sizes)
 
-    def _begin(self, window: Window, buffer: torch.Tensor) -> _Ahead:
-        lots, at = [], 0
-        for lot in window:
-            end = at + self._bytes_of(lot)
-            lots.append((lot, buffer[at:end]))
-            at = end
-        mine = [(lot, part) for lot, part in lots if lot.reader == self._gang.rank]
-        return _Ahead(buffer, lots, (lambda: self._read(*mine[0])) if mine else None)
+    def _begin(self, window: Lots | Parcels, buffer: torch.Tensor, before: Laid | None) -> _Ahead:
+        laid: Laid
+        sent = {} if before is None else before.sent
+        if isinstance(window, Parcels):
+            laid = LaidParcels(window, self._sizes, self._gang, buffer, sent)
+        else:
+            laid = LaidLots(window, self._sizes, self._gang.rank, buffer)
+        return _Ahead(buffer, laid, self._read)
 
-    def _read(self, lot: Lot, part: torch.Tensor) -> None:
-        part[-1] = _NOT_READ
+    def _read(self, laid: Laid) -> None:
+        laid.tell(NOT_READ)
         if self.error is not None:
             return
         try:
-            self._read_into(lot.chunks, part[:-1].numpy().data)
-            part[-1] = _READ
+            laid.fetch(self._read_into)
+            laid.tell(READ)
         except BaseException as error:  # noqa: BLE001 - raised again in the meeting that follows
             self.error = error
 
-    def _take(self, lots: Lots) -> None:
+    def _take(self, laid: Laid) -> None:
         """Put a window where it belongs; after an error this rank only goes on receiving."""
         try:
-            for lot, part in lots if self.error is None else ():
-                at = 0
-                for chunk in lot.chunks:
-                    self._put(chunk, part[at : at + self._sizes[chunk]])
-                    at += self._sizes[chunk]
+            for chunk, part in laid.chunks if self.error is None else ():
+                self._put(chunk, part)
         except Exception as error:  # noqa: BLE001 - as above
             self.error = error
 
 
 class _Ahead:
-    """A window of which this rank's lot is being read on a thread.
+    """A window of which this rank's part is being read, on a thread if there is any.
 
     Args:
         buffer: Its memory.
-        lots: Each lot, and its part of that memory.
-        read: Reads this rank's, if there is one.
+        laid: The window in it.
+        read: Reads this rank's part, and tells the others how that went.
     """
 
-    def __init__(self, buffer: torch.Tensor, lots: Lots, read: Callable[[], None] | None) -> None:
+    def __init__(self, buffer: torch.Tensor, laid: Laid, read: Callable[[Laid], None]) -> None:
         self.buffer = buffer
-        self._lots = lots
-        self._worker = Worker(read, "imuckpt-read") if read is not None else None
+        self._laid = laid
+        self._worker = Worker(lambda: read(laid), "imuckpt-read") if laid.busy else None
         if self._worker is not None:
             self._worker.start()
+        else:
+            read(laid)
 
-    def finish(self) -> Lots:
-        """Return the lots once this rank's is read."""
+    def finish(self) -> Laid:
+        """Return the window once this rank's part is read."""
         if self._worker is not None:
             self._worker.join()
-        return self._lots
+        return self._laid

@@ -25,7 +25,9 @@ from torch.distributed.fsdp import fully_shard
 
 from ray_imuckpt import Checkpointer, GangBrokenError
 from ray_imuckpt.gang import watch
+from ray_imuckpt.loading import reader
 from ray_imuckpt.saving import receipts
+from ray_imuckpt.storage.local import LocalStorage
 from support.logs import Messages
 
 RANKS = 3
@@ -161,6 +163,44 @@ def never_starts(directory: Path, rank: int) -> dict[str, Any]:
     told = _error_of(lambda: checkpointer.start(nn.Linear(2, 2)))
     (directory.parent / f"left-{rank}").touch()
     return {"told": told}
+
+
+def _restores_where_rank_one_sees_nothing(
+    directory: Path, rank: int, on_rank_two: Callable[[], object]
+) -> dict[str, Any]:
+    """Restore shards; what rank 1 needs is read by rank 2, which has least, and does this there."""
+
+    def build() -> nn.Module:
+        model = nn.Sequential(nn.Linear(300, 61))
+        fully_shard(model, mesh=dist.device_mesh.init_device_mesh("cpu", (RANKS,)))
+        return model
+
+    with Checkpointer(directory) as checkpointer:
+        checkpointer.checkpoint(1, model=build())
+    reader._SMALL = 70_000  # what belongs to no tensor is small
+    real = LocalStorage.read_all
+
+    def read_all(self: LocalStorage, readings: Any) -> None:
+        if rank == 2 and threading.current_thread().name == "imuckpt-read":
+            on_rank_two()
+        real(self, readings)
+
+    LocalStorage.read_all = read_all  # type: ignore[method-assign]
+    mine = directory if rank != 1 else directory / "not-mounted-here"
+    told = _error_of(lambda: Checkpointer(mine, timeout=2).start(build()))
+    (directory.parent / f"left-{rank}").touch()
+    return {"told": told}
+
+
+def dies_while_it_reads_for_another(directory: Path, rank: int) -> dict[str, Any]:
+    return _restores_where_rank_one_sees_nothing(directory, rank, lambda: os._exit(0))
+
+
+def reads_for_ever(directory: Path, rank: int) -> dict[str, Any]:
+    left = [directory.parent / f"left-{other}" for other in (0, 1)]
+    return _restores_where_rank_one_sees_nothing(
+        directory, rank, lambda: _until(lambda: all(one.exists() for one in left))
+    )
 
 
 def is_interrupted_in_a_meeting(directory: Path, rank: int) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from conftest import adamw, small_model
 from ray_imuckpt import Checkpointer
 from support.gangs import zoo
 
-COLLECTIVES = ("all_gather", "all_gather_into_tensor", "all_reduce", "broadcast", "gather")
+COLLECTIVES = (
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_reduce",
+    "broadcast",
+    "gather",
+    "all_to_all_single",
+)
 
 
 def counting(call: Callable[[], Any]) -> tuple[Any, int]:

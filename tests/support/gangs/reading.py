@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,23 +17,32 @@ from torch.distributed.fsdp import fully_shard
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer, CorruptCheckpointError, ImuckptError
 from ray_imuckpt.errors import StorageError
+from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import filling, reader
 from ray_imuckpt.loading.rows import Row
 from ray_imuckpt.storage.local import LocalStorage
 from support.gangs.common import error_of, full, same_everywhere
 from support.gangs.meetings import counting
-from support.pieces import Cut, Sharded, Share, grid
+from support.pieces import Cut, Sharded, Share, along, grid
 
 Read = tuple[str, int, int]
 """A file, the first byte that was read of it, and how many."""
 PARTS = {"model", "optimizer"}
 Run = tuple[nn.Module, torch.optim.Optimizer]
+Layers = Sequence[tuple[int, int]]
+"""How many features go into each layer, and come out."""
 
 
-def build(seed: int, *, sharded: bool = True, dtype: torch.dtype = torch.float32) -> Run:
-    """Return a model of uneven layers, of one of which rank 1 holds nothing."""
+UNEVEN = [(40, 33), (33, 1), (1, 24)]
+"""Layers, of one of which rank 1 holds nothing."""
+
+
+def build(
+    seed: int, *, sharded: bool = True, dtype: torch.dtype = torch.float32, layers: Layers = UNEVEN
+) -> Run:
+    """Return a model and its optimizer."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(40, 33), nn.Linear(33, 1), nn.Linear(1, 24)).to(dtype)
+    model = nn.Sequential(*(nn.Linear(*layer) for layer in layers)).to(dtype)
     model.register_buffer("seen", torch.tensor(seed))
     if sharded:
         mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
@@ -72,16 +81,20 @@ def by_rows(name: str, shape: tuple[int, ...]) -> list[Share]:
 
 def of_one(cut: Cut) -> Cut:
     """Cut what a gang has saved: `Sharded` gives all ranks the state of rank 0."""
-    return lambda name, shape: [] if name.startswith("ranks.1.") else cut(name, shape)
+    others = tuple(f"ranks.{rank}." for rank in (1, 2, 3))
+    return lambda name, shape: [] if name.startswith(others) else cut(name, shape)
 
 
 ONE = 2, of_one(lambda _, shape: [(0, (0,) * len(shape), shape)])
 ROWS, GRID = (2, of_one(by_rows)), (4, of_one(grid))
+THIRDS = 4, of_one(lambda name, shape: along(0, 3)(name, shape) if shape else [(3, (), ())])
 
 
-def saved(directory: Path, rank: int, *cuts: tuple[int, Cut]) -> dict[str, Any]:
+def saved(
+    directory: Path, rank: int, *cuts: tuple[int, Cut], layers: Layers = UNEVEN
+) -> dict[str, Any]:
     """Save an epoch for each cut, cut so; return what was saved in the last."""
-    run = build(1, sharded=False)  # which rank 0 writes alone
+    run = build(1, sharded=False, layers=layers)  # which rank 0 writes alone
     checkpointer = Checkpointer(directory, blocking=True)
     for epoch, cut in enumerate(cuts, 1):
         step(run)
@@ -156,6 +169,61 @@ def each_chunk_is_read_by_one_rank(directory: Path, rank: int) -> None:
                 )
                 assert {name.split("-")[0] for name in one if name.endswith("-1")} >= PARTS
                 assert {name.split("-")[0] for name in zero if name.endswith("-1")} == {"state"}
+
+
+@contextmanager
+def weighed() -> Iterator[list[int]]:
+    """Give the bytes of each chunk or row of chunks that came from another rank."""
+    to_all, to_some, came = Gang.broadcast_each, Gang.all_to_all, list[int]()
+
+    def broadcast_each(self: Gang, parts: Any) -> None:
+        came.extend(len(part) for sender, part in parts if sender != self.rank)
+        to_all(self, parts)
+
+    def all_to_all(self: Gang, outgoing: Any, sent: Any, incoming: Any, received: Any) -> None:
+        came.extend(received)
+        to_some(self, outgoing, sent, incoming, received)
+
+    Gang.broadcast_each, Gang.all_to_all = broadcast_each, all_to_all  # type: ignore[method-assign]
+    try:
+        yield came
+    finally:
+        Gang.broadcast_each, Gang.all_to_all = to_all, to_some  # type: ignore[method-assign]
+
+
+def what_some_ranks_need_goes_to_them_alone(directory: Path, rank: int) -> None:
+    """A third of each layer in a file, a quarter on a rank: each chunk is of use to two of four.
+
+    It comes from one of the two, so that little more than the state goes from rank to rank; where
+    only rank 0 sees the storage, what the others need. What one cannot read is an error on all.
+    """
+    layers = [(16, 24), (24, 24), (24, 24), (24, 24), (24, 16)]
+    expected = saved(directory, rank, THIRDS, THIRDS, layers=layers)
+    files = Checkpointer(directory).read(2).manifest.files
+    size = sum(file.size - file.header_size for file in files if file.part in PARTS)
+    logging.disable(logging.WARNING)  # of another number of ranks
+    for sees, most in ((True, 1.25 * size), (False, 2.3 * size)):
+        run = build(2, layers=layers)
+        mine = directory if rank == 0 or sees else directory / "not-mounted-here"
+        with nothing_is_small(3000, 40_000), weighed() as came:
+            Checkpointer(mine).start(*run)
+        assert same_bytes(state(run), expected)
+        total: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(total, sum(came))
+        assert size / 2 < sum(total) < most, (total, size)
+    if rank == 0:
+        path = max((directory / "checkpoint=2").glob("optimizer-*-1.safetensors"))
+        data = bytearray(path.read_bytes())
+        data[-9] ^= 1
+        path.write_bytes(data)
+    dist.barrier()
+    with nothing_is_small(3000, 40_000):
+        error = error_of(lambda: Checkpointer(directory).start(*run, continue_from=2))
+    assert isinstance(error, CorruptCheckpointError), error
+    same_everywhere(str(error))
+    with nothing_is_small(3000, 40_000):
+        assert Checkpointer(directory).start(*run).start_epoch == 2
+    logging.disable(logging.NOTSET)
 
 
 def what_one_rank_cannot_read_is_an_error_on_all(directory: Path, rank: int) -> None:
