@@ -140,7 +140,7 @@ class Passing:
 
     Attributes:
         name: Which layout follows which.
-        received: Bytes that each rank receives.
+        received: Bytes that a rank receives, on the average.
         seconds: Of the network card of a machine, which all its ranks share.
     """
 
@@ -150,10 +150,14 @@ class Passing:
 
 
 def passings(model: Model, cluster: Cluster) -> Iterable[Passing]:
-    """Yield what goes round in a restore: the chunks that several ranks need go to all of them."""
-    layouts = [("FSDP2 on 64 ranks again", 0.0)]
-    layouts += [(f"FSDP2 on {ranks} ranks", part_cut(cluster.gpus, ranks)) for ranks in (32, 48)]
-    layouts += [("sharded along another dimension", 1.0)]
+    """Yield what goes from rank to rank: one of those that need a chunk reads it for the others."""
+    gpus, node = cluster.gpus, cluster.node
+    layouts = [(f"FSDP2 on {gpus} ranks again", 0.0)]
+    layouts += [(f"FSDP2 on {ranks} ranks", part_cut(gpus, ranks) / ranks) for ranks in (32, 48)]
+    layouts += [
+        (f"{node} replicas of {gpus // node} shards (HSDP)", needed_by(node, gpus)),
+        ("cut along another dimension", needed_by(gpus, gpus)),
+    ]
     for name, part in layouts:
         received = part * model.state
         yield Passing(name, received, received * cluster.node / cluster.link)
@@ -166,6 +170,14 @@ def part_cut(before: int, now: int) -> float:
     that was none before goes through one old piece.
     """
     return (now - math.gcd(before, now)) / before
+
+
+def needed_by(ranks: int, gpus: int) -> float:
+    """Return which part of the state a rank receives where so many ranks need each chunk of it.
+
+    It goes to one rank less, since one has read it.
+    """
+    return (ranks - 1) / gpus
 
 
 def main() -> None:
