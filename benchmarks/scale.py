@@ -190,22 +190,23 @@ def tables() -> Iterable[str]:
     cluster, measured = Cluster(), Constants()
     for model in MODELS:
         yield (
-            f"| {model.name} on {cluster.gpus} GPUs, {_size(model.state)} of state "
+            f"| {model.name} on {cluster.gpus} GPUs, {size(model.state)} of state "
             "| stall s | durable s | restore s | host memory of a rank |"
         )
         yield "|---|---|---|---|---|"
         for cost in costs(model, cluster, measured):
             seconds = f"{cost.stall:.2f} | {cost.durable:.1f} | {cost.restore:.1f}"
-            yield f"| {cost.name} | {seconds} | {_size(cost.memory)} |"
+            yield f"| {cost.name} | {seconds} | {size(cost.memory)} |"
         yield ""
     yield "| restored into | a rank receives, 7B | s | 70B | s |"
     yield "|---|---|---|---|---|"
     for small, large in zip(*(passings(model, cluster) for model in MODELS), strict=True):
-        cells = (f"{_size(one.received)} | {one.seconds:.0f}" for one in (small, large))
+        cells = (f"{size(one.received)} | {one.seconds:.0f}" for one in (small, large))
         yield f"| {small.name} | {' | '.join(cells)} |"
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Return a number of bytes as text."""
     return f"{count / _GB:.1f} GB" if count < 100 * _GB else f"{count / _GB:.0f} GB"
 
 

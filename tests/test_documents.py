@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from benchmarks.scale import tables
+from benchmarks import scale, sizing
 from support.documents import Block, blocks, run, same
 
 ROOT = Path(__file__).parents[1]
@@ -155,9 +156,12 @@ def test_every_page_is_in_the_index_of_the_documents() -> None:
     assert [name for name in pages if f"]({name})" not in index] == []
 
 
-def test_the_tables_of_the_page_on_scale_are_those_that_are_calculated() -> None:
+@pytest.mark.parametrize(("name", "calculation"), [("scale", scale), ("cluster", sizing)])
+def test_the_tables_of_a_page_are_those_that_are_calculated(
+    name: str, calculation: ModuleType
+) -> None:
     """Nobody has typed a figure of them."""
-    assert "\n".join(tables()) in (ROOT / "docs" / "scale.md").read_text()
+    assert "\n".join(calculation.tables()) in (ROOT / "docs" / f"{name}.md").read_text()
 
 
 def test_every_failure_mode_is_shown_by_tests_that_exist() -> None:
