@@ -49,6 +49,7 @@ __all__ = [
     "Upload",
     "absolute",
     "from_arrow",
+    "in_use",
     "open_storage",
     "same_directory",
     "shown",
@@ -198,8 +199,14 @@ class Storage(Protocol):
     def files(self, directory: str) -> list[str]:
         """Return the names of the files in a directory, [] when it does not exist."""
 
-    def entries(self) -> list[Entry]:
-        """Return the files in the directory and in the directories in it; nothing behind a link."""
+    def entries(self, levels: int = 2) -> list[Entry]:
+        """Return the files in the directory and in the directories in it; nothing behind a link.
+
+        Args:
+            levels: How deep to look: 2 for the directory and those in it. From 3 on, directories
+                whose names begin with a dot are passed over, and one that cannot be looked into is
+                a warning, not an error.
+        """
 
     def clock(self) -> float:
         """Return the storage's own time in seconds: of a file just written, which is removed again.
@@ -264,6 +271,16 @@ def to_arrow(storage: Storage) -> tuple[pyarrow.fs.FileSystem, str]:
     if isinstance(storage, RemoteStorage):
         return storage.to_arrow()
     return pyarrow.fs.LocalFileSystem(), storage.url
+
+
+def in_use(storage: Storage) -> bytes | None:
+    """Return what the process of this machine has told that has claimed a directory.
+
+    ``None`` where there is none, or the storage knows no claims.
+    """
+    from ray_imuckpt.storage import claims
+
+    return claims.holder(storage.url) if is_path(storage.url) else None
 
 
 def same_directory(storage: Storage, other: Storage) -> bool:

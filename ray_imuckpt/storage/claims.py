@@ -58,8 +58,7 @@ _LOCK = threading.Lock()
 
 def claim(directory: str, note: bytes) -> Claim:
     """Claim a directory; see `ray_imuckpt.storage.Storage.claim`."""
-    name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:32]
-    path = os.path.join(tempfile.gettempdir(), f"imuckpt-run-{name}.lock")
+    path = _path_of(directory)
     with _LOCK:
         held = _HELD.get(path)
         if held is None:
@@ -67,6 +66,25 @@ def claim(directory: str, note: bytes) -> Claim:
             if held.held:
                 _HELD[path] = held
         return held
+
+
+def holder(directory: str) -> bytes | None:
+    """Return what the process has told that has claimed a directory; ``None`` where none has.
+
+    A process that claims it in this very instant may be told of another that is none.
+    """
+    path = _path_of(directory)
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0, opener=_open) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read(_MAX_NOTE)
+    return None
+
+
+def _path_of(directory: str) -> str:
+    name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:32]
+    return os.path.join(tempfile.gettempdir(), f"imuckpt-run-{name}.lock")
 
 
 def _open(path: str, flags: int) -> int:

@@ -1,8 +1,11 @@
-"""Entries of listings: values, which touch nothing."""
+"""Entries of listings: values, which touch nothing but the log."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+
+logger = logging.getLogger("ray_imuckpt")
 
 
 @dataclass(frozen=True)
@@ -14,11 +17,13 @@ class Entry:
         size: In bytes.
         modified: When it was last written, in seconds of the storage's own clock; ``None`` where
             the storage does not tell.
+        inode: What several names of one file on a disk have in common; ``None`` elsewhere.
     """
 
     name: str
     size: int
     modified: float | None
+    inode: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,9 @@ class Upload:
     name: str
     id: str
     begun: float
+
+
+def unread(directory: str, error: OSError) -> None:
+    """Warn of a directory that a listing had to pass over."""
+    reason = error.strerror or error
+    logger.warning("%s cannot be looked into: %s. What is in it is not listed.", directory, reason)

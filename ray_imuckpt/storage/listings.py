@@ -79,14 +79,20 @@ def written(engine: Engine, path: str) -> float:
     return found
 
 
-def entries(engine: Engine, root: str) -> list[Entry]:
+def entries(engine: Engine, root: str, levels: int = 2) -> list[Entry]:
     """Return what `Storage.entries` says."""
     try:
-        found = engine.below(root)
+        found = engine.below(root, levels)
     except FileNotFoundError:
         return []
     named = [Entry(_inside(one.path, root), one.size, one.modified) for one in found]
-    return [entry for entry in named if entry.name.count("/") < 2]
+    listed = [entry for entry in named if entry.name.count("/") < levels]
+    return listed if levels <= 2 else [e for e in listed if not _is_hidden(e.name)]
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file lies in a directory whose name begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/")[:-1])
 
 
 def exists(engine: Engine, path: str) -> bool:

@@ -217,9 +217,9 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def entries(self) -> list[Entry]:
+    def entries(self, levels: int = 2) -> list[Entry]:
         """Implement `Storage.entries`."""
-        return list(posix.entries(self.url))
+        return list(posix.entries(self.url, levels))
 
     def clock(self) -> float:
         """Implement `Storage.clock`."""

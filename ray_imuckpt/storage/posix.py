@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from ray_imuckpt.storage import Entry, NotAFileError
+from ray_imuckpt.storage.entries import unread
 
 # Linux's sync_file_range(2), which `os` lacks.
 _SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -134,15 +135,37 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def entries(root: str) -> Iterator[Entry]:
-    """Return the files in a directory and in the directories in it; nothing behind a link."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(root) as inside:
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(FileNotFoundError), os.scandir(entry.path) as deeper:
-                    yield from filter(None, (_entry(e, root) for e in deeper))
-            elif found := _entry(entry, root):
-                yield found
+def entries(root: str, levels: int = 2) -> Iterator[Entry]:
+    """Yield what `Storage.entries` returns."""
+    directories = [(root, 1)]
+    while directories:
+        directory, level = directories.pop()
+        for entry in _inside(directory, tolerant=levels > 2 and level > 1):
+            if not entry.is_dir(follow_symlinks=False):
+                found = _entry(entry, root)
+                if found:
+                    yield found
+            elif level < levels and not (levels > 2 and entry.name.startswith(".")):
+                directories.append((entry.path, level + 1))
+
+
+def _inside(directory: str, *, tolerant: bool) -> list[os.DirEntry[str]]:
+    """Return what is in a directory, nothing if it has just gone.
+
+    Args:
+        directory: Its path.
+        tolerant: Whether one that cannot be looked into is a warning.
+    """
+    try:
+        with os.scandir(directory) as inside:
+            return list(inside)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        if not tolerant:
+            raise
+        unread(directory, error)
+        return []
 
 
 def _entry(entry: os.DirEntry[str], root: str) -> Entry | None:
@@ -154,7 +177,8 @@ def _entry(entry: os.DirEntry[str], root: str) -> Entry | None:
         return None
     # A link to an old file is new: its status has changed.
     modified = max(status.st_mtime, status.st_ctime)
-    return Entry(os.path.relpath(entry.path, root), status.st_size, modified)
+    name = os.path.relpath(entry.path, root)
+    return Entry(name, status.st_size, modified, status.st_ino)
 
 
 @contextlib.contextmanager

@@ -248,9 +248,9 @@ class RemoteStorage:
             return []
         return [entry.path.rsplit("/", 1)[-1] for entry in entries if entry.is_file]
 
-    def entries(self) -> list[Entry]:
+    def entries(self, levels: int = 2) -> list[Entry]:
         """Implement `Storage.entries`."""
-        return listings.entries(self._engine, self._root)
+        return listings.entries(self._engine, self._root, levels)
 
     def clock(self) -> float:
         """Implement `Storage.clock`."""

@@ -157,6 +157,15 @@ class ReadingContract:
         assert sorted(subject.storage.holding("m")) == sorted(f"d{n}" for n in range(30))
         assert len(subject.storage.entries()) == 30
 
+    def test_entries_are_listed_as_deep_as_is_asked(self, subject: Subject) -> None:
+        """From three levels on without what is hidden."""
+        for name in ("top", "a/m", "a/b/m", "a/b/c/m", "a/b/c/d/m", ".git/m", "a/.venv/m"):
+            subject.side.plant(name, b"1")
+        levels = {n: sorted(e.name for e in subject.storage.entries(n)) for n in (2, 3, 4)}
+        assert levels[2] == [".git/m", "a/m", "top"]
+        assert levels[3] == ["a/b/m", "a/m", "top"]
+        assert levels[4] == ["a/b/c/m", "a/b/m", "a/m", "top"]
+
     def test_a_child_and_a_parent_are_directories_too(self, subject: Subject) -> None:
         """With the same files under other names."""
         subject.side.plant("a/m", b"1")

@@ -256,10 +256,10 @@ class FsspecEngine:
         with self.calling() as filesystem:
             return fsspec_listings.names_below(filesystem, path)
 
-    def below(self, path: str) -> list[Listed]:
+    def below(self, path: str, levels: int = 2) -> list[Listed]:
         """Implement `Engine.below`."""
         with self.calling() as filesystem:
-            return fsspec_listings.below(filesystem, path)
+            return fsspec_listings.below(filesystem, path, levels)
 
     def is_link(self, path: str) -> bool:
         """Implement `Engine.is_link`."""

@@ -7,6 +7,7 @@ only where it is one listing of the store's own.
 from __future__ import annotations
 
 import contextlib
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from ray_imuckpt.storage.engines import filesystems
 from ray_imuckpt.storage.engines.protocol import Listed
+from ray_imuckpt.storage.entries import unread
 
 
 def entries(filesystem: fsspec.AbstractFileSystem, path: str) -> list[Listed]:
@@ -45,7 +47,7 @@ def names_below(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
     return paths
 
 
-def below(filesystem: fsspec.AbstractFileSystem, path: str) -> list[Listed]:
+def below(filesystem: fsspec.AbstractFileSystem, path: str, levels: int = 2) -> list[Listed]:
     """Return the files below a directory; errors as for `Engine.below`."""
     if isinstance(filesystem, ArrowFSWrapper):
         return _arrow_below(filesystem, path)
@@ -53,11 +55,29 @@ def below(filesystem: fsspec.AbstractFileSystem, path: str) -> list[Listed]:
         filesystem.invalidate_cache()
         listed = [_listed(entry) for entry in filesystem.find(path, detail=True).values()]
     else:
-        listed = entries(filesystem, path)
-        for directory in [entry.path for entry in listed if entry.is_directory]:
-            with contextlib.suppress(FileNotFoundError):
-                listed += entries(filesystem, directory)
+        listed = _walked(filesystem, path, levels)
     return [entry for entry in listed if entry.is_file]
+
+
+def _walked(filesystem: fsspec.AbstractFileSystem, path: str, levels: int) -> list[Listed]:
+    """Return what is in a directory and so many levels of those in it, one call for each."""
+    listed = inside = entries(filesystem, path)
+    for _ in range(levels - 1):
+        directories = [entry.path for entry in inside if entry.is_directory]
+        inside = []
+        for directory in directories:
+            if levels > 2 and posixpath.basename(directory.rstrip("/")).startswith("."):
+                continue
+            try:
+                inside += entries(filesystem, directory)
+            except FileNotFoundError:  # by now
+                continue
+            except OSError as error:
+                if levels <= 2:
+                    raise
+                unread(directory, error)
+        listed = listed + inside
+    return listed
 
 
 def _arrow_below(filesystem: ArrowFSWrapper, path: str) -> list[Listed]:

@@ -255,7 +255,7 @@ class ObstoreEngine:
             raise FileNotFoundError(path)
         return inside
 
-    def below(self, path: str) -> list[Listed]:
+    def below(self, path: str, levels: int = 2) -> list[Listed]:  # noqa: ARG002 - all are listed
         """Implement `Engine.below`."""
         store, key = self._store(path)
         with raised_as_oserror(path):

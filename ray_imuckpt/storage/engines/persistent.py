@@ -132,9 +132,9 @@ class PersistentEngine:
         """Implement `Engine.entries`."""
         return self._do(f"Listing {path}", lambda: self.engine.entries(path))
 
-    def below(self, path: str) -> list[Listed]:
+    def below(self, path: str, levels: int = 2) -> list[Listed]:
         """Implement `Engine.below`."""
-        return self._do(f"Listing {path}", lambda: self.engine.below(path))
+        return self._do(f"Listing {path}", lambda: self.engine.below(path, levels))
 
     def names_below(self, path: str) -> list[str]:
         """Implement `Engine.names_below`."""

@@ -193,10 +193,14 @@ class Engine(Protocol):
             FileNotFoundError: There is no such directory; a file is none.
         """
 
-    def below(self, path: str) -> list[Listed]:
+    def below(self, path: str, levels: int = 2) -> list[Listed]:
         """Return a directory's files, those of its directories, perhaps deeper ones.
 
         As few requests as the store allows.
+
+        Args:
+            path: The directory's.
+            levels: How deep to look; see `Storage.entries`.
 
         Raises:
             FileNotFoundError: There is no such directory, or no such bucket.
@@ -204,7 +208,7 @@ class Engine(Protocol):
         """
 
     def names_below(self, path: str) -> list[str]:
-        """Return the paths alone of what `below` returns; errors as there."""
+        """Return the paths alone of what `below` returns, of two levels; errors as there."""
 
     def is_link(self, path: str) -> bool:
         """Return whether a name is that of a symbolic link."""
