@@ -16,8 +16,8 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best, Opening, Retention, Retries
 from ray_imuckpt.repository import paths, retention
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.files import verify
-from ray_imuckpt.repository.retention import best_epochs, without_number
+from ray_imuckpt.repository.files import verify, while_it_changes
+from ray_imuckpt.repository.judgement import best_epochs, without_number
 from ray_imuckpt.runtime import ray_driver, registry
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
@@ -120,7 +120,7 @@ class CheckpointDirectory:
             source.load_into(model, loaded, device, strict=strict)
             self.left_out = loaded.left_out
 
-        source.while_it_changes(load)
+        while_it_changes(load)
         return model
 
     @public
@@ -209,7 +209,7 @@ class CheckpointDirectory:
             verify(self._storage(), paths.checkpoint_name(epoch), manifest)
             self._sound.add(manifest.save_id)
 
-        source.while_it_changes(check)
+        while_it_changes(check)
 
     @public
     def prune(

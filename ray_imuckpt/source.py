@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, SupportsIndex, TypeVar
+from typing import Any, Protocol, SupportsIndex
 
 import torch
 
@@ -20,13 +20,11 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best, Opening
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.files import CheckpointChangedError
+from ray_imuckpt.repository.files import while_it_changes
 from ray_imuckpt.runtime import ray_driver
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.storage import Storage, absolute, open_storage
-
-T = TypeVar("T")
 
 
 class RayCheckpoint(Protocol):
@@ -63,7 +61,6 @@ class Access:
 
 
 _AS_USUAL = Opening()
-_TRIES = 5  # to read what others save anew
 _OF_RAY = (
     "Ray names what was reported, also what `retention=` or `prune` has deleted since "
     "(Result.best_checkpoints). What is there: Checkpointer.of_result(result), with "
@@ -173,16 +170,6 @@ def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
     raise CheckpointNotFoundError(
         "There is no committed checkpoint.", url=storage.url, hint="Look at `dir`, or train first."
     )
-
-
-def while_it_changes(step: Callable[[], T]) -> T:
-    """Do what reads a checkpoint again, if that was saved anew or deleted meanwhile."""
-    for _ in range(_TRIES - 1):
-        try:
-            return step()
-        except CheckpointChangedError:
-            continue
-    return step()
 
 
 @public

@@ -20,9 +20,9 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.judgement import without_number
 from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.pointers import pointed_at
-from ray_imuckpt.repository.retention import without_number
 from ray_imuckpt.storage import Storage, same_directory
 
 logger = logging.getLogger("ray_imuckpt")

@@ -12,10 +12,10 @@ from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.options import Best
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.judgement import best_epochs
 from ray_imuckpt.repository.lineage import in_history, run_of
 from ray_imuckpt.repository.manifest import Ancestor, Manifest, Stored
 from ray_imuckpt.repository.overview import Overview
-from ray_imuckpt.repository.retention import best_epochs
 from ray_imuckpt.repository.survey import survey
 from ray_imuckpt.storage import Storage, same_directory
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt.encoding import tensors, tree
+from ray_imuckpt.encoding import tensors
 from ray_imuckpt.errors import CorruptCheckpointError, located
 from ray_imuckpt.loading import parts
 from ray_imuckpt.loading.parts import StoredPart
@@ -21,6 +21,7 @@ from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.loading.stored_state import StoredState
 from ray_imuckpt.repository import codec, decoding
 from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.metrics import metrics_of
 from ray_imuckpt.state.live import LeftOut, SavedModel
 from ray_imuckpt.state.optimizer import OptimizerState
 from ray_imuckpt.state.restorable import Filled, Memory
@@ -64,7 +65,7 @@ class LoadedCheckpoint:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Return the metrics given with it."""
-        return tree.decode_dict(self.manifest.metrics, {})
+        return metrics_of(self.manifest)
 
     @cached_property
     def _model(self) -> SavedModel:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import (
@@ -20,6 +22,10 @@ from ray_imuckpt.storage.names import join
 from ray_imuckpt.threads import parallel
 
 logger = logging.getLogger("ray_imuckpt")
+
+T = TypeVar("T")
+
+_TRIES = 5  # to read what others save anew
 
 
 class CheckpointChangedError(CheckpointNotFoundError):
@@ -222,3 +228,13 @@ def verify(storage: Storage, directory: str, manifest: Manifest) -> None:
     """
     for entry in manifest.files:
         CheckedFile(storage, directory, manifest.epoch, entry).verify()
+
+
+def while_it_changes(step: Callable[[], T]) -> T:
+    """Do what reads a checkpoint again, if that was saved anew or deleted meanwhile."""
+    for _ in range(_TRIES - 1):
+        try:
+            return step()
+        except CheckpointChangedError:
+            continue
+    return step()

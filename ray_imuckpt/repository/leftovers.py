@@ -1,9 +1,9 @@
-"""Leftovers of saves that did not end: listed, and removed once they are a day old.
+"""Leftovers of saves that did not end: found, and removed once they are a day old.
 
 A save that was killed leaves data files that no manifest names, temporary files, directories
 without a manifest, and on S3 uploads whose parts are paid for. A save in flight looks just so;
-therefore only what is older than a day goes, by the storage's own times and its own clock. Names
-that are not ours are never touched.
+therefore only that goes of which everything is older than a day, by the storage's own times and its
+own clock. Names that are not ours are never touched.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from ray_imuckpt.repository import paths
@@ -23,7 +24,51 @@ from ray_imuckpt.units import size
 
 logger = logging.getLogger("ray_imuckpt")
 
-_OLD = 24 * 60 * 60.0  # seconds
+OLD = 24 * 60 * 60.0  # seconds
+
+
+class _Key(NamedTuple):
+    """The save that a file is of: its directory and its id; its name where that says no save."""
+
+    directory: str
+    save_id: str | None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """The files and uploads of one save that no manifest names: it failed, or is in flight.
+
+    Attributes:
+        directory: The checkpoint directory that they are in; ``""``: the run directory itself.
+        save_id: The save's id; ``None`` of temporary files.
+        files: Its files.
+        uploads: Its uploads that were begun and not ended.
+    """
+
+    directory: str
+    save_id: str | None
+    files: tuple[Entry, ...] = ()
+    uploads: tuple[Upload, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of its files."""
+        return sum(entry.size for entry in self.files)
+
+    @property
+    def youngest(self) -> float | None:
+        """Return when something of it was last written, in seconds of the storage's own clock.
+
+        ``None`` where the storage does not tell.
+        """
+        times = [*(entry.modified for entry in self.files), *(u.begun for u in self.uploads)]
+        told = [when for when in times if when is not None]
+        return max(told) if len(told) == len(times) else None
+
+    def is_before(self, moment: float) -> bool:
+        """Return whether all of it is older; what has no time is not."""
+        return self.youngest is not None and self.youngest < moment
 
 
 @dataclass(frozen=True)
@@ -37,6 +82,13 @@ class Leftovers:
 
     files: tuple[Entry, ...] = ()
     uploads: tuple[Upload, ...] = ()
+
+    @classmethod
+    def of(cls, saves: Iterable[Unfinished]) -> Leftovers:
+        """Return those of several saves together."""
+        saves = list(saves)
+        files = tuple(entry for save in saves for entry in save.files)
+        return cls(files, tuple(upload for save in saves for upload in save.uploads))
 
     def __str__(self) -> str:
         """Return how many, and how large."""
@@ -56,9 +108,11 @@ def sweep(storage: Storage, *, dry_run: bool) -> Leftovers:
         What was removed, or would be.
     """
     try:
-        leftovers = _old(storage, dry_run=dry_run)
+        saves = unfinished(storage)
+        before = now(storage, dry_run=dry_run) - OLD if saves else 0.0
+        leftovers = Leftovers.of(save for save in saves if save.is_before(before))
         if not dry_run:
-            _remove(storage, leftovers)
+            remove(storage, leftovers)
     except OSError as error:
         logger.warning("Leftovers in %s could not be looked for: %s", storage.url, error)
         return Leftovers()
@@ -67,19 +121,59 @@ def sweep(storage: Storage, *, dry_run: bool) -> Leftovers:
     return leftovers
 
 
-def _old(storage: Storage, *, dry_run: bool) -> Leftovers:
-    files = list(_unnamed(storage, storage.entries()))
-    uploads = [u for u in storage.uploads() if paths.is_ours(u.name)]
-    if not files and not uploads:
-        return Leftovers()
-    before = (time.time() if dry_run else storage.clock()) - _OLD
-    return Leftovers(
-        tuple(f for f in files if f.modified is not None and f.modified < before),
-        tuple(upload for upload in uploads if upload.begun < before),
-    )
+def unfinished(storage: Storage, entries: Sequence[Entry] | None = None) -> list[Unfinished]:
+    """Return what of a run directory no manifest names, by save, whatever its age.
+
+    Args:
+        storage: The run directory.
+        entries: Its files; ``None``: they are listed.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+    files: dict[_Key, list[Entry]] = defaultdict(list)
+    uploads: dict[_Key, list[Upload]] = defaultdict(list)
+    for entry in _unnamed(storage, storage.entries() if entries is None else entries):
+        files[_key(entry.name)].append(entry)
+    for upload in storage.uploads():
+        if paths.is_ours(upload.name):
+            uploads[_key(upload.name)].append(upload)
+    return [
+        Unfinished(
+            key.directory, key.save_id, tuple(files.get(key, ())), tuple(uploads.get(key, ()))
+        )
+        for key in dict.fromkeys([*files, *uploads])
+    ]
 
 
-def _unnamed(storage: Storage, entries: Iterable[Entry]) -> Iterable[Entry]:
+def now(storage: Storage, *, dry_run: bool) -> float:
+    """Return the time in seconds, by the storage's own clock where something may be written."""
+    return time.time() if dry_run else storage.clock()
+
+
+def remove(storage: Storage, leftovers: Leftovers) -> None:
+    """Remove files, unless a manifest has come to name them since; give up uploads."""
+    by_directory: dict[str, list[Entry]] = defaultdict(list)
+    for entry in leftovers.files:
+        by_directory[entry.name.rpartition("/")[0]].append(entry)
+    for directory, files in by_directory.items():
+        named = _named(storage, directory) if directory else set()
+        for entry in files:
+            if named is not None and entry.name not in named:
+                storage.delete(entry.name)
+        if directory:
+            storage.delete_empty(directory)
+    for upload in leftovers.uploads:
+        storage.abort(upload)
+
+
+def _key(path: str) -> _Key:
+    directory, _, name = path.rpartition("/")
+    named = paths.parse_data_file_name(name)
+    return _Key(directory, named.save_id) if named else _Key(directory, None, name)
+
+
+def _unnamed(storage: Storage, entries: Iterable[Entry]) -> Iterator[Entry]:
     """Yield the files of ours that are temporary, or that no manifest names.
 
     Reads the manifests of those directories only that hold files of several saves.
@@ -114,19 +208,3 @@ def _named(storage: Storage, directory: str) -> set[str] | None:
     except (OSError, CorruptCheckpointError, UnsupportedFormatError):
         return None
     return {f"{directory}/{entry.name}" for entry in manifest.files}
-
-
-def _remove(storage: Storage, leftovers: Leftovers) -> None:
-    """Remove files, unless a manifest has come to name them since; give up uploads."""
-    by_directory: dict[str, list[Entry]] = defaultdict(list)
-    for entry in leftovers.files:
-        by_directory[entry.name.rpartition("/")[0]].append(entry)
-    for directory, files in by_directory.items():
-        named = _named(storage, directory) if directory else set()
-        for entry in files:
-            if named is not None and entry.name not in named:
-                storage.delete(entry.name)
-        if directory:
-            storage.delete_empty(directory)
-    for upload in leftovers.uploads:
-        storage.abort(upload)

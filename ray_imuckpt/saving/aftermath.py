@@ -9,6 +9,7 @@ from typing import Any
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.options import Retention
 from ray_imuckpt.repository import paths, retention
+from ray_imuckpt.repository.judgement import Known
 from ray_imuckpt.repository.manifest import Manifest, Stored
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.storage import Storage
@@ -69,7 +70,7 @@ class Aftermath:
         try:
             protected = [] if run.resumed_from is None else [run.resumed_from]
             sweep = self._swept != storage.url
-            known = retention.Known(run.record, run.stored)
+            known = Known(run.record, run.stored)
             retention.prune(storage, rules, protected, sound=run.sound, known=known, sweep=sweep)
             self._swept = storage.url
         except Exception as error:  # noqa: BLE001 - the next save tries it again
