@@ -37,6 +37,28 @@ def seconds(duration: float) -> str:
     return f"{duration:.3f} s" if duration < 0.1 else f"{duration:.3g} s"
 
 
+_SPANS = {"s": 1, "min": 60, "h": 3600, "d": 24 * 3600}
+_SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|d)")
+
+
+def age(seconds: float) -> str:
+    """Return seconds in the largest unit of which they are one: ``12 s``, ``5 min``, ``3 d``."""
+    unit = max((u for u in _SPANS if _SPANS[u] <= seconds), key=lambda u: _SPANS[u], default="s")
+    return f"{max(seconds, 0) // _SPANS[unit]:.0f} {unit}"
+
+
+def parsed_age(text: str) -> float:
+    """Return the seconds that a text such as ``30min`` or ``2d`` stands for.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = _SPAN.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no age: give one such as 30min, 12h or 2d")
+    return float(match[1]) * _SPANS[match[2]]
+
+
 def listed(names: list[str], most: int = 12) -> str:
     """Return names as text, the first `most` of them where there are more."""
     more = len(names) - most
@@ -48,3 +70,8 @@ def ranks(numbers: Sequence[int], most: int | None = None) -> str:
     shown = numbers if most is None else numbers[:most]
     more = f" and {len(numbers) - len(shown)} more" if len(shown) < len(numbers) else ""
     return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, shown))}{more}"
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which ``run9`` is sorted before ``run10``."""
+    return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"([0-9]+)", name)]

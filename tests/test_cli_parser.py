@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import ray_imuckpt
-from conftest import python_path
-from ray_imuckpt.cli import main
-from ray_imuckpt.cli.commands import COMMANDS
+from conftest import python_path, small_model
+from ray_imuckpt import Checkpointer
+from ray_imuckpt.cli import commands, main, overviews
 
 HEAVY = {"torch", "numpy", "msgspec", "xxhash", "fsspec", "pyarrow", "ray"}
+_CODE = (
+    "import sys\nfrom ray_imuckpt.cli import main\n"
+    "try: status = main(sys.argv[1:])\nexcept SystemExit as end: status = end.code\n"
+    "print(status, *{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+)
 WORDS = [
     ["--help"],
     ["--version"],
@@ -30,13 +36,8 @@ WORDS = [
 @pytest.mark.parametrize("words", WORDS, ids=" ".join)
 def test_no_word_that_runs_no_command_costs_an_import(words: list[str]) -> None:
     """Help and wrong arguments are answered without torch."""
-    code = (
-        "import sys\nfrom ray_imuckpt.cli import main\n"
-        "try: status = main(sys.argv[1:])\nexcept SystemExit as end: status = end.code\n"
-        "print(status, *{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
-    )
     ended = subprocess.run(
-        [sys.executable, "-c", code, *words],
+        [sys.executable, "-c", _CODE, *words],
         capture_output=True,
         text=True,
         check=True,
@@ -48,12 +49,31 @@ def test_no_word_that_runs_no_command_costs_an_import(words: list[str]) -> None:
     assert "argparse" in modules
 
 
+@pytest.mark.parametrize(
+    "words", [["ls"], ["ls", "--tree"], ["prune", "--keep-last", "1"], ["clean"]]
+)
+def test_looking_at_directories_costs_no_import_of_torch(words: list[str], tmp_path: Path) -> None:
+    """Whoever looks after a hundred runs does not wait for it with each command."""
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.checkpoint(1, model=small_model(), metrics={"loss": 0.5, "step": 3})
+    ended = subprocess.run(
+        [sys.executable, "-c", _CODE, *words, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": python_path()},
+    )
+    status, *modules = ended.stderr.splitlines()[-1].split()
+    assert status == "0", ended.stderr
+    assert {"torch", "numpy", "fsspec", "ray"}.isdisjoint(modules)
+
+
 def test_help_lists_each_command_and_each_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     """What a script may rely on is said where it is looked for."""
     with pytest.raises(SystemExit, match="^0$"):
         main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"\n    {name} " in out for name in COMMANDS)
+    assert all(f"\n    {name}" in out for name in {**commands.COMMANDS, **overviews.COMMANDS})
     told = out.split("exit status:")[1].split("\n\n")[0]
     assert [line.split()[0] for line in told.strip().splitlines()] == ["0", "1", "2", "141"]
 
@@ -61,6 +81,7 @@ def test_help_lists_each_command_and_each_exit_status(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["ls", "run", "--metric", "loss"], "--metric and --mode go together"),
         (["prune", "run"], "needs a rule: --keep-last, --keep-every or --keep-best"),
         (["prune", "run", "--keep-best", "loss", "least"], "the second word is min or max"),
         (["prune", "run", "--keep-last", "1", "--best-count", "2"], "goes with --keep-best"),

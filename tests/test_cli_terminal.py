@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -52,17 +55,70 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_forty_columns_are_enough_for_a_listing(directory: Path) -> None:
-    """Nothing is cut off: what has no room goes on below."""
+class Terminal(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, columns: int, *words: str) -> str:
+    """What a command shows on a terminal of so many columns; in this process."""
+    for name, value in (("COLUMNS", str(columns)), ("TERM", "xterm-256color")):
+        monkeypatch.setenv(name, value)
+    terminal = Terminal()
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        assert main([*words]) in (0, 1)
+    return terminal.getvalue()
+
+
+def whole(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
+    """What a program gets."""
+    with monkeypatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as out:
+        patched.setenv("COLUMNS", "40")
+        assert main([*words]) in (0, 1)
+    return out.getvalue()
+
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+COMMANDS = ["ls RUN", "ls --tree RUN", "show RUN 1 --tensors", "prune RUN --keep-last 1 --dry-run"]
+
+
+@pytest.mark.parametrize("without", ["", "rich", "colours"])
+@pytest.mark.parametrize("columns", [40, 80, 160])
+def test_nothing_is_lost_on_a_narrow_terminal_nor_is_a_line_too_long(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, columns: int, without: str
+) -> None:
+    """With rich, without it, and where NO_COLOR is set: the same words as a program gets."""
+    monkeypatch.chdir(directory.parent)
+    if without == "rich":
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setenv("NO_COLOR", "1" if without == "colours" else "")
+    coloured = []
+    for command in COMMANDS:
+        words = command.replace("RUN", directory.name).split()
+        text = shown(monkeypatch, columns, *words)
+        lines = COLOURS.sub("", text).replace("─", "").splitlines()
+        too_long = [line for line in lines if len(line) > columns]
+        assert all(len(line.split()) == 1 for line in too_long), "a word stays whole, a path say"
+        ages = re.compile(r"\b\d+ (s|min)\b")  # which go on
+        expected = ages.sub("?", whole(monkeypatch, *words)).split()
+        assert sorted(ages.sub("?", " ".join(lines)).split()) == sorted(expected), command
+        coloured.append("\x1b[" in text)
+    assert any(coloured) is not bool(without)
+    assert without or columns < 160 or all(coloured)
+
+
+def test_a_real_terminal_of_forty_columns_gets_folded_rows(directory: Path) -> None:
+    """What has no room goes on below."""
     lines = on_a_terminal(40, "ls", str(directory))
     assert max(map(len, lines)) <= 40
-    assert lines[0].split() == ["epoch", "made", "(UTC)", "size"]
-    assert lines[1].split() == ["run", "metrics"]
-    row = 2
-    assert lines[row].startswith("      1  20")
-    assert "loss=" in lines[row + 1]
-    assert lines[row + 2].startswith("      2  damaged: The record is")
-    assert "1 damaged" in " ".join(line.strip() for line in lines[row + 2 :])
+    assert lines[0].split() == ["epoch", "age", "size", "ranks", "state"]
+    assert lines[1].split() == ["metrics"]
+    assert lines[2].split()[0] == "1"
+    assert lines[3].startswith(" " * 9 + "loss=")
+    assert "1 with a damaged manifest" in " ".join(line.strip() for line in lines)
 
 
 def test_bars_are_as_long_as_there_is_room(directory: Path) -> None:
@@ -70,15 +126,6 @@ def test_bars_are_as_long_as_there_is_room(directory: Path) -> None:
     lines = on_a_terminal(40, "plot", str(directory), "loss")
     bars = [line for line in lines if line.endswith("#")]
     assert [len(bar) for bar in bars] == [40]
-
-
-def test_a_wide_terminal_and_a_program_get_whole_lines(
-    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the environment speaks of columns: a program has none."""
-    monkeypatch.setenv("COLUMNS", "40")
-    main(["ls", str(directory)])
-    assert capsys.readouterr().out.splitlines() == on_a_terminal(200, "ls", str(directory))
 
 
 def test_warnings_do_not_steer_the_terminal(
@@ -98,12 +145,14 @@ def test_warnings_do_not_steer_the_terminal(
 @pytest.mark.parametrize(
     ("words", "status", "keys"),
     [
-        (["ls"], 0, {"url", "checkpoints", "leftovers", "problem"}),
+        (["ls"], 0, {"kind", "url", "checkpoints", "leftovers", "best", "in_use", "problem"}),
+        (["ls", "--tree"], 0, {"kind", "url", "runs"}),
         (["show", "1"], 0, {"manifest", "parts"}),
         (["verify"], 1, {"checkpoints"}),
         (["diff", "1", "1"], 0, {"first", "second", "tensors", "differences"}),
         (["plot", "loss"], 1, {"metric", "points", "unread"}),
-        (["prune", "--keep-last", "9", "--dry-run"], 0, {"epochs", "leftovers", "dry_run"}),
+        (["prune", "--keep-last", "9", "--dry-run"], 0, {"epochs", "size", "spared", "leftovers"}),
+        (["clean", "--dry-run"], 0, {"url", "removed", "spared", "dry_run"}),
     ],
 )
 def test_every_command_that_tells_something_speaks_json(
@@ -127,6 +176,8 @@ def test_show_tells_a_program_of_each_tensor(
     main(["show", str(directory), "1", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert {"name": "0.weight", "dtype": "float32", "shape": [8, 4]} in told["parts"]["model"]
+    whole = told["parts"]["modules"][-1]
+    assert (whole["name"], whole["tensors"], whole["dtypes"]) == ("", 9, ["float32", "int64"])
     assert told["parts"]["optimizer"] == "AdamW"
     assert told["manifest"]["epoch"] == 1
 

@@ -104,10 +104,11 @@ def test_a_dry_run_tells_and_removes_nothing(
         "ray_imuckpt.repository.leftovers.time.time", lambda: os.stat(directory).st_mtime + 1e6
     )
     assert main(["prune", str(directory), "--keep-last", "10", "--dry-run"]) == 0
-    assert "would delete 5 leftover file(s)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "would delete 5 leftover files of saves that did not end, 25 B" in told
     assert names(directory) == before
     assert main(["prune", str(directory), "--keep-last", "10"]) == 0
-    assert "deleted 5 leftover file(s)" in capsys.readouterr().out
+    assert "deleted 5 leftover files" in capsys.readouterr().out
     assert names(directory) == before - set(LEFT)
 
 

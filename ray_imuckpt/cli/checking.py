@@ -12,8 +12,7 @@ from ray_imuckpt.errors import (
     CorruptCheckpointError,
     UnsupportedFormatError,
 )
-from ray_imuckpt.repository.files import verify
-from ray_imuckpt.source import while_it_changes
+from ray_imuckpt.repository.files import verify, while_it_changes
 
 SOUND = "sound"
 DAMAGED = "damaged"

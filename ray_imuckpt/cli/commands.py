@@ -1,4 +1,4 @@
-"""The commands: each computes values, prints them, and returns the exit status."""
+"""The commands that read checkpoints: each computes values, prints them, and returns the status."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from ray_imuckpt.cli import (
     checking,
     comparison,
     contents,
+    directories,
     exporting,
-    listing,
-    pruning,
     series,
     structured,
     targets,
@@ -23,33 +22,21 @@ from ray_imuckpt.cli.naming import Name
 from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.loading.stored import LoadedCheckpoint
-from ray_imuckpt.options import Retention
 
 Command = Callable[[argparse.Namespace], int]
 """Takes the options that `ray_imuckpt.cli.parser` understood, and returns the exit status."""
 
 
-def _ls(options: argparse.Namespace) -> int:
-    overview = listing.listing(targets.run_directory(options.dir))
-    if options.json:
-        terminal.say([structured.dumps(overview)])
-    else:
-        terminal.say(text.of_listing(overview))
-    if overview.problem:
-        terminal.complain(
-            f"which of them are of abandoned branches is not known: {overview.problem}"
-        )
-    return 2 if overview.problem else 0
-
-
 def _show(options: argparse.Namespace) -> int:
     loaded = _opened(*options.named)
     facts = contents.facts(loaded)
+    if not options.json:
+        terminal.say(text.of_facts(facts))  # at once: the headers may be far away
+    parts = contents.parts(loaded, options.depth)
     if options.json:
-        terminal.say([structured.dumps({"manifest": facts, "parts": contents.parts(loaded)})])
-        return 0
-    terminal.say(text.of_facts(facts))
-    terminal.say(text.of_parts(contents.parts(loaded)))
+        terminal.say([structured.dumps({"manifest": facts, "parts": parts})])
+    else:
+        terminal.say(text.of_parts(parts, tensors=options.tensors))
     return 0
 
 
@@ -64,15 +51,6 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         terminal.say([structured.dumps({"checkpoints": read})])
     return checking.status(verdict.state for verdict in read)
-
-
-def _prune(options: argparse.Namespace) -> int:
-    storage, _ = targets.run_with_checkpoints(options.dir)
-    best = (*options.keep_best, options.best_count or 1) if options.keep_best else None
-    rules = Retention(keep_last=options.keep_last, keep_every=options.keep_every, keep_best=best)
-    pruned = pruning.prune(storage, rules, dry_run=options.dry_run)
-    terminal.say([structured.dumps(pruned)] if options.json else text.of_pruned(pruned))
-    return 0
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -90,7 +68,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    _, epochs = targets.run_with_checkpoints(options.dir)
+    _, epochs = directories.run_with_checkpoints(options.dir)
     curve = series.series(CheckpointDirectory(options.dir), epochs, options.metric)
     for verdict in curve.unread:
         terminal.complain(verdict.problem)
@@ -104,10 +82,8 @@ def _plot(options: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Command] = {
-    "ls": _ls,
     "show": _show,
     "verify": _verify,
-    "prune": _prune,
     "export": _export,
     "diff": _diff,
     "plot": _plot,

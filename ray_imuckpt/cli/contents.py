@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+import math
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
 from ray_imuckpt.encoding.tensors import TensorInfo
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.units import natural
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,25 @@ class TensorRow:
     name: str
     dtype: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """The totals of a module and of all below it; what is tied counts once.
+
+    Attributes:
+        name: Its name, that of a tensor where that is in no module; ``""``: the whole model.
+        tensors: How many tensors it has: parameters, and buffers, which are saved alike.
+        parameters: How many numbers these hold.
+        size: Their bytes.
+        dtypes: Their dtypes as torch calls them, without ``torch.``.
+    """
+
+    name: str
+    tensors: int
+    parameters: int
+    size: int
+    dtypes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -62,12 +83,14 @@ class Parts:
 
     Attributes:
         model: Its tensors.
+        modules: The totals of its modules, by name; the whole model last.
         optimizer: The name of the optimizer's class, ``None`` if none was saved.
         other: The names of everything passed by keyword.
         log_entries: How many entries the training log has, 1 where it has no length.
     """
 
     model: tuple[TensorRow, ...]
+    modules: tuple[ModuleRow, ...]
     optimizer: str | None
     other: tuple[str, ...]
     log_entries: int
@@ -94,8 +117,12 @@ def facts(loaded: LoadedCheckpoint) -> Facts:
     )
 
 
-def parts(loaded: LoadedCheckpoint) -> Parts:
+def parts(loaded: LoadedCheckpoint, depth: int = 1) -> Parts:
     """Return what the data files hold; headers and state are read, and checked.
+
+    Args:
+        loaded: The checkpoint.
+        depth: How deep the modules are told apart: 1 for those of the model itself.
 
     Raises:
         CorruptCheckpointError: One of them is damaged, or a file is missing or cut.
@@ -103,11 +130,36 @@ def parts(loaded: LoadedCheckpoint) -> Parts:
     model = loaded.saved_model.tensors
     optimizer = loaded.saved_optimizer
     return Parts(
-        tuple(tensor_row(name, info) for name, info in model.items()),
+        tuple(tensor_row(name, model[name]) for name in sorted(model, key=natural)),
+        _modules(loaded, depth),
         None if optimizer is None else str(optimizer["class"]),
         tuple(loaded.other),
         len(loaded.log) if isinstance(loaded.log, Sized) else 1,
     )
+
+
+def _modules(loaded: LoadedCheckpoint, depth: int) -> tuple[ModuleRow, ...]:
+    modules: dict[str, list[str]] = {}
+    for name in loaded.saved_model.tensors:
+        *path, last = name.split(".")
+        module = ".".join(path[:depth]) if path else last
+        modules.setdefault(module if depth else "", []).append(name)
+    rows = [_module(loaded, module, modules[module]) for module in sorted(modules, key=natural)]
+    return tuple(rows if "" in modules else [*rows, _module(loaded, "", [*loaded.model_locations])])
+
+
+def _module(loaded: LoadedCheckpoint, module: str, names: Iterable[str]) -> ModuleRow:
+    """Return the totals of tensors; those that are tied lie at the same bytes of a file."""
+    infos: dict[Any, TensorInfo] = {}
+    for name in names:
+        info = loaded.saved_model.tensors[name]
+        where, *_ = loaded.model_locations[name]
+        empty = name if info.end == info.begin else ""  # of which many may lie at one byte
+        infos[where.entry.name, where.info.begin, empty] = info
+    counts = {key: math.prod(info.shape) for key, info in infos.items()}
+    sizes = [count * infos[key].dtype.itemsize for key, count in counts.items()]
+    dtypes = {str(info.dtype).removeprefix("torch.") for info in infos.values()}
+    return ModuleRow(module, len(infos), sum(counts.values()), sum(sizes), tuple(sorted(dtypes)))
 
 
 def tensor_row(name: str, info: TensorInfo) -> TensorRow:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ray_imuckpt.cli import parser, terminal
+from ray_imuckpt.cli import completion, parser, terminal
 from ray_imuckpt.errors import ImuckptError
 
 
@@ -23,16 +24,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: With status 2 for words that are no command, with 0 for ``--help``.
     """
     try:
+        if completion.is_asked():
+            completion.complete(parser.parser(plain=True))
         options = parser.parse(arguments)
-        # With this torch is imported, which takes seconds.
-        from ray_imuckpt.cli.commands import COMMANDS
-
         with terminal.logging_to_stderr():
-            status = COMMANDS[options.command](options)
+            status = _command(options.command)(options)
         sys.stdout.flush()
     except BrokenPipeError:
         return terminal.reader_left()
     except (ImuckptError, ValueError, OSError) as error:
-        terminal.complain(str(error))
+        terminal.complain(_message(error))
         return 2
     return status
+
+
+def _message(error: Exception) -> str:
+    """Return what an error says, without the system's number of it."""
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ImuckptError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error)
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return a command; torch, which takes seconds, is imported for those that read tensors."""
+    from ray_imuckpt.cli import overviews
+
+    if name in overviews.COMMANDS:
+        return overviews.COMMANDS[name]
+    from ray_imuckpt.cli import commands
+
+    return commands.COMMANDS[name]

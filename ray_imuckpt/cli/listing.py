@@ -1,15 +1,36 @@
-"""The rows of `ls`: one for each checkpoint of a run directory, the damaged ones among them.
+"""The rows of `ls` of one run: each checkpoint, the damaged ones among them, and what saves left.
 
-Reads each manifest, and one listing of the files; no data file is opened.
+Reads each manifest, and one listing of the files; no data file is opened. Imports nothing that
+imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import contextlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any
 
-from ray_imuckpt.encoding import tree
+from ray_imuckpt.cli.naming import Rule
+from ray_imuckpt.cli.rows import (
+    ABANDONED,
+    COMMITTED,
+    CURRENT,
+    CUT,
+    DAMAGED,
+    LEFTOVER,
+    MISSING,
+    NEWER_FORMAT,
+    UNFINISHED,
+    UNREADABLE,
+    BestRow,
+    CheckpointRow,
+    LeftoverRow,
+    Listing,
+)
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
@@ -18,133 +39,136 @@ from ray_imuckpt.errors import (
     UnsupportedFormatError,
     located,
 )
+from ray_imuckpt.options import Best
 from ray_imuckpt.repository import leftovers, paths
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.files import CheckedFile
-from ray_imuckpt.repository.manifest import Manifest
-from ray_imuckpt.source import while_it_changes
-from ray_imuckpt.storage import Storage
+from ray_imuckpt.repository.files import CheckedFile, CheckpointChangedError, while_it_changes
+from ray_imuckpt.repository.judgement import best_epochs
+from ray_imuckpt.repository.leftovers import Unfinished
+from ray_imuckpt.repository.manifest import Manifest, Stored
+from ray_imuckpt.repository.metrics import metrics_of, number_of
+from ray_imuckpt.repository.overview import Overview
+from ray_imuckpt.storage import Entry, Storage, in_use
 from ray_imuckpt.threads import parallel
 
-COMMITTED = "committed"
-DAMAGED = "damaged"
-NEWER_FORMAT = "newer format"
-UNREADABLE = "unreadable"
 
-
-@dataclass(frozen=True)
-class CheckpointRow:
-    """One checkpoint.
-
-    Attributes:
-        epoch: Its epoch.
-        state: ``committed``, which does not say that its bytes are sound; ``damaged`` if its
-            manifest is, or if a file is missing or cut; ``newer format``; or ``unreadable``, if the
-            storage does not give it out.
-        problem: What is wrong, in words; empty if it is ``committed``.
-        abandoned: Whether it is of an abandoned branch; ``None`` where that cannot be told.
-        created: UTC time, ISO 8601; ``None``, like all below, where the manifest cannot be read.
-        step: How many steps the training had made, ``None`` where that was not given, too.
-        size: Bytes of all files.
-        run_id: The run that made it.
-        metrics: The metrics given with it.
-    """
-
-    epoch: int
-    state: str = COMMITTED
-    problem: str = ""
-    abandoned: bool | None = None
-    created: str | None = None
-    step: int | None = None
-    size: int | None = None
-    run_id: str | None = None
-    metrics: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LeftoverFiles:
-    """Counts of the leftovers that are more than a day old.
-
-    Attributes:
-        files: How many files.
-        size: Their bytes.
-        uploads: How many unfinished uploads.
-    """
-
-    files: int
-    size: int
-    uploads: int
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All checkpoints of a run directory.
-
-    Attributes:
-        url: The directory.
-        checkpoints: A row each, by epoch.
-        leftovers: What lies there beside them.
-        problem: Why branches cannot be told, in words; empty if they can.
-    """
-
-    url: str
-    checkpoints: tuple[CheckpointRow, ...]
-    leftovers: LeftoverFiles
-    problem: str = ""
-
-
-def listing(storage: Storage) -> Listing:
+def listing(storage: Storage, rule: Rule | None = None) -> Listing:
     """Return all checkpoints of a run directory, those that are damaged too.
 
+    Args:
+        storage: The run directory.
+        rule: By which to tell the best one.
+
     Raises:
-        CheckpointNotFoundError: There is no such directory.
         StorageError: It cannot be listed, or is itself a checkpoint.
     """
-    try:
-        storage.holding(paths.MANIFEST)
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(
-            "There is no such directory.", url=storage.url, hint="Look at its name."
-        ) from error
     with located(storage.url):
         catalog = Catalog(storage)
-        current, problem = _current_branch(catalog)
-        epochs = catalog.committed()
-        sizes = _sizes(storage)
+        overview = catalog.listed()
+        current, problem = _current_branch(catalog, overview)
+        epochs = overview.epochs
+        entries = _entries(storage)
+        sizes = {entry.name: entry.size for entry in entries or ()}
         rows: list[CheckpointRow | None] = [None] * len(epochs)
 
         def look(index: int) -> None:
-            row = while_it_changes(lambda: _row(storage, epochs[index], sizes))
+            row = checkpoint_row(storage, epochs[index], sizes)
             if row is not None and current is not None:
-                row = replace(row, abandoned=row.epoch not in current)
+                row = replace(row, branch=CURRENT if row.epoch in current else ABANDONED)
             rows[index] = row
 
         parallel.each(look, len(epochs))
-        left = counted(leftovers.sweep(storage, dry_run=True))
-        return Listing(storage.url, tuple(filter(None, rows)), left, problem)
+        return Listing(
+            storage.url,
+            tuple(filter(None, rows)),
+            leftover_rows(storage, entries or ()),
+            None if rule is None else best_row(storage, sorted(current or ()), rule),
+            user_of(storage),
+            problem,
+        )
 
 
-def counted(left: leftovers.Leftovers) -> LeftoverFiles:
-    """Return how many leftovers these are."""
-    return LeftoverFiles(
-        len(left.files), sum(entry.size for entry in left.files), len(left.uploads)
+def checkpoint_row(
+    storage: Storage, epoch: int, sizes: Mapping[str, int], seen: Manifest | None = None
+) -> CheckpointRow | None:
+    """Return what can be told of a checkpoint; ``None`` if it was deleted meanwhile.
+
+    Args:
+        storage: The run directory.
+        epoch: The checkpoint's.
+        sizes: The size of each file by its name in the directory, as far as a listing shows it.
+        seen: Its manifest, where that was read right now.
+    """
+    with contextlib.suppress(CheckpointChangedError):
+        if seen is not None:
+            return _row_of(storage, seen, sizes)
+    return while_it_changes(lambda: _row(storage, epoch, sizes))
+
+
+def leftover_rows(storage: Storage, entries: Sequence[Entry]) -> tuple[LeftoverRow, ...]:
+    """Return what of a run directory no manifest names, the latest of it last.
+
+    Args:
+        storage: The run directory.
+        entries: Its files.
+    """
+    now = time.time()
+    try:
+        rows = [leftover_row(save, now) for save in leftovers.unfinished(storage, entries)]
+    except OSError as error:
+        leftovers.logger.warning("Leftovers in %s cannot be looked for: %s", storage.url, error)
+        return ()
+    return tuple(sorted(rows, key=lambda row: (row.epoch is None, row.epoch, -(row.age or 0))))
+
+
+def leftover_row(save: Unfinished, now: float) -> LeftoverRow:
+    """Return what is told of a save that no manifest names; `now` in seconds."""
+    return LeftoverRow(
+        paths.parse_checkpoint_name(save.directory),
+        save.save_id,
+        LEFTOVER if save.is_before(now - leftovers.OLD) else UNFINISHED,
+        len(save.files),
+        len(save.uploads),
+        save.size,
+        None if save.youngest is None else now - save.youngest,
     )
 
 
-def _current_branch(catalog: Catalog) -> tuple[set[int] | None, str]:
+def best_row(storage: Storage, epochs: Sequence[int], rule: Rule) -> BestRow | None:
+    """Return the best of some checkpoints, ``None`` where none has a number for the metric."""
+    known: dict[int, Stored] = {}
+    for epoch in best_epochs(storage, epochs, Best(*rule), known):
+        value = number_of(known[epoch].manifest, rule.metric)
+        return None if value is None else BestRow(epoch, value)
+    return None
+
+
+def user_of(storage: Storage) -> Mapping[str, Any] | None:
+    """Return what the process has told that trains in a directory; see `Listing.in_use`."""
+    note = in_use(storage)
+    if note is None:
+        return None
+    try:
+        told = json.loads(note)
+    except ValueError:
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _current_branch(catalog: Catalog, overview: Overview) -> tuple[set[int] | None, str]:
     """Return the epochs of the current branch; or ``None``, and why that cannot be told."""
     try:
-        return set(catalog.current_branch()), ""
+        return set(catalog.current_branch(overview=overview)), ""
     except (ImuckptError, OSError) as error:
         return None, str(error)
 
 
-def _sizes(storage: Storage) -> dict[str, int]:
-    """Return the size of each file by its name in the directory, as far as a listing shows it."""
+def _entries(storage: Storage) -> list[Entry] | None:
+    """Return the files of a run directory; ``None`` where a directory in it cannot be listed."""
     try:
-        return {entry.name: entry.size for entry in storage.entries()}
+        return storage.entries()
     except OSError:  # then each file is asked for by itself, and shows what is wrong with it
-        return {}
+        return None
 
 
 def _row(storage: Storage, epoch: int, sizes: Mapping[str, int]) -> CheckpointRow | None:
@@ -155,23 +179,29 @@ def _row(storage: Storage, epoch: int, sizes: Mapping[str, int]) -> CheckpointRo
     """
     try:
         manifest = Catalog(storage).manifest(epoch)
-        metrics = tree.decode_dict(manifest.metrics, {})
     except CheckpointNotFoundError:
         return None
     except (ImuckptError, OSError) as error:
         return CheckpointRow(epoch, *_state(error))
+    return _row_of(storage, manifest, sizes)
+
+
+def _row_of(storage: Storage, manifest: Manifest, sizes: Mapping[str, int]) -> CheckpointRow:
+    """Return the row of a checkpoint whose manifest is sound; errors as for `_row`."""
     try:
-        state, problem = COMMITTED, _check_sizes(storage, manifest, sizes)
-    except (CorruptCheckpointError, StorageError) as error:
-        state, _ = _state(error)
-        problem, *_ = str(error).splitlines()  # with the file; what to do is the same for all
+        metrics = metrics_of(manifest)
+    except CorruptCheckpointError as error:
+        return CheckpointRow(manifest.epoch, *_state(error))
+    state, problem = _state_of_files(storage, manifest, sizes)
     return CheckpointRow(
-        epoch,
+        manifest.epoch,
         state,
         problem,
         created=manifest.created,
+        age=age_of(manifest.created),
         step=manifest.step,
         size=sum(entry.size for entry in manifest.files),
+        world_size=manifest.world_size,
         run_id=manifest.run_id,
         metrics=metrics,
     )
@@ -186,19 +216,50 @@ def _state(error: ImuckptError | OSError) -> tuple[str, str]:
     return UNREADABLE, error.message if isinstance(error, ImuckptError) else str(error)
 
 
-def _check_sizes(storage: Storage, manifest: Manifest, sizes: Mapping[str, int]) -> str:
-    """Check that each file is there and as long as it should be; return no problem.
+def _state_of_files(
+    storage: Storage, manifest: Manifest, sizes: Mapping[str, int]
+) -> tuple[str, str]:
+    """Return whether each file is there and as long as it should be, and what is wrong.
 
     The listing vouches for most files. What it does not show as it should be is asked for: it shows
     nothing behind a symbolic link, and may be older than the manifest.
 
     Raises:
-        CorruptCheckpointError: A file is missing or cut.
         CheckpointChangedError: The checkpoint was saved anew meanwhile.
-        StorageError: The storage does not tell.
     """
-    name = paths.checkpoint_name(manifest.epoch)
+    directory = paths.checkpoint_name(manifest.epoch)
     for entry in manifest.files:
-        if sizes.get(f"{name}/{entry.name}") != entry.size:
-            CheckedFile(storage, name, manifest.epoch, entry).check_size()
-    return ""
+        if sizes.get(f"{directory}/{entry.name}") == entry.size:
+            continue
+        file = CheckedFile(storage, directory, manifest.epoch, entry)
+        try:
+            file.check_size()
+        except CorruptCheckpointError as error:
+            return (CUT if _is_there(storage, file.path) else MISSING), _first_line(error)
+        except StorageError as error:
+            return UNREADABLE, _first_line(error)
+    return COMMITTED, ""
+
+
+def _first_line(error: ImuckptError) -> str:
+    """Return what an error says, with the file; what to do is the same for all."""
+    return str(error).splitlines()[0]
+
+
+def _is_there(storage: Storage, name: str) -> bool:
+    try:
+        storage.size(name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def age_of(created: str) -> float | None:
+    """Return how many seconds ago that was, ``None`` where it is no time."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return time.time() - moment.timestamp()

@@ -82,7 +82,7 @@ def names(words: Sequence[str], best: Rule | None = None) -> list[Name]:
             continue
         if named[-1:] == [Name(directory)] and not is_checkpoint(directory):
             named.pop()
-        named.append(Name(_run_of(directory), choice))
+        named.append(Name(run_of(directory), choice))
     return named or [Name(directory)]
 
 
@@ -101,6 +101,14 @@ def is_checkpoint(directory: str) -> bool:
     """Return whether a directory is by its name that of a checkpoint, or points to one."""
     last = posixpath.basename(directory.rstrip("/"))
     return paths.parse_checkpoint_name(last) is not None or _OF_TUNE.fullmatch(last) is not None
+
+
+def run_of(directory: str) -> str:
+    """Return the run directory that a directory is, or that holds it."""
+    if not is_checkpoint(directory):
+        return directory
+    head, slash, _ = directory.rstrip("/").rpartition("/")
+    return head or slash or "."
 
 
 def _counted(words: Sequence[str], best: Rule | None, count: int) -> list[Name]:
@@ -134,11 +142,3 @@ def _choice(word: str, best: Rule | None) -> Choice | None:
             raise ValueError(f"{word} names no metric: write {word}loss, for example.")
         return Choice(best=Rule(found[2], found[1]))
     return Choice(child=word) if "/" not in word and is_checkpoint(word) else None
-
-
-def _run_of(directory: str) -> str:
-    """Return the run directory that a directory is, or that holds it."""
-    if not is_checkpoint(directory):
-        return directory
-    head, slash, _ = directory.rstrip("/").rpartition("/")
-    return head or slash or "."

@@ -8,20 +8,20 @@ from __future__ import annotations
 import contextlib
 import posixpath
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ray_imuckpt.cli import directories
 from ray_imuckpt.cli.naming import Choice, Name, Rule, is_checkpoint
-from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import CheckpointNotFoundError, ImuckptError, located
 from ray_imuckpt.loading.opening import open_directory
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.judgement import best_epochs
 from ray_imuckpt.repository.manifest import Stored
-from ray_imuckpt.repository.retention import best_epochs
+from ray_imuckpt.repository.metrics import metrics_of
 from ray_imuckpt.source import read
-from ray_imuckpt.storage import Storage, absolute, open_storage, shown
+from ray_imuckpt.storage import Storage, absolute, open_storage
 from ray_imuckpt.units import listed
 
 
@@ -62,45 +62,12 @@ class Target:
                 raise
 
 
-def run_directory(directory: str) -> Storage:
-    """Return the directory of a run; whether it holds checkpoints is not looked at.
-
-    Args:
-        directory: A path or a URL.
-
-    Raises:
-        ValueError: It is that of a checkpoint, or no name at all.
-        StorageError: It cannot be connected to.
-    """
-    if is_checkpoint(directory):
-        raise ValueError(
-            f"{shown(directory)} is the directory of one checkpoint; the run directory is wanted, "
-            "which holds it."
-        )
-    return open_storage(absolute(directory))
-
-
-def run_with_checkpoints(directory: str) -> tuple[Storage, list[int]]:
-    """Return the directory of a run, and the epochs of all its checkpoints, ascending.
-
-    Raises:
-        CheckpointNotFoundError: There are none.
-        ValueError, StorageError: As for `run_directory`; or it cannot be listed.
-    """
-    storage = run_directory(directory)
-    with located(storage.url):
-        epochs = Catalog(storage).committed()
-        if not epochs:
-            raise _nothing(storage)
-    return storage, epochs
-
-
 def checkpoint(name: Name) -> Target:
     """Return the checkpoint that a name stands for: of a run directory alone, the last one.
 
     Raises:
         CheckpointNotFoundError: There is none, of that run, or with that metric.
-        ValueError, StorageError: As for `run_directory`; or it cannot be listed.
+        ValueError, StorageError: As for `directories.run_directory`; or it cannot be listed.
     """
     storage = open_storage(absolute(name.directory))
     with located(storage.url):
@@ -119,7 +86,7 @@ def checkpoints(name: Name) -> list[Target]:
             return [checkpoint(name)]
         epochs = Catalog(storage).committed()
         if not epochs:
-            raise _nothing(storage)
+            raise directories.nothing(storage)
         return [replace(_of_run(storage, epoch), listed=True) for epoch in epochs]
 
 
@@ -134,7 +101,7 @@ def _is_one(storage: Storage) -> bool:
         holding = storage.holding(paths.MANIFEST)
         return "" in holding or (not holding and paths.POINTER in storage.files(""))
     except FileNotFoundError as error:
-        raise _missing(storage) from error
+        raise directories.missing(storage) from error
 
 
 def _chosen(run: Storage, choice: Choice) -> Target:
@@ -145,7 +112,7 @@ def _chosen(run: Storage, choice: Choice) -> Target:
     catalog = Catalog(run)
     epoch = catalog.last() if choice.best is None else _best(run, catalog, choice.best)
     if epoch is None:
-        raise _nothing(run)
+        raise directories.nothing(run)
     return _of_run(run, epoch)
 
 
@@ -159,7 +126,8 @@ def _best(run: Storage, catalog: Catalog, rule: Rule) -> int | None:
     known: dict[int, Stored] = {}
     best = next(iter(best_epochs(run, epochs, Best(*rule), known)), None)
     if epochs and best is None:
-        metrics = sorted({name for stored in known.values() for name in _metrics(stored)})
+        manifests = [stored.manifest for stored in known.values()]
+        metrics = sorted({name for manifest in manifests for name in metrics_of(manifest)})
         raise CheckpointNotFoundError(
             f"No checkpoint has a number for the metric {rule.metric!r}.",
             url=run.url,
@@ -177,12 +145,6 @@ def _by_itself(directory: Storage) -> Target:
     return Target(directory, paths.parse_checkpoint_name(name))
 
 
-def _metrics(stored: Stored) -> dict[str, Any]:
-    with contextlib.suppress(ImuckptError):
-        return tree.decode_dict(stored.manifest.metrics, {})
-    return {}
-
-
 def _beside(directory: Storage) -> list[int]:
     """Return the epochs of the run directory that a checkpoint directory would be in."""
     name = posixpath.basename(directory.url.rstrip("/"))
@@ -190,20 +152,3 @@ def _beside(directory: Storage) -> list[int]:
         with contextlib.suppress(ImuckptError, OSError):
             return Catalog(directory.parent()).committed()
     return []
-
-
-def _missing(storage: Storage) -> CheckpointNotFoundError:
-    return CheckpointNotFoundError(
-        "There is no such directory.", url=storage.url, hint="Look at its name."
-    )
-
-
-def _nothing(storage: Storage) -> CheckpointNotFoundError:
-    """Return the error of a directory without checkpoints."""
-    try:
-        storage.holding(paths.MANIFEST)
-    except FileNotFoundError:
-        return _missing(storage)
-    return CheckpointNotFoundError(
-        "There are no checkpoints.", url=storage.url, hint="Look at the directory's name."
-    )

@@ -1,7 +1,8 @@
-"""Lines to standard output and standard error. Touches the terminal.
+"""Lines and tables to standard output and standard error. Touches the terminal.
 
 What a checkpoint holds may not steer the terminal that shows it: whatever is not printable is shown
-escaped. Lines are folded where they go to a terminal, and whole where they go to a program.
+escaped. Lines are folded where they go to a terminal, and whole where they go to a program. Where
+rich is installed a terminal gets tables with colours, unless NO_COLOR is set or it is too narrow.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import logging
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TextIO
 
+from ray_imuckpt.cli.tables import BAD, FAINT, GOOD, Cell, Table, folded, style_of, text_of
+
 _CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended: 128 + 13
-_INDENT = " " * 9  # below the second column of a table, and behind "imuckpt: "
+_STYLES = {GOOD: "green", BAD: "bold red", FAINT: "dim", "": ""}
 
 
-def say(lines: Iterable[str]) -> None:
-    """Print lines to standard output, each as soon as it is there."""
-    for line in lines:
-        _print(line, sys.stdout)
+def say(items: Iterable[str | Table]) -> None:
+    """Print lines and tables to standard output, each as soon as it is there."""
+    for item in items:
+        if isinstance(item, Table):
+            _show(item)
+        else:
+            _print(item, sys.stdout)
 
 
 def complain(text: str) -> None:
@@ -62,27 +67,58 @@ class _Complaining(logging.Handler):
 
 
 def _print(text: str, file: TextIO) -> None:
-    plain = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    plain = _escaped(text)
     columns = _width(file)
     if columns is not None:
-        plain = "\n".join(_folded(line, columns) for line in plain.split("\n"))
+        plain = "\n".join(
+            line for part in plain.split("\n") for line in folded(part, columns) or [""]
+        )
     print(plain, file=file)
+
+
+def _show(table: Table) -> None:
+    rows = tuple(
+        tuple(Cell(_escaped(text_of(cell)).replace("\n", "\\n"), style_of(cell)) for cell in row)
+        for row in table.rows
+    )
+    table = Table(table.columns, rows)
+    columns = width()
+    if columns is None or not table.fits(columns) or not _show_in_colours(table, columns):
+        for line in table.lines(columns):
+            print(line)
+
+
+def _show_in_colours(table: Table, columns: int) -> bool:
+    """Print a table by rich; False where it is not installed, or no colours are wanted."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+    except ImportError:
+        return False
+    shown = RichTable(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+    for number, column in enumerate(table.columns, start=1):
+        last = number == len(table.columns)
+        shown.add_column(
+            Text(column.title),
+            justify="right" if column.right else "left",
+            no_wrap=not last,
+            overflow="fold",
+        )
+    for row in table.rows:
+        shown.add_row(*(Text(text_of(cell), style=_STYLES[style_of(cell)]) for cell in row))
+    Console(file=sys.stdout, width=columns).print(shown)
+    return True
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _width(file: TextIO) -> int | None:
     return shutil.get_terminal_size().columns if file.isatty() else None
-
-
-def _folded(line: str, columns: int) -> str:
-    """Return `line` in lines of at most `columns` characters; a longer word stays whole."""
-    if len(line) <= columns:
-        return line
-    return textwrap.fill(
-        line,
-        columns,
-        subsequent_indent=_INDENT,
-        expand_tabs=False,
-        replace_whitespace=False,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

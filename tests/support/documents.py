@@ -32,7 +32,7 @@ _RUN = frozenset({"console", "python", "sh"})
 _NOT_THE_SAME_TWICE = (
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*", "<time>"),
     (r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", "<id>"),
-    (r"\b[\d.]+ (B|kB|MB|GB|s)\b", "<size>"),
+    (r"\b[\d.]+ (B|kB|MB|GB|s|min|h)\b", "<size>"),
     (r"[ \t]+", " "),
     (r" $", ""),
 )

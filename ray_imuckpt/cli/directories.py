@@ -1,0 +1,126 @@
+"""The run directories that words name, and those that lie below a directory. Lists directories.
+
+Imports nothing that imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ray_imuckpt.cli.naming import is_checkpoint
+from ray_imuckpt.errors import CheckpointNotFoundError, located
+from ray_imuckpt.repository import paths
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.storage import Entry, Storage, absolute, open_storage, shown
+from ray_imuckpt.units import listed, natural
+
+LEVELS = 10  # of directories, one in the other, in which runs are looked for
+
+
+@dataclass
+class RunFiles:
+    """The files of a run, as a listing of what is above it shows them.
+
+    Attributes:
+        entries: Its files, and those in its checkpoint directories; names relative to it.
+        epochs: Those whose manifests are among them.
+        pointers: The names of directories in it that point to a checkpoint elsewhere.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    epochs: set[int] = field(default_factory=set)
+    pointers: list[str] = field(default_factory=list)
+
+
+def run_directory(directory: str) -> Storage:
+    """Return the directory of a run; whether it holds checkpoints is not looked at.
+
+    Args:
+        directory: A path or a URL.
+
+    Raises:
+        ValueError: It is that of a checkpoint, or no name at all.
+        StorageError: It cannot be connected to.
+    """
+    if is_checkpoint(directory):
+        raise ValueError(
+            f"{shown(directory)} is the directory of one checkpoint; the run directory is wanted, "
+            "which holds it."
+        )
+    return open_storage(absolute(directory))
+
+
+def run_with_checkpoints(directory: str) -> tuple[Storage, list[int]]:
+    """Return the directory of a run, and the epochs of all its checkpoints, ascending.
+
+    Raises:
+        CheckpointNotFoundError: There are none.
+        ValueError, StorageError: As for `run_directory`; or it cannot be listed.
+    """
+    storage = run_directory(directory)
+    with located(storage.url):
+        epochs = Catalog(storage).committed()
+        if not epochs:
+            raise nothing(storage)
+    return storage, epochs
+
+
+def missing(storage: Storage) -> CheckpointNotFoundError:
+    """Return the error of a directory that is not there."""
+    return CheckpointNotFoundError(
+        "There is no such directory.", url=storage.url, hint="Look at its name."
+    )
+
+
+def nothing(storage: Storage) -> CheckpointNotFoundError:
+    """Return the error of a directory without checkpoints, which names the runs below it."""
+    try:
+        storage.holding(paths.MANIFEST)
+    except FileNotFoundError:
+        return missing(storage)
+    below = sorted(runs_of(storage.entries(LEVELS)), key=natural)
+    hint = f"Name one of the runs below it: {listed(below)}." if below else "Look at its name."
+    return CheckpointNotFoundError(
+        "There are no checkpoints in this directory.", url=storage.url, hint=hint
+    )
+
+
+def runs_of(entries: Iterable[Entry]) -> dict[str, RunFiles]:
+    """Return the runs that a listing shows, by their directories' names; ``""`` is the listed one.
+
+    A run is whatever holds a checkpoint directory, if only with leftovers in it, or points to one.
+    """
+    runs: dict[str, RunFiles] = {}
+    others: list[Entry] = []
+    for entry in entries:
+        inside = _inside_run(entry.name)
+        if inside is None:
+            others.append(entry)
+            continue
+        run, name = inside
+        files = runs.setdefault(run, RunFiles())
+        directory, _, base = name.partition("/")
+        if base == paths.POINTER:
+            files.pointers.append(directory)
+        epoch = paths.parse_checkpoint_name(directory)
+        if epoch is not None:
+            files.entries.append(Entry(name, entry.size, entry.modified, entry.inode))
+            if base == paths.MANIFEST:
+                files.epochs.add(epoch)
+    for entry in others:
+        run, _, name = entry.name.rpartition("/")
+        if run in runs:
+            runs[run].entries.append(Entry(name, entry.size, entry.modified, entry.inode))
+    return {run: files for run, files in runs.items() if files.pointers or _is_ours(files)}
+
+
+def _inside_run(path: str) -> tuple[str, str] | None:
+    """Return the run that a file in a checkpoint directory is of, and its name in that run."""
+    above, _, name = path.rpartition("/")
+    run, _, directory = above.rpartition("/")
+    return (run, f"{directory}/{name}") if is_checkpoint(directory) else None
+
+
+def _is_ours(files: RunFiles) -> bool:
+    return bool(files.epochs) or any(paths.is_ours(entry.name) for entry in files.entries)

@@ -1,0 +1,127 @@
+"""The rows of `ls` of a tree: one for each run below a directory, trials of Ray Tune's among them.
+
+One listing of the tree; of each run the record of branches and the manifest of its last checkpoint,
+or of all its checkpoints where the best one is asked for. Imports nothing that imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from ray_imuckpt.cli import listing
+from ray_imuckpt.cli.directories import RunFiles, runs_of
+from ray_imuckpt.cli.naming import Rule
+from ray_imuckpt.cli.rows import (
+    ELSEWHERE,
+    UNREADABLE,
+    RunRow,
+    Tree,
+)
+from ray_imuckpt.errors import ImuckptError
+from ray_imuckpt.repository import paths
+from ray_imuckpt.repository.catalog import Catalog
+from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.repository.metrics import metrics_of
+from ray_imuckpt.repository.overview import Overview
+from ray_imuckpt.repository.pointers import pointed_at
+from ray_imuckpt.storage import Entry, Storage
+from ray_imuckpt.storage.names import join
+from ray_imuckpt.threads import parallel
+from ray_imuckpt.units import natural
+
+
+def tree(storage: Storage, entries: Iterable[Entry], best: Rule | None = None) -> Tree:
+    """Return the runs below a directory; one that cannot be read is a row that says so.
+
+    Args:
+        storage: The directory.
+        entries: Its files, however deep.
+        best: By which rule to tell the best checkpoint of each.
+    """
+    below = sorted(runs_of(entries).items(), key=lambda run: natural(run[0]))
+    rows: list[RunRow | None] = [None] * len(below)
+
+    def look(index: int) -> None:
+        name, files = below[index]
+        run = storage.child(name) if name else storage
+        row = RunRow(name or ".", join(storage.url, name), size=_size(files.entries))
+        try:
+            rows[index] = _looked_into(run, files, row, best)
+        except (ImuckptError, OSError) as error:
+            problem = error.message if isinstance(error, ImuckptError) else str(error)
+            rows[index] = replace(row, state=UNREADABLE, problem=problem)
+
+    parallel.each(look, len(below))
+    return Tree(storage.url, tuple(row for row in rows if row is not None))
+
+
+def _looked_into(run: Storage, files: RunFiles, row: RunRow, best: Rule | None) -> RunRow:
+    catalog = Catalog(run)
+    epochs = tuple(sorted(files.epochs))
+    if not run.waits:  # it costs little, and sees what lies behind a link
+        epochs = tuple(catalog.committed())
+    left = listing.leftover_rows(run, files.entries)
+    row = replace(
+        row,
+        checkpoints=len(epochs),
+        leftovers=sum(save.size for save in left),
+        in_use=listing.user_of(run),
+    )
+    if not epochs:
+        return _pointing(run, files.pointers, row) if files.pointers else row
+    names = {entry.name for entry in files.entries}
+    record = catalog.record() if paths.LINEAGE in names else None
+    newest = catalog.seen(epochs[-1])
+    seen = {} if newest is None else {newest.epoch: newest}
+    current = catalog.current_branch(overview=Overview(record, epochs, seen))
+    last = next(current, None)
+    if best is not None and last is not None:
+        row = replace(row, best=listing.best_row(run, [last, *current], best))
+    return row if last is None else _with_last(run, files, row, last, seen.get(last))
+
+
+def _with_last(
+    run: Storage, files: RunFiles, row: RunRow, epoch: int, seen: Manifest | None
+) -> RunRow:
+    sizes = {entry.name: entry.size for entry in files.entries}
+    last = listing.checkpoint_row(run, epoch, sizes, seen)
+    if last is None:  # deleted meanwhile
+        return row
+    return replace(
+        row,
+        state=last.state,
+        problem=last.problem,
+        last=epoch,
+        created=last.created,
+        age=last.age,
+        metrics=last.metrics,
+    )
+
+
+def _pointing(run: Storage, pointers: Sequence[str], row: RunRow) -> RunRow:
+    """Return the row of a trial whose checkpoints are elsewhere: what its last pointer leads to."""
+    target = pointed_at(run.child(max(pointers, key=natural)))
+    row = replace(row, state=ELSEWHERE)
+    if target is None:  # it has gone by now
+        return row
+    row = replace(row, problem=f"its checkpoints are in {target.parent().url}")
+    try:
+        data = target.get(paths.MANIFEST)
+    except FileNotFoundError:
+        return row
+    manifest = Manifest.from_bytes(data, join(target.url, paths.MANIFEST))
+    age = listing.age_of(manifest.created)
+    return replace(
+        row,
+        last=manifest.epoch,
+        created=manifest.created,
+        age=age,
+        metrics=metrics_of(manifest),
+    )
+
+
+def _size(entries: Iterable[Entry]) -> int:
+    """Return the bytes of files, those of several names once."""
+    files = {entry.name if entry.inode is None else entry.inode: entry.size for entry in entries}
+    return sum(files.values())
