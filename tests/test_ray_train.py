@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 
 import ray_imuckpt
 from conftest import python_path, same_bytes, small_model
 from ray_imuckpt import Checkpointer
+from support.gangs.spread import stored
+from support.runs import ray_shards
 from support.runs.ray_loop import fit
 
 
@@ -117,3 +120,34 @@ def test_the_runs_own_storage_and_a_directory_elsewhere(tmp_path: Path) -> None:
     model = ray_imuckpt.load(small_model(4), result.checkpoint)
     assert same_bytes(dict(model.state_dict()), dict(elsewhere.read(6).model))
     assert Checkpointer(pointer.parent).list_existing_checkpoint_indices() == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_sharded_gang_is_killed_while_it_writes_and_goes_on_larger(tmp_path: Path) -> None:
+    """With FSDP2 on an elastic gang: the same run in the same size, the same state in another."""
+    directory, notes = tmp_path / "runs" / "shards", tmp_path / "notes"
+    checkpointer = Checkpointer(directory)
+    result = ray_shards.fit(notes, checkpointer)
+
+    # Of epoch 3 all bytes were there, and no receipt of rank 1: it was trained again.
+    starts = [(notes / f"starts-{rank}").read_text().split() for rank in range(3)]
+    assert starts == [["2:1", "2:3", "3:5"], ["2:1", "2:3", "3:5"], ["3:5"]]
+    assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3, 4, 5, 6]
+    assert checkpointer.read(6).log == [1, 2, 3, 4, 5, 6]
+    before = stored(directory, 4)
+    for rank in range(2):
+        whole, random = torch.load(notes / f"whole-{rank}.pt")
+        assert same_bytes(before, whole)
+        assert same_bytes(checkpointer.read(4).ranks[rank]["random"]["torch"], random)
+    for rank in range(3):
+        assert same_bytes(torch.load(notes / f"resumed-{rank}.pt"), before)
+
+    for epoch, size in ((4, 2), (6, 3)):
+        manifest = checkpointer.read(epoch).manifest
+        assert manifest.world_size == size
+        for part in ("model", "optimizer", "state"):
+            assert {file.rank for file in manifest.files_of(part, "safetensors")} == {*range(size)}
+        checkpointer.verify(epoch)
+    assert result.metrics["epoch"] == 6
+    assert result.checkpoint.path == str(directory / "checkpoint=6")
