@@ -72,6 +72,7 @@ FORKED = [
         "ranks_that_see_other_storage",
         "a_large_replicated_state_is_shared_out",
         "ranks_that_write_together_meet_seldom",
+        "a_sharded_gang_that_is_told_to_go_is_resumed",
         "a_spread_optimizer_is_not_brought_together",
     ],
 ]

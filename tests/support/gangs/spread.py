@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer
+from ray_imuckpt.runtime import preemption
 from support.gangs import zoo
 from support.gangs.common import same_everywhere
 
@@ -46,3 +49,32 @@ def every_layout_is_saved_and_comes_back(directory: Path, rank: int) -> None:
             assert same_bytes(zoo.whole(again), expected), name
             zoo.train(again, 3, 4)
             assert same_bytes(zoo.whole(again), zoo.whole(run)), name
+
+
+def a_sharded_gang_that_is_told_to_go_is_resumed(directory: Path, rank: int) -> None:
+    """One rank gets SIGTERM: all write the forced save, in mid-epoch, and the run is the same."""
+    whole, run, again = (zoo.build("fsdp", seed) for seed in (0, 0, 1))
+    zoo.train(whole, 1, 6)
+    checkpointer = Checkpointer(directory, save_every=10)
+    checkpointer.start(*run)
+    before = signal.getsignal(signal.SIGTERM)
+    with mock.patch.object(preemption, "_WATCH", preemption.Watch()):
+        step = 0
+        while not checkpointer.preempted():
+            step += 1
+            zoo.train(run, step, step)
+            if (rank, step) == (1, 4):
+                signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    pending = checkpointer.checkpoint(
+        1, model=run[0], optimizer=run[1], step=step, force=True, at=step
+    )
+    assert pending is not None
+    checkpointer.wait()
+    files = checkpointer.read(1).manifest.files
+    for part in ("model", "optimizer", "state"):
+        assert {file.rank for file in files if file.part == part} == {0, 1}
+    started = Checkpointer(directory, save_every=10).start(*again)
+    assert started.other == {"at": 4}
+    zoo.train(again, started.other["at"] + 1, 6)
+    assert same_bytes(zoo.whole(again), zoo.whole(whole))
