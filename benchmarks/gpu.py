@@ -1,16 +1,21 @@
 """The stall and restore of CUDA tensors, beside the pinned copy that is their limit. Needs no Ray.
 
     python -m benchmarks.gpu                  # 4 GB of AdamW state on the first GPU
+    python -m benchmarks.gpu --device cpu     # its gangs alone, to see that they run
 
-`torch.save`, `dcp.async_save` with its pinned staging, and `torch.load` run beside.
+`torch.save`, `dcp.async_save` with its pinned staging, and `torch.load` run beside. Gangs of one
+and of two ranks hold FSDP2's shards on the one GPU; host memory is told in multiples of a rank's
+share: no piece of a save's is larger than that.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 
+from benchmarks.gangs import states
+from benchmarks.gangs.contenders import CONTENDERS, OURS
+from benchmarks.gangs.ranks import Cost, Task, measure
 from benchmarks.limits import tensors_of
 from benchmarks.measure import Row, Rows, alone, build, medians, table
 from ray_imuckpt import Checkpointer
@@ -146,19 +154,65 @@ def steps(root: Path, repeats: int) -> None:
 
 
 KINDS = ("eager", "overlap")
+_GANG = (
+    f"{states.FSDP2} on one device", "stall s", "durable s", "restore s", "host memory of a save",
+    "largest piece of it", "host memory of a restore", "largest piece of it",
+)  # fmt: skip
+
+
+def gangs(
+    root: Path,
+    megabytes: float,
+    repeats: int,
+    device: str,
+    *,
+    ranks: Sequence[int] = (1, 2),
+    contenders: Sequence[str] = tuple(CONTENDERS),
+) -> dict[tuple[int, str], Cost]:
+    """What FSDP2 costs where all ranks hold their shards on one device, and meet by gloo."""
+    print(f"\n| {' | '.join(_GANG)} |\n|{'---|' * len(_GANG)}")
+    costs = {}
+    for size in ranks:
+        for name in contenders:
+            url = str(root / f"gang-{size}-{name}")
+            task = Task(name, states.FSDP2, size, megabytes, url, repeats, device=device)
+            try:
+                cost = costs[size, name] = measure(task)
+            except subprocess.CalledProcessError as error:  # gloo may refuse a device, say
+                print(f"| {size} rank(s), {name} | failed: {error} |", flush=True)
+                continue
+            largest = [cost.save_largest, cost.restore_largest]
+            of_save, of_restore = (f"{n:.2f}" if name == OURS else "?" for n in largest)
+            cells = [
+                f"{cost.stall:.3f}", f"{cost.durable:.2f}", f"{cost.restore:.2f}",
+                f"{cost.save_memory:.2f}", of_save, f"{cost.restore_memory:.2f}", of_restore,
+            ]  # fmt: skip
+            print(f"| {size} rank(s), {name} | {' | '.join(cells)} |", flush=True)
+    return costs
 
 
 def main() -> None:
-    """Run all tables."""
+    """Run all tables; without a GPU those of gangs alone."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--megabytes", type=int, default=4000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dir", type=Path, default=None, help="on the disk to be measured")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("No CUDA device was found.")
     warnings.filterwarnings("ignore")
     root = Path(tempfile.mkdtemp(prefix="imuckpt-gpu-", dir=options.dir))
+    try:
+        if options.device == "cuda":
+            _alone(root, options)
+        gangs(root, options.megabytes, options.repeats, options.device)
+    finally:
+        shutil.rmtree(root)
+
+
+def _alone(root: Path, options: argparse.Namespace) -> None:
+    """Run the tables of one process."""
+    if not torch.cuda.is_available():
+        raise SystemExit("No CUDA device was found; --device cpu runs the tables of gangs.")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.megabytes} MB")
     dist.init_process_group("gloo", init_method=f"file://{root}/group", rank=0, world_size=1)
     try:
@@ -169,7 +223,7 @@ def main() -> None:
         steps(root, options.repeats)
     finally:
         dist.destroy_process_group()
-        shutil.rmtree(root)
+        torch.cuda.empty_cache()  # the gangs use the same device
 
 
 if __name__ == "__main__":

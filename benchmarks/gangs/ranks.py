@@ -5,6 +5,7 @@ python -m benchmarks.gangs.ranks JSON       what to do: the fields of `Task`; pr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Task:
         repeats: Of each save and restore.
         options: More arguments of the contender.
         restores: Whether it restores as well.
+        device: Where the state is; all ranks share the first GPU for ``"cuda"``.
     """
 
     contender: str
@@ -57,6 +59,7 @@ class Task:
     repeats: int
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     restores: bool = True
+    device: str = "cpu"
 
 
 class Cost(NamedTuple):
@@ -70,6 +73,9 @@ class Cost(NamedTuple):
             in multiples of what the rank has to save.
         restore_memory: The same of its first restore.
         collectives: Calls of torch.distributed by one save.
+        save_largest: The largest piece of host memory that `torch.empty` gave for its first save,
+            in multiples of what the rank has to save.
+        restore_largest: The same of its first restore.
     """
 
     stall: float
@@ -78,6 +84,8 @@ class Cost(NamedTuple):
     save_memory: float
     restore_memory: float
     collectives: int
+    save_largest: float
+    restore_largest: float
 
 
 def measure(task: Task) -> Cost:
@@ -96,11 +104,14 @@ def main(task: Task) -> None:
 def _rank(rank: int, task: Task, store: str) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    if task.ranks > 1:
+    gang = task.ranks > 1 or task.kind == states.FSDP2
+    if gang:
         dist.init_process_group(
             "gloo", init_method=f"file://{store}", rank=rank, world_size=task.ranks
         )
-    model, optimizer = states.build(task.kind, task.megabytes)
+    if task.device == "cuda":
+        torch.cuda.set_device(0)
+    model, optimizer = states.build(task.kind, task.megabytes, task.device)
     own = states.share(model, optimizer) / 1_000_000
     contender = CONTENDERS[task.contender](task.url, model, optimizer, **task.options)
     rows = [
@@ -109,36 +120,69 @@ def _rank(rank: int, task: Task, store: str) -> None:
     calls = _collectives_of_a_save(contender)
     worst = _worst(rows)
     warm = worst[1:] or worst  # the first maps memory, and compares what ranks hold
-    stall, durable, restore = (statistics.median(row[of] for row in warm) for of in (0, 1, 3))
-    cost = Cost(stall, durable, restore, worst[0][2], worst[0][4], calls)
+    stall, durable, restore = (statistics.median(row[of] for row in warm) for of in (0, 1, 4))
+    _, _, save_memory, save_largest, _, restore_memory, restore_largest = worst[0]
+    cost = Cost(
+        stall, durable, restore, save_memory, restore_memory, calls, save_largest, restore_largest
+    )
     if rank == 0:
         print(json.dumps(cost), flush=True)
-    if task.ranks > 1:
+    if gang:
         dist.barrier()
         dist.destroy_process_group()
 
 
 def _save(contender: Contender, own: float) -> list[float]:
     before = _quiet()
-    began = time.perf_counter()
-    contender.begin()
-    stall = time.perf_counter() - began
-    contender.end()
-    return [stall, time.perf_counter() - began, (status("VmHWM") - before) / own]
+    with _host_memory() as made:
+        began = time.perf_counter()
+        contender.begin()
+        stall = time.perf_counter() - began
+        contender.end()
+        durable = time.perf_counter() - began
+    return [stall, durable, (status("VmHWM") - before) / own, max(made) / own]
 
 
 def _restore(contender: Contender, own: float, task: Task) -> list[float]:
     if not task.restores:
-        return [0.0, 0.0]
+        return [0.0, 0.0, 0.0]
     before = _quiet()
-    began = time.perf_counter()
-    contender.restore()
-    return [time.perf_counter() - began, (status("VmHWM") - before) / own]
+    with _host_memory() as made:
+        began = time.perf_counter()
+        contender.restore()
+        _idle()
+        seconds = time.perf_counter() - began
+    return [seconds, (status("VmHWM") - before) / own, max(made) / own]
+
+
+@contextlib.contextmanager
+def _host_memory() -> Iterator[list[float]]:
+    """Give the megabytes of each piece of host memory that `torch.empty` makes meanwhile."""
+    real, made = torch.empty, [0.0]
+
+    def empty(*arguments: Any, **options: Any) -> torch.Tensor:
+        tensor = real(*arguments, **options)
+        if tensor.device.type == "cpu":
+            made.append(tensor.nbytes / 1_000_000)
+        return tensor
+
+    torch.empty = empty
+    try:
+        yield made
+    finally:
+        torch.empty = real
+
+
+def _idle() -> None:
+    """Return when the GPU has done what it was asked, if one is used."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _quiet() -> float:
     """Bring what was written to the disk, let all ranks come, and return the resident set in MB."""
     os.sync()
+    _idle()
     if dist.is_initialized():
         dist.barrier()
     forget_peak()

@@ -19,18 +19,22 @@ _WIDTH = 512
 _LAYER = 3 * 4 * (_WIDTH * _WIDTH + _WIDTH)  # bytes of a layer's weights and moments, in float32
 
 
-def build(kind: str, megabytes: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+def build(
+    kind: str, megabytes: float, device: str = "cpu"
+) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return a model and an optimizer that has made a step; every rank calls this.
 
     Args:
         kind: `DDP` or `FSDP2`.
         megabytes: Of model and optimizer, of the whole gang.
+        device: Where they are.
     """
     torch.manual_seed(0)
     layers = max(1, round(megabytes * 1_000_000 / _LAYER))
-    model: nn.Module = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH) for _ in range(layers)))
+    with torch.device(device):
+        model: nn.Module = nn.Sequential(*(nn.Linear(_WIDTH, _WIDTH) for _ in range(layers)))
     if kind == FSDP2:
-        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        mesh = init_device_mesh(device, (dist.get_world_size(),))
         for layer in (*model.children(), model):
             fully_shard(layer, mesh=mesh)
     elif dist.is_initialized():
