@@ -204,7 +204,7 @@ class Training:
 
         @torch.no_grad()  # as in `collect.take`
         def plan() -> Plan:
-            contents = taken.complete(gang, gathered)
+            contents = taken.complete(gathered)
             return contents.plan(divided.choose if divided.together else None)
 
         return self._save(access, session, storage, run, plan, divided, sources, label, began)

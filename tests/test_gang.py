@@ -60,6 +60,11 @@ FORKED = [
         "objects_that_are_spread_are_read_by_parts",
         "what_one_rank_cannot_read_is_an_error_on_all",
         "all_checkpointers_share_one_group",
+        "two_sharded_models_and_an_average_are_the_same_run",
+        "what_is_sharded_in_per_rank_goes_by_pieces",
+        "no_rank_makes_room_for_the_whole_in_per_rank",
+        "a_spread_optimizer_by_keyword_goes_by_parts",
+        "a_spread_optimizer_in_per_rank_stays_with_its_ranks",
         "no_thread_of_a_group_outlives_its_end",
     ],
     [
@@ -81,6 +86,8 @@ OF_FOUR = [
     "every_layout_is_saved_and_comes_back",
     "some_layouts_continue_from_others",
     "what_some_ranks_need_goes_to_them_alone",
+    "what_is_sharded_in_per_rank_goes_by_pieces",
+    "stages_are_sharded_over_some_ranks",
 ]
 
 

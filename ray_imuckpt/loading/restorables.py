@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets, in_per_rank
 from ray_imuckpt.state.layouts import SavedLayouts
-from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.random_state import is_generator, seed_generator
 from ray_imuckpt.state.restorable import Restorable
 from ray_imuckpt.state.restorable_random import RestorableRandom, SeededGenerator
@@ -23,7 +23,6 @@ from ray_imuckpt.state.restorables import (
     RestorableOptimizer,
     SavedObject,
 )
-from ray_imuckpt.state.wrappers import bare_optimizer
 
 
 def restorables(
@@ -59,7 +58,7 @@ def restorables(
         )
     for name, value in _optimizers_first(targets.objects):
         if name in loaded.objects:
-            later = name in targets.spread
+            later = name in targets.later.other
             state = SavedObject(loaded.other[name], loaded.classes.get(name), later)
             items.append(RestorableObject(name, value, state, layouts, strict=strict))
     items += _of_rank(loaded, targets, gang, layouts, strict=strict)
@@ -103,6 +102,7 @@ def _of_rank(
 ) -> Iterator[Restorable]:
     """Yield what is in ``per_rank``: restored, or seeded on a rank that did not save."""
     if loaded.rank_here is None:
+        _check_alone(loaded, targets)
         for name, value in targets.per_rank.items():
             if is_generator(value):
                 seed = partial(seed_generator, value, loaded.rank_zero["random"], gang.rank, name)
@@ -114,20 +114,25 @@ def _of_rank(
             yield RestorableObject(
                 in_per_rank(name),
                 value,
-                SavedObject(saved[name], classes.get(name)),
+                SavedObject(saved[name], classes.get(name), name in targets.later.per_rank),
                 layouts,
                 strict=strict,
-                overlapping=_overlaps(value, targets),
+                overlapping=targets.overlaps(value),
             )
+
+
+def _check_alone(loaded: LoadedCheckpoint, targets: Targets) -> None:
+    """Raise where other ranks would restore their parts of an object, and this one has none."""
+    spread = sorted(name for name in targets.later.per_rank if name in loaded.rank_zero["per_rank"])
+    if spread:
+        raise StateMismatchError(
+            f"{in_per_rank(spread[0])} is spread over the ranks here, and was saved by "
+            f"{loaded.manifest.world_size} rank(s), of which this was none.",
+            hint="Continue with as many ranks, or leave it out of start(). What is passed by "
+            "keyword, and not in per_rank, continues with any number of ranks.",
+        )
 
 
 def _optimizers_first(objects: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the objects, optimizers before what depends on them, a scheduler for example."""
     return sorted(objects.items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer))
-
-
-def _overlaps(value: Any, targets: Targets) -> bool:
-    """Return whether the model or the optimizer has state of this object as well."""
-    if isinstance(value, nn.Module):
-        return bool(names_of(targets.model, [value]))
-    return bare_optimizer(value) is bare_optimizer(targets.optimizer)

@@ -66,7 +66,7 @@ class Restore:
         """
         gang, loaded = self._gang, self._loaded
         with_optimizer = self._targets.optimizer is not None
-        loaded.prepare(optimizer=with_optimizer, spread=self._targets.spread)
+        loaded.prepare(optimizer=with_optimizer, later=self._targets.later)
         gang.run_all(self._check)
         try:
             if self._targets.objects or self._targets.per_rank:  # the same on every rank

@@ -7,7 +7,7 @@ then these are read into the memory of the live ones (`LoadedCheckpoint.fill`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,8 @@ from ray_imuckpt.errors import CorruptCheckpointError, located
 from ray_imuckpt.loading import parts
 from ray_imuckpt.loading.parts import StoredPart
 from ray_imuckpt.loading.reader import Reader
-from ray_imuckpt.loading.stored_state import StoredState
+from ray_imuckpt.loading.stored_state import Later, StoredState
+from ray_imuckpt.loading.targets import in_per_rank
 from ray_imuckpt.repository import codec, decoding
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.metrics import metrics_of
@@ -45,7 +46,7 @@ class LoadedCheckpoint:
         self.manifest = manifest
         self.left_out = LeftOut()
         self._reader = reader
-        self._spread: Collection[str] = ()
+        self._later: Later | None = None
 
     @property
     def url(self) -> str:
@@ -114,18 +115,18 @@ class LoadedCheckpoint:
         """Return each rank's ``random`` state, ``per_rank``, and the ``classes`` of the latter."""
         return self._state.ranks
 
-    def prepare(self, *, optimizer: bool, spread: Collection[str] = ()) -> None:
+    def prepare(self, *, optimizer: bool, later: Later) -> None:
         """Read all but the tensors that `fill` reads, in the order every rank must keep.
 
         Args:
             optimizer: Whether to prepare for the optimizer as well.
-            spread: The names of objects whose tensors `fill` reads, beside the model's.
+            later: The objects whose tensors `fill` reads, beside the model's.
 
         Raises:
             CorruptCheckpointError: Something is damaged, missing or cut; nothing was filled.
         """
         self._reader.prefetch(self.manifest.files)
-        self._spread = spread
+        self._later = later
         _ = self.metrics, self._state, *self._model_parts
         if optimizer:
             _ = self._optimizer_part
@@ -162,12 +163,14 @@ class LoadedCheckpoint:
         """
         stored = [*self._model_parts]
         stored += [self._optimizer_part] if optimizer else []
-        stored += [self._state.rest] if self._spread else []
+        stored += [] if self._later is None else [self._state.rest]
         trained, frozen, *rest = self._fill(stored, make_room)
         tensors.lay_out(self._model_parts[0].header, trained, but=self.saved_model.tensors)
         filled = Filled(self._decoded_model(trained, frozen))
-        if self._spread:
-            filled = filled._replace(objects=self._state.filled(rest.pop(), self._spread))
+        if self._later is not None:
+            other, own = self._state.filled(rest.pop())
+            own = {in_per_rank(name): state for name, state in own.items()}
+            filled = filled._replace(objects={**other, **own})
         if not optimizer:
             return filled
         tensors.lay_out(self._optimizer_part.header, *rest)
@@ -250,7 +253,7 @@ class LoadedCheckpoint:
     @cached_property
     def _state(self) -> StoredState:
         with located(self.url, epoch=self.epoch):
-            return StoredState(self._reader, self.manifest, self.url, self._spread)
+            return StoredState(self._reader, self.manifest, self.url, self._later)
 
     def __repr__(self) -> str:
         """Return the epoch and where it is."""

@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_imuckpt.loading.stored_state import Later
+from ray_imuckpt.state.names import names_of
 from ray_imuckpt.state.objects import is_stateful
 from ray_imuckpt.state.spread import is_spread
+from ray_imuckpt.state.wrappers import bare_optimizer
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,21 @@ class Targets:
         return {name: value for name, value in self.other.items() if is_stateful(value)}
 
     @cached_property
-    def spread(self) -> frozenset[str]:
+    def later(self) -> Later:
         """Return the names of those of which each rank reads its part, as of the model."""
-        return frozenset(name for name, value in self.objects.items() if is_spread(value))
+        per_rank = {
+            name
+            for name, value in self.per_rank.items()
+            if is_spread(value) and not self.overlaps(value)
+        }
+        other = {name for name, value in self.objects.items() if is_spread(value)}
+        return Later(other, per_rank, whole=self.per_rank.keys() - per_rank)
+
+    def overlaps(self, value: Any) -> bool:
+        """Return whether the model or the optimizer has state of this object as well."""
+        if isinstance(value, nn.Module):
+            return bool(names_of(self.model, [value]))
+        return bare_optimizer(value) is bare_optimizer(self.optimizer)
 
     def move(self) -> None:
         """Move the model to its device."""

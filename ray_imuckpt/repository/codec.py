@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 
-from ray_imuckpt import staging
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.encoding.tensors import Piece, Strides, is_plain
+from ray_imuckpt.repository.rank_state import TREE, Partition, RankState
 from ray_imuckpt.state.model import ModelState
 from ray_imuckpt.state.pieces import Share
 from ray_imuckpt.state.sharding import check_part, holds_shards, is_sharded, part_here
@@ -28,7 +27,6 @@ STATE = "state"
 
 EXTRA = "imuckpt.extra"
 VERSIONS = "imuckpt.versions"
-_TREE = "imuckpt.tree"
 
 
 @dataclass(frozen=True)
@@ -86,54 +84,6 @@ Choose = Callable[[str, torch.Tensor], Share | None]
 """Says what of a tensor, by its name in the whole checkpoint, is written; ``None``: nothing."""
 
 
-class RankState:
-    """The state of one rank alone, as a tree and tensors, which are the live ones.
-
-    Args:
-        state: Its random generators, its `per_rank` objects and their classes.
-        rank: The rank.
-    """
-
-    def __init__(self, state: Mapping[str, Any], rank: int) -> None:
-        self.rank = rank
-        self.tensors: dict[str, torch.Tensor] = {}
-        self.tree = tree.encode(dict(state), self.tensors, f"ranks.{rank}")
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    def to_bytes(self) -> bytes:
-        """Return it as bytes, to be sent to rank 0."""
-        stored = staging.in_place(self.tensors)
-        text = tree.dumps(self.tree).decode("ascii")
-        views = tensors.encode(stored, metadata={_TREE: text}, strides=tensors.strides_of(stored))
-        return b"".join(view[:] for view in views)
-
-
-class Partition:
-    """The state of the parameters that one rank steps, as a tree and tensors, the live ones.
-
-    Args:
-        state: Name of a parameter to its values.
-    """
-
-    def __init__(self, state: Mapping[str, Any]) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-        self._tree = tree.encode({"state": dict(state)}, self.tensors, OPTIMIZER)["state"]
-
-    @property
-    def size(self) -> int:
-        """Return the bytes of its tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
-    @cached_property
-    def text(self) -> bytes:
-        """Return the tree as bytes, to be sent to rank 0."""
-        return tree.dumps(self._tree)
-
-
 class Contents:
     """The contents of a checkpoint that a rank knows: trees, and the live tensors by part.
 
@@ -156,6 +106,8 @@ class Contents:
             MODEL: trained, MODEL_FROZEN: frozen, OPTIMIZER: {}, STATE: {},
         }  # fmt: skip
         self.alone: dict[str, dict[str, torch.Tensor]] = {STATE: {}, OPTIMIZER: {}}
+        self._sharded: dict[str, torch.Tensor] = {}  # of those in `STATE` alone
+        self._pieces: dict[str, Piece] = {}
         self._metadata: dict[str, str] = {}
         if leads:
             self._metadata[VERSIONS] = tree.dumps(dict(model.versions)).decode("ascii")
@@ -176,25 +128,36 @@ class Contents:
             self.trees["optimizer"] = data
 
     def put_partition(
-        self, partition: Partition, trees: Iterable[bytes], rest: Mapping[str, Any]
+        self,
+        partition: Partition,
+        trees: Iterable[bytes],
+        rest: Mapping[str, Any] | None,
+        others: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Add the state of an optimizer that gives each rank some of the parameters to step.
+        """Add the states of optimizers that give each rank some of the parameters to step.
 
         Args:
             partition: What this rank steps.
             trees: `Partition.text` of each rank; on rank 0.
-            rest: The optimizer's state without that of any parameter.
+            rest: The state of the model's optimizer without that of any parameter, if it is one.
+            others: The same of those given by keyword, by their names.
         """
-        self.alone[OPTIMIZER] |= partition.tensors
+        self.alone[OPTIMIZER] |= partition.optimizer
+        self.alone[STATE] |= partition.other
         if not self.leads:
             return
-        states: dict[str, tree.JSON] = {}
-        for text in trees:
-            states |= tree.loads(text)
-        self.put_optimizer(rest)
-        names = [name for group in rest["param_groups"] for name in group["params"]]
-        in_order = {name: states[name] for name in names if name in states}
-        self.trees["optimizer"]["state"] = in_order
+        of_ranks = [tree.loads(text) for text in trees]
+        if rest is not None:
+            states = {name: s for each in of_ranks for name, s in each["optimizer"].items()}
+            self.put_optimizer(rest)
+            names = [name for group in rest["param_groups"] for name in group["params"]]
+            in_order = {name: states[name] for name in names if name in states}
+            self.trees["optimizer"]["state"] = in_order
+        for name, of_other in others.items():
+            data = tree.encode(of_other, self.tensors[STATE], f"other.{name}")
+            numbered = {n: state for each in of_ranks for n, state in each["other"][name]}
+            data["state"] = tree.of_pairs(sorted(numbered.items()))
+            self.trees["other"][name] = data
 
     def put_other(self, name: str, value: Any) -> None:
         """Add a value that was given by keyword, or the state of an object that was."""
@@ -218,6 +181,8 @@ class Contents:
         """Add the state of this rank."""
         self.ranks[str(state.rank)] = state.tree
         self.alone[STATE] |= state.tensors
+        self._sharded |= state.sharded
+        self._pieces |= state.pieces
 
     def put_ranks(self, blobs: Iterable[bytes]) -> None:
         """Add the states of all ranks, as `RankState.to_bytes` made them, in their order."""
@@ -225,7 +190,7 @@ class Contents:
             header = tensors.parse_header(blob, len(blob), "a rank")
             infos = header.tensors.items()
             self.alone[STATE] |= {name: tensors.tensor_at(blob, info) for name, info in infos}
-            self.ranks[str(rank)] = tree.loads(header.metadata[_TREE])
+            self.ranks[str(rank)] = tree.loads(header.metadata[TREE])
 
     @uncollected
     def plan(self, choose: Choose | None = None) -> Plan:
@@ -262,7 +227,9 @@ class Contents:
         strides = tensors.strides_of(whole)
         if self.alone.get(part):
             stored = {**stored, **self.alone[part]}
-            strides |= tensors.strides_of(self.alone[part])
+            sharded, more = (self._sharded, self._pieces) if part == STATE else ({}, {})
+            strides |= tensors.strides_of({**self.alone[part], **sharded})
+            pieces = {**pieces, **more}
         aliases: Mapping[str, str] = {}
         if part in (MODEL, MODEL_FROZEN):
             aliases = {n: target for n, target in self.model.aliases.items() if target in stored}

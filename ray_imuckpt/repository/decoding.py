@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, TypeVar
 
 import msgspec
-import torch
 from torch import Tensor
 
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.repository.codec import EXTRA, VERSIONS
+from ray_imuckpt.repository.rank_state import RANKS
 
 T = TypeVar("T")
 
-RANKS = "ranks."
 _FIELDS = {"log", "other", "objects", "classes", "optimizer"}
 
 
@@ -128,19 +127,25 @@ def decode_state(
     return state
 
 
-def decode_rank(data: tree.JSON, tensors: Mapping[str, torch.Tensor], url: str) -> dict[str, Any]:
+def decode_rank(data: tree.JSON, tensors: Mapping[str, Any], url: str) -> dict[str, Any]:
     """Return a rank state.
 
     Args:
         data: Its tree.
-        tensors: Its tensors. Each must have memory of its own: in the file a byte tensor may lie at
-            any address, and torch crashes the process when it is given the state of a generator at
-            an odd one.
+        tensors: Its tensors, or what stands for those of its objects. Each must have memory of its
+            own: in the file a byte tensor may lie at any address, and torch crashes the process
+            when it is given the state of a generator at an odd one.
         url: Where the checkpoint is, for errors.
     """
     decoded = tree.decode_dict(data, tensors)
     _check(decoded, _Rank, url)
     return decoded
+
+
+def decode_per_rank(data: tree.JSON, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the states of a rank's objects, of what stands for their tensors in `stored`."""
+    per_rank = data.get("per_rank") if isinstance(data, dict) else None
+    return tree.decode_dict(per_rank, stored)
 
 
 def rank_of(name: str) -> int | None:

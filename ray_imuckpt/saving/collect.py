@@ -14,19 +14,20 @@ from ray_imuckpt.agreement.agreement import Traits
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec
+from ray_imuckpt.repository.rank_state import Partition, RankState
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.state.model import take_model
 from ray_imuckpt.state.objects import classes, is_stateful, take_object
 from ray_imuckpt.state.optimizer import take_optimizer
-from ray_imuckpt.state.partition import take_partition, without_state
-from ray_imuckpt.state.random_state import take_random
-from ray_imuckpt.state.sharding import (
-    consolidate,
-    gathered,
-    holds_shards,
-    is_zero_redundancy,
-    try_state,
+from ray_imuckpt.state.partition import (
+    take_numbered,
+    take_own,
+    take_partition,
+    take_shared_numbered,
+    without_state,
 )
+from ray_imuckpt.state.random_state import take_random
+from ray_imuckpt.state.sharding import consolidate, is_zero_redundancy, try_state
 from ray_imuckpt.state.wrappers import bare, bare_optimizer
 
 _SMALL = 1024 * 1024  # bytes of a rank state that is encoded before anyone knows who is to write it
@@ -83,7 +84,7 @@ class Gathered:
 
     Attributes:
         ranks: What belongs to each rank alone, where rank 0 writes for all.
-        parts: The trees of what each rank steps, where the optimizer need not be consolidated.
+        parts: The trees of what each rank steps, where optimizers need not be consolidated.
     """
 
     ranks: Sequence[bytes] | None = None
@@ -98,47 +99,47 @@ class Taken:
         sources: What it was taken from.
         contents: What of it this rank knows alone: the live tensors, sharded ones as they are.
         shapes: Shape, dtype and placement of the tensors.
-        rank: What belongs to this rank alone; a tensor that is sharded is its part of it.
-        alone: The same, encoded; ``None`` where other ranks hold a part of it.
-        partition: What this rank steps, where the optimizer gives each rank some of the parameters.
-        encoded: The same as bytes, where they are few.
+        alone: What belongs to this rank alone, and its pieces of what is sharded in that.
+        encoded: The same as bytes, where they are few and nothing of them is sharded.
+        partition: What this rank steps, where optimizers give each rank some of the parameters and
+            need not be consolidated.
     """
 
     sources: Sources
     contents: codec.Contents
     shapes: traits.Shapes
-    rank: Mapping[str, Any]
-    alone: codec.RankState | None
+    alone: RankState
     encoded: bytes | None
-    partition: codec.Partition | None
+    partition: Partition | None
 
-    def complete(self, gang: Gang, gathered: Gathered) -> codec.Contents:
+    def complete(self, gathered: Gathered) -> codec.Contents:
         """Return all that this rank is to know; a collective where a state is spread over ranks.
 
         Args:
-            gang: The gang.
             gathered: What `gather` returned.
         """
         sources, contents = self.sources, self.contents
         optimizer = sources.optimizer
         if gathered.parts is not None and self.partition is not None:
-            rest = without_state(optimizer, sources.model)
-            contents.put_partition(self.partition, gathered.parts, rest)
-        elif optimizer is not None and is_zero_redundancy(optimizer) and consolidate(optimizer):
-            contents.put_optimizer(take_optimizer(optimizer, sources.model))
-        for name, whole in _consolidated(sources.other).items():
-            contents.put_other(name, whole)
+            zero = is_zero_redundancy(optimizer)
+            rest = without_state(optimizer, sources.model) if zero else None
+            others = {
+                name: {**take_numbered(value), "state": {}}
+                for name, value in _zero_redundancy(sources.other).items()
+            }
+            contents.put_partition(self.partition, gathered.parts, rest, others)
+        else:
+            zero = optimizer is not None and is_zero_redundancy(optimizer)
+            if optimizer is not None and zero and consolidate(optimizer):
+                contents.put_optimizer(take_optimizer(optimizer, sources.model))
+            for name, value in _zero_redundancy(sources.other).items():
+                if consolidate(value):
+                    contents.put_other(name, take_object(value))
         if gathered.ranks is None:
-            contents.put_rank(self.alone or self.whole_rank(gang))
+            contents.put_rank(self.alone)
         else:
             contents.put_ranks(gathered.ranks)
         return contents
-
-    def whole_rank(self, gang: Gang) -> codec.RankState:
-        """Return what belongs to this rank alone, with what others hold of it; a collective."""
-        per_rank: dict[str, Any] = gathered(dict(self.rank["per_rank"]))
-        per_rank |= _consolidated(self.sources.per_rank)
-        return codec.RankState({**self.rank, "per_rank": per_rank}, gang.rank)
 
 
 @torch.no_grad()  # or the part of each sharded tensor would get a history
@@ -156,30 +157,27 @@ def take(gang: Gang, run: Run, sources: Sources) -> tuple[Taken, Traits]:
     """
     model = take_model(sources.model)
     contents = codec.Contents(model, leads=gang.rank == 0)
-    optimizer = partition = None
+    optimizer = None
     if is_zero_redundancy(sources.optimizer):
         try_state(sources.optimizer)
-        state = take_partition(sources.optimizer, sources.model, gang.world_size)
-        partition = None if state is None else codec.Partition(state)
     elif sources.optimizer is not None:
         optimizer = take_optimizer(sources.optimizer, sources.model)
         contents.put_optimizer(optimizer)
     per_rank = {name: sources.per_rank[name] for name in sorted(sources.per_rank)}
-    states = _states(per_rank)
+    states = {name: _own_state(value) for name, value in per_rank.items()}
     rank = {"random": take_random(), "per_rank": states, "classes": classes(sources.per_rank)}
-    spread = any(map(is_zero_redundancy, per_rank.values())) or holds_shards(states)
-    alone = None if spread else codec.RankState(rank, gang.rank)
-    other = _states(sources.other)
+    alone = RankState(rank, gang.rank)
+    other = {name: _state(value) for name, value in sources.other.items()}
     for name, state in other.items():
         contents.put_other(name, state)
     contents.put_log([] if sources.log is None else sources.log)
     objects = [name for name, value in sources.other.items() if is_stateful(value)]
     contents.put_objects(objects, classes(sources.other))
-    shards = traits.of_shards({"other": other, "per_rank": states, "extra": dict(model.extra)})
+    shards = traits.of_shards({"other": other, "extra": dict(model.extra)})
     shapes = traits.Shapes(model, optimizer, shards)
-    small = alone is not None and alone.size < _SMALL and gang.world_size > 1
-    encoded = alone.to_bytes() if alone is not None and small else None
-    taken = Taken(sources, contents, shapes, rank, alone, encoded, partition)
+    small = not alone.spread and alone.size < _SMALL and gang.world_size > 1
+    encoded = alone.to_bytes() if small else None
+    taken = Taken(sources, contents, shapes, alone, encoded, _partition(sources, gang.world_size))
     if gang.world_size == 1:
         return taken, Traits()
     return taken, _compared(sources, taken, other, first=run.compared != sources.identity)
@@ -231,29 +229,42 @@ def _rank_states(gang: Gang, taken: Taken, sizes: Sequence[int | None]) -> list[
         return gang.gather(taken.encoded, known)
 
     def whole() -> tuple[bytes, bytes]:
-        encoded = (taken.alone or taken.whole_rank(gang)).to_bytes()
+        encoded = taken.alone.to_bytes()
         return encoded, str(len(encoded)).encode()
 
     encoded, lengths = gang.exchange(whole)
     return gang.gather(encoded, [int(length) for length in lengths])
 
 
-def _states(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states of the objects, ``None`` for what is still to be consolidated."""
-    states: dict[str, Any] = {}
-    for name, value in objects.items():
-        if is_zero_redundancy(value):
-            try_state(value)
-            states[name] = None
-        else:
-            states[name] = take_object(value)
-    return states
+def _state(value: Any) -> Any:
+    """Return the state of what is given by keyword; ``None`` while that is with several ranks."""
+    if is_zero_redundancy(value):
+        try_state(value)
+        return None
+    return take_object(value)
 
 
-def _consolidated(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the states of those that are to be consolidated, on rank 0; a collective."""
-    return {
-        name: take_object(objects[name])
-        for name in sorted(objects)
-        if is_zero_redundancy(objects[name]) and consolidate(objects[name])
+def _own_state(value: Any) -> Any:
+    """Return the state of an object of this rank; of what is spread, this rank's part."""
+    return take_own(value) if is_zero_redundancy(value) else take_object(value)
+
+
+def _zero_redundancy(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of which each rank has some parameters to step, in the order of all ranks."""
+    return {name: objects[name] for name in sorted(objects) if is_zero_redundancy(objects[name])}
+
+
+def _partition(sources: Sources, world_size: int) -> Partition | None:
+    """Return what this rank steps; ``None`` where no optimizer is divided, or one otherwise."""
+    of_model = None
+    if is_zero_redundancy(sources.optimizer):
+        of_model = take_partition(sources.optimizer, sources.model, world_size)
+        if of_model is None:
+            return None
+    others = {
+        name: take_shared_numbered(value, world_size)
+        for name, value in _zero_redundancy(sources.other).items()
     }
+    if (of_model is None and not others) or None in others.values():
+        return None
+    return Partition(of_model, {name: s["state"] for name, s in others.items() if s is not None})

@@ -8,7 +8,6 @@ run.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,16 +16,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_imuckpt import units
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.encoding.tensors import Piece
-from ray_imuckpt.errors import StateMismatchError, StorageError
+from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.run import Remembered, Run
+from ray_imuckpt.saving import probe
 from ray_imuckpt.saving.collect import Taken
 from ray_imuckpt.saving.owners import Held, Position, owners
 from ray_imuckpt.state.names import names_of
+from ray_imuckpt.state.objects import may_be_sharded
 from ray_imuckpt.state.pieces import Share, place_in_mesh, share_of
 from ray_imuckpt.state.sharding import part_here, spread_of
 from ray_imuckpt.state.wrappers import bare_optimizer
@@ -36,7 +36,6 @@ from ray_imuckpt.storage import Storage
 # at least 5 MiB of it: more ranks would not be faster (docs/performance.md).
 TOGETHER_FROM = 80 * 1024 * 1024
 _OPTIMIZER_STATE = f"{codec.OPTIMIZER}/optimizer.state."
-_PROBE = "probe"
 _ROUND = 1024 * 1024  # what ranks write beside their shares changes by some bytes at every save
 
 
@@ -180,21 +179,25 @@ def note(gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken) -> di
         return {"id": paths.new_save_id(), "size": size}
     held = holdings(run, taken)
     part = taken.partition
-    of_rank = (taken.alone.size if taken.alone else 0) + (part.size if part else 0)
+    of_rank = taken.alone.size + (part.size if part else 0)
+    sharded = held.sharded or taken.alone.spread
     message: dict[str, Any] = {
-        "size": size, "own": of_rank // _ROUND, "held": held.digest, "positions": held.positions,
-        "part": (len(part.text), part.size) if part else None,
+        "size": size, "own": of_rank // _ROUND, "sharded": sharded, "held": held.digest,
+        "positions": held.positions,
+        "part": (len(part.text), part.size_of_optimizer) if part else None,
     }  # fmt: skip
     if gang.rank == 0:
         message["id"] = paths.new_save_id()
         rest = taken.contents.plain_size
         message["rest"] = rest // _ROUND
         large = held.size + rest + of_rank * gang.world_size >= TOGETHER_FROM
-        message["together"] = held.sharded or (large and run.shared is not False)
-        if message["together"] and not run.shared:
-            with contextlib.suppress(OSError):  # the save itself will tell
-                storage.put(_probe(epoch, message["id"]), b"{}")
-                message["probe"] = True
+        message["large"] = large and run.shared is not False
+        must = (sharded or message["large"]) and not run.shared
+        # What another rank has in `per_rank` may be sharded, though it is not on this one.
+        if must or (
+            run.shared is None and any(map(may_be_sharded, taken.sources.per_rank.values()))
+        ):
+            message["probe"] = probe.put(storage, epoch, message["id"])
     return message
 
 
@@ -216,7 +219,10 @@ def divide(
         StorageError: They do not see the same storage, and a tensor is sharded.
     """
     save_id = notes[0]["id"]
-    if not notes[0].get("together"):
+    sharded = any(message.get("sharded") for message in notes)
+    if notes[0].get("probe"):
+        run.shared = probe.is_seen(gang, storage, epoch, save_id, sharded=sharded)
+    if not sharded and not (notes[0].get("large") and run.shared):
         return Division(save_id)
     held = holdings(run, taken)
     differing = [rank for rank, message in enumerate(notes) if message["held"] != held.digest]
@@ -227,10 +233,6 @@ def divide(
             rank=differing[0] if gang.rank == 0 else None,
             hint="Build the model and the optimizer alike on every rank.",
         )
-    if notes[0].get("probe"):
-        run.shared = _is_shared(gang, storage, _probe(epoch, save_id), sharded=held.sharded)
-    if not run.shared and not held.sharded:
-        return Division(save_id)
     positions = [[None if p is None else tuple(p) for p in each["positions"]] for each in notes]
     burdens = [message["own"] * _ROUND for message in notes]
     burdens[0] += notes[0]["rest"] * _ROUND
@@ -253,39 +255,3 @@ def _shares(
     moving = owners(others, positions, burdens)
     shares = tuple(one | other for one, other in zip(still, moving, strict=True))
     return shares, {one.key: one for one in held}, {}
-
-
-def _probe(epoch: int, save_id: str) -> str:
-    name = paths.data_file_name(_PROBE, save_id, "json")
-    return f"{paths.checkpoint_name(epoch)}/{name}"
-
-
-def _is_shared(gang: Gang, storage: Storage, probe: str, *, sharded: bool) -> bool:
-    """Return whether all ranks see what rank 0 has put; a collective.
-
-    Raises:
-        StorageError: They do not, though they must.
-    """
-
-    def look() -> tuple[None, bytes]:
-        try:
-            storage.size(probe)
-        except OSError:
-            return None, b""
-        return None, storage.url.encode()  # what is wrong is to be told alike on all ranks
-
-    seen = gang.exchange(look)[1]
-    if gang.rank == 0:
-        with contextlib.suppress(OSError):
-            storage.delete(probe)
-    blind = [rank for rank, message in enumerate(seen) if not message]
-    if blind and sharded:
-        raise StorageError(
-            f"{units.ranks(blind).capitalize()} cannot see what rank 0 "
-            "writes: the directory is not the same storage there. A model that is sharded is "
-            "written by all ranks.",
-            url=seen[0].decode() or None,
-            rank=blind[0],
-            hint="Give a `dir` that all ranks share: a network file system, or an object store.",
-        )
-    return not blind

@@ -22,6 +22,7 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.live import LeftOut, LiveModel, as_saved_model
 from ray_imuckpt.state.model import take_model
 from ray_imuckpt.state.optimizer import class_name
+from ray_imuckpt.state.partition import check_stepped, stepped_here
 from ray_imuckpt.state.random_state import (
     apply_generator,
     check_generator,
@@ -150,11 +151,13 @@ class _Optimizer:
         del strict
         if is_torchs(value) or has_layout(state):
             check_plain(value, state, name)
+            check_stepped(value, state, name)
         return LeftOut()
 
     def apply(self, value: Any, state: Any, layouts: SavedLayouts) -> None:
         if has_layout(state):
-            apply_exactly(bare_optimizer(value), state, layouts)
+            own = stepped_here(value, state) if is_zero_redundancy(value) else state
+            apply_exactly(bare_optimizer(value), own, layouts)
         else:
             value.load_state_dict(state)
 

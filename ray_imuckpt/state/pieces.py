@@ -14,7 +14,9 @@ from ray_imuckpt.state.sharding import detached, is_sharded, part_here
 __all__ = [
     "Share",
     "from_share",
+    "lowest_rank",
     "new_share",
+    "owned_share",
     "place_in_mesh",
     "share_of",
     "taking",
@@ -70,6 +72,37 @@ def place_in_mesh(tensor: torch.Tensor) -> tuple[int, ...] | None:
         for at, placement in zip(coordinate, sharded.placements, strict=True)
         if not placement.is_replicate()
     )
+
+
+def owned_share(tensor: torch.Tensor) -> Share | None:
+    """Return what of a sharded tensor this rank writes where ranks do not agree on that.
+
+    Each piece is written by the first of those in its mesh that hold it.
+
+    Returns:
+        ``None`` where that is nothing.
+
+    Raises:
+        UnsupportedStateError: As for `share_of`.
+    """
+    sharded: Any = tensor
+    coordinate = sharded.device_mesh.get_coordinate()
+    if coordinate is None:
+        return None
+    if not tensor.numel():
+        nothing = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return None if any(coordinate) else Share(nothing, None)
+    share = share_of(tensor)
+    places = zip(coordinate, sharded.placements, strict=True)
+    if not share.local.numel() or any(at and p.is_replicate() for at, p in places):
+        return None
+    return Share(share.local, None) if share.local.shape == tensor.shape else share
+
+
+def lowest_rank(tensor: torch.Tensor) -> int:
+    """Return the lowest of the ranks that a sharded tensor is spread over."""
+    sharded: Any = tensor
+    return int(sharded.device_mesh.mesh.min())
 
 
 def from_share(local: torch.Tensor, live: torch.Tensor) -> torch.Tensor:

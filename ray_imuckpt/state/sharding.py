@@ -92,30 +92,6 @@ def holds_shards(value: Any) -> bool:
     return bool(shards_in(value, ""))
 
 
-def gathered(value: Any) -> Any:
-    """Return `value` with the sharded tensors in its containers whole.
-
-    A collective of the meshes they are on: every rank passes the same tensors in the same order,
-    which must have been made sure before, since one rank that fails or passes less leaves the
-    others waiting for it.
-    """
-    return _gathered(value) if _sharded_class() else value
-
-
-def _gathered(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        if is_sharded(value):
-            full: torch.Tensor = value.full_tensor()  # type: ignore[attr-defined]
-            return full.detach()
-        return value
-    if type(value) is dict:
-        whole = {key: _gathered(value[key]) for key in sorted(value, key=str)}  # as on all ranks
-        return {key: whole[key] for key in value}
-    if type(value) in (list, tuple):
-        return type(value)(_gathered(item) for item in value)
-    return value
-
-
 def like(full: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
     """Return `full` sharded as `live` is, or `full` itself where `live` is not, or `full` is.
 

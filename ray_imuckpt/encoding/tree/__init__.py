@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from ray_imuckpt.encoding.tree.decoding import decode, decode_dict
 from ray_imuckpt.encoding.tree.encoding import JSON, encode
+from ray_imuckpt.encoding.tree.references import of_pairs, renamed
 from ray_imuckpt.encoding.tree.still import Still, encode_later
 from ray_imuckpt.errors import CorruptCheckpointError
 
@@ -27,6 +28,8 @@ __all__ = [
     "encode",
     "encode_later",
     "loads",
+    "of_pairs",
+    "renamed",
 ]
 
 

@@ -21,8 +21,8 @@ from support.forking import import_all, on_ranks
 
 RANKS = 2
 _NAMES = (
-    *("stories", "errors", "layouts", "meetings", "owners", "pairs", "policies", "reading"),
-    *("room", "shards", "spread", "together", "values"),
+    *("beside", "errors", "layouts", "meetings", "owners", "pairs", "policies", "reading"),
+    *("room", "shards", "spread", "stories", "together", "values"),
 )
 TOPICS = [importlib.import_module(f"support.gangs.{name}") for name in _NAMES]
 

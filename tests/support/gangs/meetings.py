@@ -80,13 +80,13 @@ def ranks_that_write_together_meet_seldom(directory: Path, rank: int) -> None:
 
 
 def a_spread_state_takes_one_meeting_more(directory: Path, rank: int) -> None:
-    """A `per_rank` optimizer that is spread over the ranks is brought together first."""
+    """An optimizer by keyword that is spread over the ranks is brought together first."""
     model = DistributedDataParallel(small_model())
     spread = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
     checkpointer = Checkpointer(directory, blocking=True)
     checkpointer.start(model)
     for epoch in (1, 2):
-        save = partial(checkpointer.checkpoint, epoch, model=model, per_rank={"spread": spread})
+        save = partial(checkpointer.checkpoint, epoch, model=model, spread=spread)
         _, meetings = counting(save)
         of_torch = counting(lambda: spread.consolidate_state_dict(to=0))[1]
         assert meetings - of_torch <= 5, (meetings, of_torch)

@@ -11,8 +11,10 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+from ray.data._internal.cluster_autoscaler.base_autoscaling_coordinator import (
     ResourceRequestPriority,
+)
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
 from ray.train import FailureConfig, ScalingConfig
@@ -96,14 +98,11 @@ def fit(notes: Path, checkpointer: Checkpointer) -> Any:
         _OTHERS, [{"CPU": 1}] * 2, expire_after_s=600, priority=ResourceRequestPriority.HIGH
     )
     ray.get(asked)
-    elastic: Any = (1, 3)  # Ray's annotation knows of one number only
+    # Ray's annotations do not know that: an option, and that it is a pair of numbers.
+    elastic: Any = {"num_workers": (1, 3), "elastic_resize_monitor_interval_s": 1}
     return TorchTrainer(
         loop,
         train_loop_config={"checkpointer": checkpointer, "notes": str(notes)},
-        scaling_config=ScalingConfig(
-            num_workers=elastic,
-            resources_per_worker={"CPU": 1},
-            elastic_resize_monitor_interval_s=1,
-        ),
+        scaling_config=ScalingConfig(resources_per_worker={"CPU": 1}, **elastic),
         run_config=checkpointer.run_config(failure_config=FailureConfig(max_failures=1)),
     ).fit()

@@ -1,0 +1,28 @@
+"""Encoded trees as JSON: other names for their tensors, dicts made of encoded pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ray_imuckpt.encoding.tree.encoding import JSON, TAG
+
+
+def renamed(data: JSON, names: Mapping[str, str]) -> JSON:
+    """Return a tree whose tensors have other names.
+
+    Args:
+        data: What `encode` returned.
+        names: The new name of each that gets one.
+    """
+    if type(data) is list:
+        return [renamed(item, names) for item in data]
+    if type(data) is not dict:
+        return data
+    if data.get(TAG) == "tensor":
+        return {**data, "v": names.get(data["v"], data["v"])}
+    return {key: renamed(item, names) for key, item in data.items()}
+
+
+def of_pairs(pairs: Iterable[tuple[JSON, JSON]]) -> JSON:
+    """Return the tree of a dict, of its keys and its encoded values."""
+    return {TAG: "dict", "v": [list(pair) for pair in pairs]}
