@@ -5,7 +5,6 @@ python -m benchmarks.gangs.ranks JSON       what to do: the fields of `Task`; pr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +15,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ import torch.multiprocessing as mp
 from benchmarks.gangs import states
 from benchmarks.gangs.contenders import CONTENDERS, Contender
 from benchmarks.memory import forget_peak, status
+from tools.allocations import Allocation, allocations
 
 _COLLECTIVES = (
     *("all_gather", "gather", "broadcast", "all_reduce", "scatter", "barrier"),
@@ -134,43 +134,30 @@ def _rank(rank: int, task: Task, store: str) -> None:
 
 def _save(contender: Contender, own: float) -> list[float]:
     before = _quiet()
-    with _host_memory() as made:
+    with allocations() as made:
         began = time.perf_counter()
         contender.begin()
         stall = time.perf_counter() - began
         contender.end()
         durable = time.perf_counter() - began
-    return [stall, durable, (status("VmHWM") - before) / own, max(made) / own]
+    return [stall, durable, (status("VmHWM") - before) / own, _largest(made) / own]
 
 
 def _restore(contender: Contender, own: float, task: Task) -> list[float]:
     if not task.restores:
         return [0.0, 0.0, 0.0]
     before = _quiet()
-    with _host_memory() as made:
+    with allocations() as made:
         began = time.perf_counter()
         contender.restore()
         _idle()
         seconds = time.perf_counter() - began
-    return [seconds, (status("VmHWM") - before) / own, max(made) / own]
+    return [seconds, (status("VmHWM") - before) / own, _largest(made) / own]
 
 
-@contextlib.contextmanager
-def _host_memory() -> Iterator[list[float]]:
-    """Give the megabytes of each piece of host memory that `torch.empty` makes meanwhile."""
-    real, made = torch.empty, [0.0]
-
-    def empty(*arguments: Any, **options: Any) -> torch.Tensor:
-        tensor = real(*arguments, **options)
-        if tensor.device.type == "cpu":
-            made.append(tensor.nbytes / 1_000_000)
-        return tensor
-
-    torch.empty = empty
-    try:
-        yield made
-    finally:
-        torch.empty = real
+def _largest(made: Sequence[Allocation]) -> float:
+    """Return the megabytes of the largest piece of host memory."""
+    return max((each.nbytes for each in made if each.device == "cpu"), default=0) / 1_000_000
 
 
 def _idle() -> None:

@@ -18,23 +18,16 @@ from conftest import same_bytes
 from ray_imuckpt import Checkpointer, StateMismatchError
 from support.gangs.common import error_of, local
 from support.gangs.reading import ONE, ROWS, build, nothing_is_small, saved, state, step
+from tools.allocations import allocations
 
 
 @contextmanager
 def rooms() -> Iterator[list[int]]:
-    """Give the bytes of each matrix that is made meanwhile: windows are no matrices."""
-    real, made = torch.empty, list[int]()
-
-    def empty(*arguments: Any, **keywords: Any) -> torch.Tensor:
-        tensor = real(*arguments, **keywords)
-        made.append(tensor.nbytes if tensor.dim() > 1 else 0)
-        return tensor
-
-    torch.empty = empty
-    try:
+    """Give at the end the bytes of each matrix that was made: windows are no matrices."""
+    made = list[int]()
+    with allocations() as all_of_them:
         yield made
-    finally:
-        torch.empty = real
+    made += (each.nbytes if each.dimensions > 1 else 0 for each in all_of_them)
 
 
 def no_rank_makes_room_for_the_whole(directory: Path, rank: int) -> None:
