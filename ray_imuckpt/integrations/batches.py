@@ -39,7 +39,7 @@ def take_loaders(loaders: Sequence[Any]) -> dict[str, Any]:
     """Return the states of loaders, and of the generators that they were built with."""
     return {
         "loaders": [each.state_dict() if isinstance(each, Stateful) else None for each in loaders],
-        "generators": [take_generator(generator) for generator in _generators(loaders)],
+        "generators": take_generators(loaders),
     }
 
 
@@ -48,7 +48,17 @@ def apply_loaders(loaders: Sequence[Any], state: dict[str, Any]) -> None:
     for loader, saved in zip(loaders, state["loaders"], strict=True):
         if saved is not None:
             loader.load_state_dict(saved)
-    for generator, saved in zip(_generators(loaders), state["generators"], strict=True):
+    apply_generators(loaders, state["generators"])
+
+
+def take_generators(loaders: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the states of the generators that loaders were built with."""
+    return [take_generator(generator) for generator in _generators(loaders)]
+
+
+def apply_generators(loaders: Sequence[Any], states: Sequence[dict[str, Any]]) -> None:
+    """Apply the states that `take_generators` gave."""
+    for generator, saved in zip(_generators(loaders), states, strict=True):
         apply_generator(generator, saved)
 
 
@@ -149,8 +159,7 @@ class Batches:
         apply_random(state["began"]["random"])
         apply_loaders(self.flattened, state["began"])
         iterator = self._passed_over(trained)
-        for generator, saved in zip(_generators(self.flattened), state["generators"], strict=True):
-            apply_generator(generator, saved)
+        apply_generators(self.flattened, state["generators"])
         return iterator
 
     def _passed_over(self, trained: int) -> Iterator[Any]:
@@ -168,5 +177,8 @@ def _generators(loaders: Sequence[Any]) -> list[torch.Generator]:
         for sampler in (getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
         for holder in (loader, sampler, getattr(sampler, "sampler", None))
     ]
-    found = [getattr(holder, "generator", None) for holder in holders]
+    seeded = "SeedableRandomSampler"  # of accelerate: it seeds its own anew in every epoch
+    found = [
+        getattr(holder, "generator", None) for holder in holders if type(holder).__name__ != seeded
+    ]
     return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ray_imuckpt import Checkpointer, ImuckptError
+from ray_imuckpt import Checkpointer
 from ray_imuckpt.integrations.lightning import ImuckptCallback
 from support.logs import Messages
-from support.runs.same_run import digest
+from support.runs.refusals import refused
 
 LOADER = DataLoader(TensorDataset(torch.randn(8, 4), torch.randn(8)), 4)
 QUIET: dict[str, Any] = {
@@ -74,17 +73,6 @@ def fit(module: Any, directory: Path | None, epochs: int = 1, **options: Any) ->
     given = {**QUIET, "max_epochs": epochs, "callbacks": [*more, callback], **options}
     pl.Trainer(**given).fit(module, LOADER, ckpt_path=ckpt_path)
     return callback
-
-
-def refused(call: Callable[[], Any], module: Any = None) -> dict[str, Any]:
-    """Return what it raises, and whether the module was changed."""
-    before = None if module is None else digest(module.state_dict())
-    try:
-        call()
-    except (ImuckptError, ValueError, TypeError) as error:
-        after = None if module is None else digest(module.state_dict())
-        return {"type": type(error).__name__, "text": str(error), "same": before == after}
-    return {"type": None, "text": "", "same": False}
 
 
 def another_module(at: Path) -> Any:
