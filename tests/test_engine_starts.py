@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import python_path
 from ray_imuckpt import Checkpointer, StorageError
 from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import open_storage
@@ -215,3 +218,23 @@ def test_s3fs_hashes_a_body_once(options: dict[str, Any], calculated: str | None
     """Without TLS the signature covers it, with TLS a CRC-32 does; and who says so has both."""
     config = s3_options.for_botocore(options)["config_kwargs"]
     assert config.get("request_checksum_calculation") == calculated
+
+
+def test_threads_that_begin_with_a_store_wait_for_each_others_import() -> None:
+    """Its client's exceptions are there only once the whole of it is: a command asks at once."""
+    pytest.importorskip("obstore")
+    code = (
+        "import importlib.abc, sys, threading, time\n"
+        "begun = threading.Event()\n"
+        "class Slow(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'obstore._obstore': begun.set(); time.sleep(0.3)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from ray_imuckpt.storage.engines.obstore_errors import raised_as_oserror\n"
+        "threading.Thread(target=__import__, args=('obstore',)).start()\n"
+        "begun.wait()\n"
+        "with raised_as_oserror('name'): pass\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": python_path()}, check=True, timeout=60
+    )

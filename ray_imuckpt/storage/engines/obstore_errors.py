@@ -22,23 +22,18 @@ _MESSAGE = re.compile(r"<(?:Message|message)>([^<]*)<")
 @contextlib.contextmanager
 def raised_as_oserror(path: str) -> Iterator[None]:
     """Raise an error of obstore's as one of Python's, in one line and without secrets."""
-    from obstore.exceptions import (
-        AlreadyExistsError,
-        BaseError,
-        PermissionDeniedError,
-        PreconditionError,
-        UnauthenticatedError,
-    )
+    import obstore  # as a whole: while another thread does so, its exceptions are a hollow package
 
+    known = obstore.exceptions
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {_short(error)}") from _bare(error)
-    except (AlreadyExistsError, PreconditionError) as error:
+    except (known.AlreadyExistsError, known.PreconditionError) as error:
         raise RefusedError(f"{path}: {_short(error)}") from _bare(error)
-    except (PermissionDeniedError, UnauthenticatedError) as error:
+    except (known.PermissionDeniedError, known.UnauthenticatedError) as error:
         raise PermissionError(f"{path}: {_short(error)}") from _bare(error)
-    except BaseError as error:
+    except known.BaseError as error:
         text = _short(error)
         if "status code: 403" in text:
             raise PermissionError(f"{path}: {text}") from _bare(error)
