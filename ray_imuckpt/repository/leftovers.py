@@ -121,28 +121,29 @@ def sweep(storage: Storage, *, dry_run: bool) -> Leftovers:
     return leftovers
 
 
-def unfinished(storage: Storage, entries: Sequence[Entry] | None = None) -> list[Unfinished]:
+def unfinished(
+    storage: Storage, entries: Sequence[Entry] | None = None, *, uploads: bool = True
+) -> list[Unfinished]:
     """Return what of a run directory no manifest names, by save, whatever its age.
 
     Args:
         storage: The run directory.
         entries: Its files; ``None``: they are listed.
+        uploads: Whether to ask for uploads as well, which takes a listing of its own.
 
     Raises:
         OSError: It cannot be listed.
     """
     files: dict[_Key, list[Entry]] = defaultdict(list)
-    uploads: dict[_Key, list[Upload]] = defaultdict(list)
+    begun: dict[_Key, list[Upload]] = defaultdict(list)
     for entry in _unnamed(storage, storage.entries() if entries is None else entries):
         files[_key(entry.name)].append(entry)
-    for upload in storage.uploads():
+    for upload in storage.uploads() if uploads else ():
         if paths.is_ours(upload.name):
-            uploads[_key(upload.name)].append(upload)
+            begun[_key(upload.name)].append(upload)
     return [
-        Unfinished(
-            key.directory, key.save_id, tuple(files.get(key, ())), tuple(uploads.get(key, ()))
-        )
-        for key in dict.fromkeys([*files, *uploads])
+        Unfinished(key.directory, key.save_id, tuple(files.get(key, ())), tuple(begun.get(key, ())))
+        for key in dict.fromkeys([*files, *begun])
     ]
 
 

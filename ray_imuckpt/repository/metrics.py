@@ -1,12 +1,13 @@
 """The metrics that a manifest states. Values, no I/O.
 
-Metrics that are plain numbers and words are stored as what they are; torch, which takes seconds to
-import, is asked for the others only.
+Metrics that are plain numbers and words are read here, those that are not finite among them; for
+the others `encoding.tree` is asked, and with it torch, which takes seconds to import, comes in.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 from ray_imuckpt.repository.manifest import Manifest
@@ -20,8 +21,10 @@ def metrics_of(manifest: Manifest) -> dict[str, Any]:
     Raises:
         CorruptCheckpointError: They are no tree.
     """
-    if _TAG not in manifest.metrics and all(map(_is_itself, manifest.metrics.values())):
-        return dict(manifest.metrics)
+    if _TAG not in manifest.metrics:
+        plain = {name: _plain(value) for name, value in manifest.metrics.items()}
+        if not any(isinstance(value, (dict, list)) for value in plain.values()):
+            return plain
     from ray_imuckpt.encoding import tree
 
     return tree.decode_dict(manifest.metrics, {})
@@ -35,5 +38,11 @@ def number_of(manifest: Manifest, metric: str) -> float | None:
     return None
 
 
-def _is_itself(value: Any) -> bool:
-    return not isinstance(value, (dict, list))
+def _plain(value: Any) -> Any:
+    """Return the number for a tree's word for one that is not finite; all others as they are."""
+    if isinstance(value, dict) and value.keys() == {_TAG, "v"} and value[_TAG] == "float":
+        try:
+            return struct.unpack(">d", bytes.fromhex(value["v"]))[0]
+        except (TypeError, ValueError, struct.error):  # damage, which the tree tells
+            return value
+    return value
