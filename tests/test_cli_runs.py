@@ -1,4 +1,4 @@
-"""`imuckpt ls` of a tree: a hundred runs at a glance."""
+"""`imuckpt ls` of a directory above runs: a hundred runs at a glance."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rows(
     capsys.readouterr()
     assert main(["ls", *words, "--json"]) == status
     told = json.loads(capsys.readouterr().out)
-    assert told["kind"] == "tree"
+    assert told["kind"] == "runs"
     return {row["name"]: row for row in told["runs"]}
 
 
@@ -125,7 +125,7 @@ def test_what_is_wrong_with_a_run_hides_no_other(
     assert rows(capsys, str(tree))["exp/trial_b"]["state"] == "unreadable"
 
 
-def test_a_run_lists_its_checkpoints_unless_a_tree_is_asked_for(
+def test_a_run_lists_its_checkpoints_unless_runs_are_asked_for(
     tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where runs lie below it; the working directory is meant where none is named."""
@@ -133,7 +133,7 @@ def test_a_run_lists_its_checkpoints_unless_a_tree_is_asked_for(
     monkeypatch.chdir(tree / "run9")
     assert main(["ls", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "run"
-    assert list(rows(capsys, "--tree")) == [".", "finetuned"]
+    assert list(rows(capsys, "--runs")) == [".", "finetuned"]
 
 
 def test_other_commands_name_the_runs_below(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

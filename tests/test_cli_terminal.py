@@ -82,7 +82,7 @@ def whole(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
 
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-COMMANDS = ["ls RUN", "ls --tree RUN", "show RUN 1 --tensors", "prune RUN --keep-last 1 --dry-run"]
+COMMANDS = ["ls RUN", "ls --runs RUN", "show RUN 1 --tensors", "prune RUN --keep-last 1 --dry-run"]
 
 
 @pytest.mark.parametrize("without", ["", "rich", "colours"])
@@ -146,7 +146,7 @@ def test_warnings_do_not_steer_the_terminal(
     ("words", "status", "keys"),
     [
         (["ls"], 0, {"kind", "url", "checkpoints", "leftovers", "best", "in_use", "problem"}),
-        (["ls", "--tree"], 0, {"kind", "url", "runs"}),
+        (["ls", "--runs"], 0, {"kind", "url", "runs"}),
         (["show", "1"], 0, {"manifest", "parts"}),
         (["verify"], 1, {"checkpoints"}),
         (["diff", "1", "1"], 0, {"first", "second", "tensors", "differences"}),

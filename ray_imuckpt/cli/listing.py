@@ -105,16 +105,20 @@ def checkpoint_row(
     return while_it_changes(lambda: _row(storage, epoch, sizes))
 
 
-def leftover_rows(storage: Storage, entries: Sequence[Entry]) -> tuple[LeftoverRow, ...]:
+def leftover_rows(
+    storage: Storage, entries: Sequence[Entry], *, uploads: bool = True
+) -> tuple[LeftoverRow, ...]:
     """Return what of a run directory no manifest names, the latest of it last.
 
     Args:
         storage: The run directory.
         entries: Its files.
+        uploads: See `leftovers.unfinished`.
     """
     now = time.time()
     try:
-        rows = [leftover_row(save, now) for save in leftovers.unfinished(storage, entries)]
+        saves = leftovers.unfinished(storage, entries, uploads=uploads)
+        rows = [leftover_row(save, now) for save in saves]
     except OSError as error:
         leftovers.logger.warning("Leftovers in %s cannot be looked for: %s", storage.url, error)
         return ()

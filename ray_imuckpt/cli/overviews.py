@@ -18,7 +18,7 @@ from ray_imuckpt.cli import (
     terminal,
     text_listing,
 )
-from ray_imuckpt.cli.rows import Tree
+from ray_imuckpt.cli.rows import RunsBelow
 from ray_imuckpt.errors import located
 from ray_imuckpt.options import Retention
 from ray_imuckpt.repository import paths
@@ -29,8 +29,8 @@ from ray_imuckpt.storage import Storage
 def _ls(options: argparse.Namespace) -> int:
     storage = directories.run_directory(options.dir)
     with located(storage.url):
-        found = None if _is_run(storage) and not options.tree else _tree(storage, options)
-    return _ls_run(storage, options) if found is None else _ls_tree(found, options)
+        found = None if _is_run(storage) and not options.runs else _below(storage, options)
+    return _ls_run(storage, options) if found is None else _ls_runs(found, options)
 
 
 def _ls_run(storage: Storage, options: argparse.Namespace) -> int:
@@ -46,11 +46,11 @@ def _ls_run(storage: Storage, options: argparse.Namespace) -> int:
     return 2 if overview.problem else 0
 
 
-def _ls_tree(tree: Tree, options: argparse.Namespace) -> int:
+def _ls_runs(below: RunsBelow, options: argparse.Namespace) -> int:
     if options.json:
-        terminal.say([structured.dumps({"kind": "tree", **vars(tree)})])
+        terminal.say([structured.dumps({"kind": "runs", **vars(below)})])
     else:
-        terminal.say(text_listing.of_tree(tree, options.best))
+        terminal.say(text_listing.of_runs(below, options.best))
     return 0
 
 
@@ -102,9 +102,9 @@ def _is_run(storage: Storage) -> bool:
     return any(paths.parse_checkpoint_name(name) is not None for name in names)
 
 
-def _tree(storage: Storage, options: argparse.Namespace) -> Tree | None:
+def _below(storage: Storage, options: argparse.Namespace) -> RunsBelow | None:
     """Return the runs below a directory; ``None``: it is to be shown as a run itself."""
     entries = storage.entries(directories.LEVELS)
     below = directories.runs_of(entries)
     alone = not below or (below.keys() == {""} and not below[""].pointers)
-    return None if alone and not options.tree else runs.tree(storage, entries, options.best)
+    return None if alone and not options.runs else runs.rows_of(storage, entries, options.best)

@@ -137,7 +137,7 @@ def _add_looking(commands: _Commands) -> None:
         ),
         completion.directories,
     )
-    ls.add_argument("--tree", action="store_true", help="list runs, also where this is one itself")
+    ls.add_argument("--runs", action="store_true", help="list runs, also where this is one itself")
     _add_best(ls, "tell the best checkpoint by this metric; of each run")
     _add_json(ls)
     show = _of_checkpoints(commands, "show", "Show what a checkpoint holds; default: the last one.")

@@ -150,7 +150,7 @@ class RunRow:
 
 
 @dataclass(frozen=True)
-class Tree:
+class RunsBelow:
     """The runs below a directory.
 
     Attributes:

@@ -1,7 +1,7 @@
-"""The rows of `ls` of a tree: one for each run below a directory, trials of Ray Tune's among them.
+"""The rows of `ls` of a directory above runs: one for each, trials of Ray Tune among them.
 
-One listing of the tree; of each run the record of branches and the manifest of its last checkpoint,
-or of all its checkpoints where the best one is asked for. Imports nothing that imports torch.
+One listing of all that is below; of each run the record of branches and the manifest of its last
+checkpoint, or of all where the best one is asked for. Imports nothing that imports torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ray_imuckpt.cli.rows import (
     ELSEWHERE,
     UNREADABLE,
     RunRow,
-    Tree,
+    RunsBelow,
 )
 from ray_imuckpt.errors import ImuckptError
 from ray_imuckpt.repository import paths
@@ -31,7 +31,7 @@ from ray_imuckpt.threads import parallel
 from ray_imuckpt.units import natural
 
 
-def tree(storage: Storage, entries: Iterable[Entry], best: Rule | None = None) -> Tree:
+def rows_of(storage: Storage, entries: Iterable[Entry], best: Rule | None = None) -> RunsBelow:
     """Return the runs below a directory; one that cannot be read is a row that says so.
 
     Args:
@@ -53,7 +53,7 @@ def tree(storage: Storage, entries: Iterable[Entry], best: Rule | None = None) -
             rows[index] = replace(row, state=UNREADABLE, problem=problem)
 
     parallel.each(look, len(below))
-    return Tree(storage.url, tuple(row for row in rows if row is not None))
+    return RunsBelow(storage.url, tuple(row for row in rows if row is not None))
 
 
 def _looked_into(run: Storage, files: RunFiles, row: RunRow, best: Rule | None) -> RunRow:
@@ -61,7 +61,7 @@ def _looked_into(run: Storage, files: RunFiles, row: RunRow, best: Rule | None) 
     epochs = tuple(sorted(files.epochs))
     if not run.waits:  # it costs little, and sees what lies behind a link
         epochs = tuple(catalog.committed())
-    left = listing.leftover_rows(run, files.entries)
+    left = listing.leftover_rows(run, files.entries, uploads=False)
     row = replace(
         row,
         checkpoints=len(epochs),

@@ -24,7 +24,7 @@ from ray_imuckpt.cli.rows import (
     LeftoverRow,
     Listing,
     RunRow,
-    Tree,
+    RunsBelow,
 )
 from ray_imuckpt.cli.tables import BAD, FAINT, GOOD, Cell, Column, Table, joined
 from ray_imuckpt.units import age, size
@@ -57,11 +57,11 @@ def of_listing(listed: Listing) -> Iterator[str | Table]:
     yield from _of_user(listed.in_use)
 
 
-def of_tree(tree: Tree, rule: Rule | None = None) -> Iterator[str | Table]:
+def of_runs(below: RunsBelow, rule: Rule | None = None) -> Iterator[str | Table]:
     """Yield a table of the runs, and how many there are.
 
     Args:
-        tree: The runs.
+        below: The runs.
         rule: By which the best checkpoint was looked for, if it was.
     """
     columns = [
@@ -74,18 +74,18 @@ def of_tree(tree: Tree, rule: Rule | None = None) -> Iterator[str | Table]:
         Column("state"),
         Column("metrics of the last one"),
     ]
-    if not tree.runs:
-        yield f"no checkpoints here, and no run below {tree.url}"
+    if not below.runs:
+        yield f"no checkpoints here, and no run below {below.url}"
         return
-    rows = [cells for row in tree.runs for cells in _of_run(row, best=rule is not None)]
+    rows = [cells for row in below.runs for cells in _of_run(row, best=rule is not None)]
     yield Table(tuple(columns), tuple(rows))
-    yield from _best_of(tree, rule)
-    left = sum(row.leftovers for row in tree.runs)
+    yield from _best_of(below, rule)
+    left = sum(row.leftovers for row in below.runs)
     yield joined(
         [
-            number_of(len(tree.runs), "run"),
-            number_of(sum(row.checkpoints for row in tree.runs), "checkpoint"),
-            size(sum(row.size for row in tree.runs)),
+            number_of(len(below.runs), "run"),
+            number_of(sum(row.checkpoints for row in below.runs), "checkpoint"),
+            size(sum(row.size for row in below.runs)),
             f"{size(left)} of it of saves that did not end or are in flight" if left else "",
         ]
     )
@@ -241,9 +241,11 @@ def _of_run(row: RunRow, *, best: bool) -> Iterator[tuple[str | Cell, ...]]:
         yield (*[""] * (6 + best), Cell(row.problem, style.get(row.state, BAD)))
 
 
-def _best_of(tree: Tree, rule: Rule | None) -> Iterator[str]:
+def _best_of(below: RunsBelow, rule: Rule | None) -> Iterator[str]:
     """Yield which run has the best checkpoint of all."""
-    rows = [(row.best.value, row.name, row.best.epoch) for row in tree.runs if row.best is not None]
+    rows = [
+        (row.best.value, row.name, row.best.epoch) for row in below.runs if row.best is not None
+    ]
     if rule is not None and rows:
         value, name, epoch = (min if rule.mode == "min" else max)(rows)
         yield f"best {rule.metric}: {short(value)}, {name} at epoch {epoch}"
