@@ -50,28 +50,33 @@ class RankState:
         self.tree = tree.encode(dict(state), self.tensors, root, check_part)
         shards = {name: t for name, t in self.tensors.items() if is_sharded(t)}
         self.spread = bool(shards)
-        if not shards:
-            return
+        if shards:
+            self._put_aside(shards, root)
+
+    def _put_aside(self, shards: Mapping[str, torch.Tensor], root: str) -> None:
+        """Keep the pieces that this rank writes, under the names that all ranks give to these."""
+        for name in shards:
+            del self.tensors[name]
         names = {}
         for name, tensor in shards.items():
-            del self.tensors[name]
-            if name.partition("~")[0] in self.tensors:  # is it, on the other ranks as well?
+            plain = name.partition("~")[0]
+            if plain in self.tensors:  # is it, on the other ranks as well?
                 raise UnsupportedStateError(
-                    f"Two tensors of {root} have the same name, {name.partition('~')[0]}, and one "
-                    "of them is sharded.",
+                    f"Two tensors of {root} have the same name, {plain}, and one is sharded.",
                     hint="Give them keys without dots.",
                 )
-            names[name] = f"{SHARDS}{lowest_rank(tensor)}{name.removeprefix(root)}"
-            self._put(names[name], tensor)
+            common = names[name] = f"{SHARDS}{lowest_rank(tensor)}{name.removeprefix(root)}"
+            try:
+                share = owned_share(tensor)
+            except UnsupportedStateError as error:
+                error.message = f"{name}: {error.message}"
+                raise
+            if share is None:
+                continue
+            self.tensors[common], self.sharded[common] = share.local, tensor
+            if share.piece is not None:
+                self.pieces[common] = share.piece
         self.tree = tree.renamed(self.tree, names)
-
-    def _put(self, name: str, tensor: torch.Tensor) -> None:
-        share = owned_share(tensor)
-        if share is None:
-            return
-        self.tensors[name], self.sharded[name] = share.local, tensor
-        if share.piece is not None:
-            self.pieces[name] = share.piece
 
     @property
     def size(self) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from ray_imuckpt import UnsupportedStateError
+from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.state import pieces
 from support.gangs.common import error_of, full
 
@@ -53,6 +57,13 @@ def a_sum_that_is_spread_is_refused(directory: Path, rank: int) -> None:
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     spread = DTensor.from_local(torch.ones(2), mesh, [Partial()])
-    error = error_of(lambda: pieces.share_of(spread))
-    assert isinstance(error, UnsupportedStateError)
-    assert "redistribute" in str(error)
+    keeper: Any = SimpleNamespace(state_dict=lambda: {"sum": spread}, load_state_dict=print)
+    save = partial(Checkpointer(directory).checkpoint, 1, model=nn.Module())
+    for call, told in (
+        (lambda: pieces.share_of(spread), ""),
+        (lambda: save(per_rank={"keeper": keeper}), "ranks.0.per_rank.keeper.sum: "),
+    ):
+        error = error_of(call)
+        assert isinstance(error, UnsupportedStateError)
+        assert "redistribute" in str(error)
+        assert told in str(error)
