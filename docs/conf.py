@@ -36,6 +36,7 @@ extensions = [
     "sphinx_copybutton",
     "extensions.contents",
     "extensions.diagrams",
+    "extensions.signatures",
     "extensions.sources",
 ]
 

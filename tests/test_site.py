@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import posixpath
 import re
 import subprocess
@@ -65,6 +66,9 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert public_names() - found == set()
     assert "ray_imuckpt.Checkpointer.index_of_best" in found, "inherited calls too"
     assert not [name for name in found if "._" in name.replace(".__", ".")]
+    text = html.unescape(re.sub(r"<[^>]+>", "", (site / "docs" / "api.html").read_text()))
+    assert "timeout: float | timedelta = 1800.0" in text, "a default is shown as its value"
+    assert "_AS_BUILT" not in text
 
 
 def test_no_link_of_the_site_leads_nowhere(site: Path) -> None:
