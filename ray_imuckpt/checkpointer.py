@@ -16,6 +16,7 @@ from ray_imuckpt.errors import ImuckptError, public
 from ray_imuckpt.loading.start import ModelT, OptimizerT, Start
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import RAISE, Retention, Retries, Saving
+from ray_imuckpt.reporting.lines import Lines
 from ray_imuckpt.runtime import pickling, ray_driver
 from ray_imuckpt.saving.aftermath import Aftermath, OnCommit
 from ray_imuckpt.saving.collect import Sources
@@ -89,6 +90,7 @@ class Checkpointer(CheckpointDirectory):
         storage_options: Mapping[str, Any] | None = None,
         retries: Retries | None = None,
         timeout: float | timedelta = arguments.TIMEOUT,
+        progress: bool = True,
     ) -> None:
         super().__init__(dir, storage_options, retries)
         self.continue_from = source.continue_from(continue_from)
@@ -105,12 +107,14 @@ class Checkpointer(CheckpointDirectory):
             self._best()
         self.on_commit = arguments.function(on_commit, "on_commit")
         self.timeout = arguments.duration(timeout, "timeout")
+        self.progress = arguments.flag(progress, "progress")
         self._training = self._new_training()
         self._random: SavedRandom | None = None
 
     def _new_training(self) -> Training:
         aftermath = Aftermath(self.on_commit, self.retention)
-        return Training(self.saving, self.timeout, aftermath, self._sound)
+        lines = Lines(wanted=self.progress)
+        return Training(self.saving, self.timeout, aftermath, self._sound, lines)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the choices: the training stays in its process."""

@@ -10,9 +10,8 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
-
-import torch
 
 from ray_imuckpt import arguments, source
 from ray_imuckpt.agreement import traits
@@ -27,19 +26,20 @@ from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.options import Saving
 from ray_imuckpt.reporting.audit import Audit
 from ray_imuckpt.reporting.journal import Journal
+from ray_imuckpt.reporting.lines import Lines
 from ray_imuckpt.reporting.reports import Report, Reports
 from ray_imuckpt.repository.codec import Plan
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.run import Run
 from ray_imuckpt.runtime import registry
 from ray_imuckpt.runtime.session import Session
-from ray_imuckpt.saving import collect, division
 from ray_imuckpt.saving.aftermath import Aftermath
-from ray_imuckpt.saving.collect import Label, Sources, Taken
+from ray_imuckpt.saving.collect import Label, Sources
 from ray_imuckpt.saving.division import Division
 from ray_imuckpt.saving.job import Order
 from ray_imuckpt.saving.operation import says_what_stands
 from ray_imuckpt.saving.pending import PendingSave
+from ray_imuckpt.saving.preparation import prepare
 from ray_imuckpt.saving.saver import Saver
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.source import Access
@@ -61,10 +61,16 @@ class Training:
         aftermath: What follows each commit.
         sound: The ids of saves that this process has written or verified; those of this training
             are added.
+        lines: Where is told what happens.
     """
 
     def __init__(
-        self, saving: Saving, timeout: timedelta, aftermath: Aftermath, sound: set[str]
+        self,
+        saving: Saving,
+        timeout: timedelta,
+        aftermath: Aftermath,
+        sound: set[str],
+        lines: Lines,
     ) -> None:
         self._saving = saving
         self._timeout = timeout
@@ -76,7 +82,7 @@ class Training:
         self._saved_at = time.monotonic()
         self._turns = Turns()
         self._audit = Audit()
-        self._journal = Journal()
+        self._journal = Journal(lines)
 
     @property
     def run(self) -> Run | None:
@@ -133,18 +139,18 @@ class Training:
         strict: bool,
     ) -> LoadedCheckpoint | None:
         """Restore what the gang decides on, if anything; return it."""
-        gang, began = session.gang, time.perf_counter()
-        with located(storage.url, rank=gang.rank):
+        gang, identity, began = session.gang, session.identity, time.perf_counter()
+        with located(storage.url, rank=gang.rank), self._journal.restoring(gang) as progress:
             run, loaded = selection.begin(
-                gang, storage, choice, session.identity, targets, strict=strict, offer=offer
+                gang, storage, choice, identity, targets, progress, strict=strict, offer=offer
             )
             if loaded is not None and not run.foreign:
                 session.adopt(storage, loaded.manifest)
             gang.run_all(lambda: self._audit.started(gang, targets, loaded))
         run.sound = self._sound
         self._saver.run, self._saved_at = run, time.monotonic()
-        took = time.perf_counter() - began
-        self._journal.started(gang, storage.url, loaded, took, looked=choice != arguments.NONE)
+        took, looked = time.perf_counter() - began, choice != arguments.NONE
+        self._journal.started(gang, storage.url, targets, loaded, took, looked=looked)
         return loaded
 
     @in_turn
@@ -193,20 +199,8 @@ class Training:
             return None
         run = self._known_run(session, storage, label.epoch)
 
-        def take() -> tuple[Taken, Traits, Any]:
-            taken, alike = collect.take(gang, run, sources)
-            return taken, alike, division.note(gang, storage, run, label.epoch, taken)
-
-        taken, notes = self._meet(gang, "checkpoint", take, wait=True)
-        collect.compared(run, sources)
-        divided = division.divide(gang, storage, run, label.epoch, taken, notes)
-        gathered = collect.gather(gang, taken, notes, together=divided.together)
-
-        @torch.no_grad()  # as in `collect.take`
-        def plan() -> Plan:
-            contents = taken.complete(gathered)
-            return contents.plan(divided.choose if divided.together else None)
-
+        meet = partial(self._meet, gang, "checkpoint", wait=True)
+        plan, divided = prepare(gang, storage, run, label.epoch, sources, meet)
         return self._save(access, session, storage, run, plan, divided, sources, label, began)
 
     def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
@@ -235,24 +229,23 @@ class Training:
     ) -> PendingSave:
         epoch, saving = label.epoch, self._saving
         self._saved_at = time.monotonic()
-        story = self._journal.saving(storage.url, epoch, began)
-
+        background = not (saving.blocking or session.immediate or epoch in session.registered)
         own = session.run_directory
         ours = not (session.deletes and own is not None and same_directory(storage, own))
+        gang, url = session.gang, storage.url
+        with self._journal.saving(gang, url, epoch, began, waits=not background) as story:
 
-        def committed(manifest: Manifest) -> None:
-            story.committed(manifest)
-            self._aftermath.follow(storage, run, manifest, prunes=ours)
+            def committed(manifest: Manifest) -> None:
+                story.committed(manifest)
+                self._aftermath.follow(storage, run, manifest, prunes=ours)
 
-        order = Order(storage, run, label, session.gang.world_size, divided, committed)
-        operation = self._saver.begin(
-            session.gang,
-            order,
-            plan,
-            background=not (saving.blocking or session.immediate or epoch in session.registered),
-            later=sources.optimizers() if saving.snapshot == "overlap" else None,
-        )
-        story.returned()
+            operation = self._saver.begin(
+                gang,
+                Order(storage, run, label, gang.world_size, divided, committed, story.progress),
+                plan,
+                background=background,
+                later=sources.optimizers() if saving.snapshot == "overlap" else None,
+            )
         self._reports.add(Report(session, label.metrics, storage, operation), hold=saving.tolerant)
         return PendingSave(epoch, operation, self.wait, access.get)
 

@@ -38,7 +38,7 @@ def lines(told: pytest.LogCaptureFixture, level: int) -> list[str]:
 def test_start_tells_what_it_resumed_or_that_there_was_nothing(
     tmp_path: Path, told: pytest.LogCaptureFixture
 ) -> None:
-    """Which epoch, how large, in what time, from where; or where it has looked."""
+    """Which epoch, how large, in what time, from where, and what of it; or where it has looked."""
     model = small_model()
     Checkpointer(tmp_path).start(model)
     assert lines(told, logging.INFO) == [
@@ -47,9 +47,14 @@ def test_start_tells_what_it_resumed_or_that_there_was_nothing(
     Checkpointer(tmp_path, blocking=True).checkpoint(7, model=model)
     lines(told, logging.INFO)
     Checkpointer(tmp_path).start(model)
-    (line,) = lines(told, logging.INFO)
+    first, second = lines(told, logging.INFO)
     assert re.fullmatch(
-        rf"Resumed from epoch 7: [\d.]+ kB in [\d.]+ s from {tmp_path}/checkpoint=7\.", line
+        rf"Resumed from epoch 7: [\d.]+ kB in [\d.]+ s from {tmp_path}/checkpoint=7\.", first
+    )
+    assert re.fullmatch(
+        r"Restored: model, random state; saved: [\d-]+ [\d:]+ UTC by run [0-9a-f]{12}; "
+        r"gang: 1 rank\.",
+        second,
     )
     Checkpointer(tmp_path, continue_from="none").start(model)
     assert lines(told, logging.INFO) == [

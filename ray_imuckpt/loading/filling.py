@@ -8,7 +8,8 @@ is in the processor's caches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,19 @@ import torch
 
 from ray_imuckpt import staging
 from ray_imuckpt.gang import Gang
-from ray_imuckpt.loading.dealing import Need, deal, grouped, windows_to_all, windows_to_some
+from ray_imuckpt.loading.dealing import (
+    Lots,
+    Need,
+    Parcels,
+    deal,
+    grouped,
+    windows_to_all,
+    windows_to_some,
+)
 from ray_imuckpt.loading.laying import Carried
 from ray_imuckpt.loading.passing import Passing
 from ray_imuckpt.loading.rows import Row
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.storage import Storage
 
 WINDOW = 32 * 1024 * 1024
@@ -50,7 +60,9 @@ def need(rows: Sequence[Row], *, sees: bool) -> Need:
     return Need(sees, wanted)
 
 
-def fill(gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[bytes]) -> None:
+def fill(
+    gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[bytes], progress: Progress
+) -> None:
     """Read what the ranks need of files; a collective.
 
     Args:
@@ -58,6 +70,7 @@ def fill(gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[byte
         storage: What holds the files.
         rows: The same files on every rank.
         needs: What each rank has told that it needs.
+        progress: How much this rank is to read is noted here; the rows' files count what is read.
 
     Raises:
         CorruptCheckpointError: A rank has read a chunk that is damaged.
@@ -78,8 +91,10 @@ def fill(gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[byte
 
     passing = Passing(gang, sizes, read, put)
     most = _window(storage, len(plan.readers))
-    to_all = windows_to_all(plan.to_all, sizes, plan.readers, most)
+    to_all = [*windows_to_all(plan.to_all, sizes, plan.readers, most)]
     to_some = windows_to_some(all_needs, plan.to_some, sizes, most, gang.rank)
+    here = [*plan.alone, *_read_for_others(to_all, to_some, gang.rank)]
+    progress.expect(sum(sizes[number] for number in here))
     passing.run([*to_all, *to_some], _devices(rows))
 
     def finish() -> None:
@@ -88,6 +103,16 @@ def fill(gang: Gang, storage: Storage, rows: Sequence[Row], needs: Sequence[byte
         _read_own(storage, [chunks[number] for number in plan.alone])
 
     gang.run_all(finish)
+
+
+def _read_for_others(
+    to_all: Iterable[Lots], to_some: Iterable[Parcels], rank: int
+) -> Iterator[int]:
+    """Yield the chunks that a rank reads and passes on."""
+    for window in to_all:
+        yield from chain(*(lot.chunks for lot in window if lot.reader == rank))
+    for parcels in to_some:
+        yield from {*chain(*parcels.sent.values())} - parcels.again
 
 
 def _read_own(storage: Storage, chunks: Sequence[_Chunk]) -> None:

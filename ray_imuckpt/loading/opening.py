@@ -9,6 +9,7 @@ from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.reader import Reader
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Opening
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.pointers import pointed_at
@@ -20,7 +21,10 @@ _POINTERS = 4  # one after the other; ours leads to the checkpoint itself
 
 
 def open_checkpoint(
-    storage: Storage, manifest: Manifest, gang: Gang | None = None
+    storage: Storage,
+    manifest: Manifest,
+    gang: Gang | None = None,
+    progress: Progress | None = None,
 ) -> LoadedCheckpoint:
     """Return the checkpoint of `manifest`; nothing of it is read yet.
 
@@ -29,8 +33,10 @@ def open_checkpoint(
         manifest: Its commit record.
         gang: The gang that opens it together; every part must then be asked for on every rank,
             in the same order. ``None``: this process alone.
+        progress: What this rank reads into live memory is counted here.
     """
-    return LoadedCheckpoint(storage, manifest, Reader(storage, manifest, gang or Gang()))
+    reader = Reader(storage, manifest, gang or Gang(), progress)
+    return LoadedCheckpoint(storage, manifest, reader)
 
 
 def open_directory(

@@ -17,6 +17,7 @@ from ray_imuckpt.errors import ImuckptError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import filling
 from ray_imuckpt.loading.rows import Row
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import USE_ANOTHER, FileEntry, Manifest
@@ -41,12 +42,16 @@ class Reader:
         storage: The checkpoint directory, which only rank 0 needs to see.
         manifest: Its commit record.
         gang: The gang.
+        progress: What is filled is counted here.
     """
 
-    def __init__(self, storage: Storage, manifest: Manifest, gang: Gang) -> None:
+    def __init__(
+        self, storage: Storage, manifest: Manifest, gang: Gang, progress: Progress | None = None
+    ) -> None:
         self._storage = storage
         self._manifest = manifest
         self._gang = gang
+        self._progress = progress or Progress()
         self._whole: dict[str, bytes] = {}
         self._heads: dict[str, bytes] = {}
 
@@ -136,7 +141,7 @@ class Reader:
 
         def step() -> tuple[tuple[T, list[Row]], bytes]:
             result, files = make()
-            rows = [Row(self._file(entry, _PARTLY), slots) for entry, slots in files]
+            rows = [Row(self._filled(entry), slots) for entry, slots in files]
             left = [row for row in rows if row.file.entry.name not in self._whole]
             need = filling.need(left, sees=self._sees()).to_bytes() if left else b""
             return (result, rows), need
@@ -151,7 +156,7 @@ class Reader:
             else:
                 left.append(row)
         if left:
-            filling.fill(gang, self._storage, left, needs)
+            filling.fill(gang, self._storage, left, needs, self._progress)
         return result
 
     def _sees(self) -> bool:
@@ -164,8 +169,13 @@ class Reader:
         except (ImuckptError, OSError):
             return False
 
-    def _file(self, entry: FileEntry, hint: str = USE_ANOTHER) -> CheckedFile:
-        return CheckedFile(self._storage, "", self._manifest.epoch, entry, hint)
+    def _file(self, entry: FileEntry) -> CheckedFile:
+        return CheckedFile(self._storage, "", self._manifest.epoch, entry)
+
+    def _filled(self, entry: FileEntry) -> CheckedFile:
+        """Return a file whose bytes go into live memory."""
+        epoch, add = self._manifest.epoch, self._progress.add
+        return CheckedFile(self._storage, "", epoch, entry, _PARTLY, read=add)
 
     def _check_size(self, entry: FileEntry) -> None:
         def check() -> None:

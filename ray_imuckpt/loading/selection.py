@@ -17,6 +17,7 @@ from ray_imuckpt.loading.opening import open_checkpoint
 from ray_imuckpt.loading.restore import Restore
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.repository.overview import Overview
 from ray_imuckpt.repository.run import Run, RunIdentity
 from ray_imuckpt.saving import branch
@@ -43,6 +44,7 @@ def begin(
     choice: Choice,
     identity: RunIdentity,
     targets: Targets,
+    progress: Progress | None = None,
     *,
     strict: bool,
     offer: Offer | None = None,
@@ -55,6 +57,7 @@ def begin(
         choice: What the user wants.
         identity: Which run this is, as far as the surroundings know.
         targets: The live objects.
+        progress: As for `restore`.
         strict: As for `restore`.
         offer: As for `restore`.
 
@@ -68,7 +71,17 @@ def begin(
         branch.claim(storage, run)
 
     known = identity.id if identity.may_be_restart else None
-    resumed = restore(gang, storage, choice, known, targets, strict=strict, offer=offer, first=look)
+    resumed = restore(
+        gang,
+        storage,
+        choice,
+        known,
+        targets,
+        progress,
+        strict=strict,
+        offer=offer,
+        first=look,
+    )
     if resumed is None or not strict:  # what was restored in full is what rank 0 has read
         agreed(gang, "start", lambda: (None, _in_place(gang, targets)))
     if resumed is None:
@@ -91,6 +104,7 @@ def restore(
     choice: Choice,
     run_id: str | None,
     targets: Targets,
+    progress: Progress | None = None,
     *,
     strict: bool,
     offer: Offer | None = None,
@@ -109,6 +123,7 @@ def restore(
         run_id: The surroundings' name of this run, which a restarted gang shares; then the run's
             own newest checkpoint goes before `choice`.
         targets: The live objects.
+        progress: What this rank reads is counted here.
         strict: Whether names that are missing or unexpected are an error.
         offer: What the surroundings offer; only rank 0 needs to see it. This directory's
             own newest goes before it if it came from it, or if it lay in this directory and is gone
@@ -127,11 +142,17 @@ def restore(
         StorageError: The directory cannot be written or listed.
     """
     decider = Decider(storage, choice, run_id, offer, first)
-    return _restore_sound(gang, storage, decider, targets, strict=strict)
+    return _restore_sound(gang, storage, decider, targets, progress, strict=strict)
 
 
 def _restore_sound(
-    gang: Gang, storage: Storage, decider: Decider, targets: Targets, *, strict: bool
+    gang: Gang,
+    storage: Storage,
+    decider: Decider,
+    targets: Targets,
+    progress: Progress | None,
+    *,
+    strict: bool,
 ) -> Resumed | None:
     """Restore what rank 0 decides on, until that is sound."""
     overwritten: set[str] = set()
@@ -143,7 +164,7 @@ def _restore_sound(
         manifest = decision.manifest
         if manifest is None:
             return None
-        loaded = open_checkpoint(decider.directory(decision), manifest, gang)
+        loaded = open_checkpoint(decider.directory(decision), manifest, gang, progress)
         try:
             with located(loaded.url, epoch=loaded.epoch, rank=gang.rank):
                 Restore(

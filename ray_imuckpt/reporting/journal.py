@@ -1,16 +1,23 @@
-"""Log what a run continues from, each commit, and epochs that no checkpoint holds."""
+"""Tell what a run continues from, each commit, and epochs that no checkpoint holds."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 
 from ray_imuckpt import units
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.loading.targets import Targets
+from ray_imuckpt.progress import Progress
+from ray_imuckpt.reporting import panel
+from ray_imuckpt.reporting.bars import Bar
+from ray_imuckpt.reporting.lines import Lines
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.storage.names import join
@@ -19,27 +26,47 @@ logger = logging.getLogger("ray_imuckpt")
 
 
 class Journal:
-    """The log of what happens to one `Checkpointer`; on rank 0 only."""
+    """The story of what happens to one `Checkpointer`; on rank 0 only.
 
-    def __init__(self) -> None:
+    Args:
+        lines: Where it is told.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
         self._unkept = _Unkept()
         self._thread = threading.local()
+
+    @contextlib.contextmanager
+    def restoring(self, gang: Gang) -> Iterator[Progress]:
+        """Show how far a restore has come, should it last; for ``with``.
+
+        Args:
+            gang: The gang.
+        """
+        bar = Bar(self._lines, "Restoring", moves=True)
+        try:
+            yield Progress(bar.advanced if gang.rank == 0 else None)
+        finally:
+            bar.end()
 
     def started(
         self,
         gang: Gang,
         url: str,
+        targets: Targets,
         loaded: LoadedCheckpoint | None,
         seconds: float,
         *,
         looked: bool,
     ) -> None:
-        """Log what training continues from.
+        """Tell what training continues from.
 
         Args:
             gang: The gang.
             url: The run directory.
-            loaded: What was restored; ``None`` from scratch.
+            targets: What was restored.
+            loaded: What it was restored from; ``None`` from scratch.
             seconds: What it took.
             looked: Whether a checkpoint would have been taken, had there been one.
         """
@@ -47,28 +74,26 @@ class Journal:
         if gang.rank != 0:
             return
         if loaded is not None:
-            logger.info(
-                "Resumed from epoch %d: %s in %s from %s.",
-                loaded.epoch,
-                units.size(_bytes(loaded.manifest)),
-                units.seconds(seconds),
-                loaded.url,
-            )
+            panel.tell(self._lines, gang, targets, loaded, seconds)
         elif looked:
-            logger.info("Beginning from scratch: there is no checkpoint in %s.", url)
+            self._lines.tell("Beginning from scratch: there is no checkpoint in %s.", url)
         else:
-            logger.info("Beginning from scratch, as asked; checkpoints go to %s.", url)
+            self._lines.tell("Beginning from scratch, as asked; checkpoints go to %s.", url)
 
-    def saving(self, url: str, epoch: int, began: float) -> Saving:
+    def saving(self, gang: Gang, url: str, epoch: int, began: float, *, waits: bool) -> Saving:
         """Return what tells of a save; it holds what was trained up to it.
 
         Args:
+            gang: The gang.
             url: The run directory.
             epoch: Of the checkpoint.
             began: When it was asked for, by ``time.perf_counter()``.
+            waits: Whether training waits for its end.
         """
         self._unkept.clear()
-        return Saving(join(url, paths.checkpoint_name(epoch)), began)
+        bar = Bar(self._lines, f"Saving epoch {epoch}", moves=waits)
+        place = join(url, paths.checkpoint_name(epoch))
+        return Saving(self._lines, place, began, bar, shows=gang.rank == 0)
 
     def passed(self, gang: Gang, epoch: int, rule: str) -> None:
         """Note an epoch that was trained and not saved, and the rule by which it was not."""
@@ -84,29 +109,45 @@ class Journal:
 
 
 class Saving:
-    """The log of one save, written when it is committed.
+    """The story of one save, told when it is committed. Training goes on when its ``with`` ends.
 
     Args:
+        lines: Where it is told.
         url: Of the checkpoint.
         began: When it was asked for, by ``time.perf_counter()``.
+        bar: Shows how far it has come.
+        shows: Whether this rank does.
+
+    Attributes:
+        progress: What this rank has written of it.
     """
 
-    def __init__(self, url: str, began: float) -> None:
+    def __init__(self, lines: Lines, url: str, began: float, bar: Bar, *, shows: bool) -> None:
+        self.progress = Progress(bar.advanced if shows else None)
+        self._lines = lines
         self._url = url
         self._began = began
+        self._bar = bar
         self._stall: float | None = None
 
-    def returned(self) -> None:
+    def __enter__(self) -> Saving:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Note that training goes on."""
         self._stall = time.perf_counter() - self._began
+        if self._bar.moves:
+            self._bar.end()
 
     def committed(self, manifest: Manifest) -> None:
-        """Log what was committed; on any thread."""
+        """Tell what was committed; on any thread."""
         took = time.perf_counter() - self._began
-        logger.info(
+        self._bar.end()
+        self._lines.tell(
             "Committed epoch %d: %s, training waited %s, durable after %s, at %s.",
             manifest.epoch,
-            units.size(_bytes(manifest)),
+            units.size(sum(entry.size for entry in manifest.files)),
             units.seconds(took if self._stall is None else self._stall),
             units.seconds(took),
             self._url,
@@ -145,7 +186,3 @@ class _Unkept:
             self._rule,
         )
         self.clear()
-
-
-def _bytes(manifest: Manifest) -> int:
-    return sum(entry.size for entry in manifest.files)

@@ -44,6 +44,7 @@ class CheckedFile:
         epoch: Of the checkpoint, for errors.
         entry: What the manifest says of the file, or of its header as if that were a file.
         hint: What to do if it is damaged, for errors.
+        read: Called with the bytes of each chunk that `chunk` has read, on any thread.
     """
 
     def __init__(
@@ -53,12 +54,14 @@ class CheckedFile:
         epoch: int,
         entry: FileEntry,
         hint: str = USE_ANOTHER,
+        read: Callable[[int], object] = lambda _size: None,
     ) -> None:
         self._storage = storage
         self._directory = directory
         self._epoch = epoch
         self.entry = entry
         self._hint = hint
+        self.read = read
         self.path = f"{directory}/{entry.name}".lstrip("/")
 
     @property
@@ -218,6 +221,7 @@ class _ChunkReading:
             self._file.settle(self._index, self.views, wrong)
         self._row.settle(self._number, self.views)
         self._views = None  # they may be buffers
+        self._file.read(self.size)
 
 
 def verify(storage: Storage, directory: str, manifest: Manifest) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import ImuckptError, SaveFailedError
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.files import CheckedFile
 from ray_imuckpt.repository.manifest import FileEntry
@@ -28,16 +29,25 @@ class Files:
         save_id: Of the save.
         rank: Who writes.
         together: Whether other ranks write files of the same save.
+        progress: What is written is counted here.
     """
 
     def __init__(
-        self, storage: Storage, epoch: int, save_id: str, rank: int = 0, *, together: bool = False
+        self,
+        storage: Storage,
+        epoch: int,
+        save_id: str,
+        rank: int = 0,
+        *,
+        together: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         self.storage = storage
         self.epoch = epoch
         self.save_id = save_id
         self.rank = rank
         self.together = together
+        self._progress = progress or Progress()
         self.directory = paths.checkpoint_name(epoch)
 
     @property
@@ -68,7 +78,9 @@ class Files:
                 continue
             written = [""] * len(part.chunks)
             sums.append(written)
-            new.append(NewFile(self.path(name), part.chunks, functools.partial(_note, written)))
+            self._progress.expect(part.chunks.size)
+            note = functools.partial(_note, written, self._progress)
+            new.append(NewFile(self.path(name), part.chunks, note))
         self.storage.write_all(new)
         return tuple(map(self._entry, parts, names, sums))
 
@@ -137,6 +149,7 @@ class Files:
         return old.checksums if copied else None
 
 
-def _note(sums: list[str], index: int, views: list[memoryview]) -> None:
-    """Note the checksum of a chunk that is written."""
+def _note(sums: list[str], progress: Progress, index: int, views: list[memoryview]) -> None:
+    """Note the checksum of a chunk that is written, and that it is."""
     sums[index] = chunks.checksum(views)
+    progress.add(sum(view.nbytes for view in views))

@@ -17,6 +17,7 @@ from ray_imuckpt import staging
 from ray_imuckpt._version import __version__
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import ImuckptError, SaveFailedError, to_wire
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.manifest import Ancestor, FileEntry, Manifest
 from ray_imuckpt.repository.run import Run
@@ -42,6 +43,7 @@ class Order:
         world_size: How many ranks the gang has.
         division: Who writes what.
         committed: Called with what was committed, on rank 0, on the thread that writes.
+        progress: What this rank writes is counted here.
     """
 
     storage: Storage
@@ -50,6 +52,7 @@ class Order:
     world_size: int
     division: Division
     committed: Callable[[Manifest], None]
+    progress: Progress
 
     @property
     def files(self) -> Files:
@@ -61,6 +64,7 @@ class Order:
             division.save_id,
             division.rank,
             together=division.together,
+            progress=self.progress,
         )
 
 

@@ -5,7 +5,7 @@ What a block is, its fence says:
 - ``python``: run in one namespace with the others of its document. With ``title="train.py"``
   behind it, it is written to that file instead.
 - ``console``: a transcript. Lines that begin with ``$ `` are run by a shell, what follows each is
-  its output; times, sizes and ids may differ.
+  its output; times, sizes and ids may differ. The working directory is called ``/home/me``.
 - ``sh``: run, whatever it prints.
 
 An HTML comment on the line above may say ``not run: <why>``, or ``slow: <why>``.
@@ -92,6 +92,7 @@ def run(document: Path, chosen: list[Block], cwd: Path, seconds: float) -> None:
             **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": os.pathsep.join(found),
+            "PYTHONUNBUFFERED": "1",  # output and errors in their order, as on a terminal
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -125,7 +126,7 @@ def _shell(command: str) -> str:
 def _transcript(text: str) -> None:
     for step in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = step.partition("\n")
-        printed = _shell(command)
+        printed = _shell(command).replace(os.getcwd(), "/home/me")
         assert same(printed) == same(expected), f"$ {command}\n{printed}"
 
 

@@ -68,6 +68,7 @@ def policies(model: nn.Module) -> None:
         retention=Retention(keep_last=3, keep_every=10, keep_best=("loss", "min", 2)),
         on_save_error="warn",
         max_failed_saves=3,
+        progress=False,
         retries=Retries(attempts=5, deadline=timedelta(seconds=30)),
         on_commit=lambda path, metrics: print(path, metrics["loss"]),
     )

@@ -1,0 +1,40 @@
+"""The bytes of one save or restore that this rank moves, counted by whoever moves them.
+
+Touches nothing: who counts does not know whether, or where, it is shown.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class Progress:
+    """A count of bytes, added to on any thread.
+
+    Args:
+        advanced: Called with this after each addition, on the thread that adds.
+
+    Attributes:
+        expected: Bytes that are to be moved, as far as that is known.
+    """
+
+    def __init__(self, advanced: Callable[[Progress], object] | None = None) -> None:
+        self.expected = 0
+        self._advanced = advanced
+        self._added: deque[int] = deque()  # which takes one from any thread in one step
+
+    @property
+    def moved(self) -> int:
+        """Return the bytes that were moved; what was sent again counts once."""
+        return min(sum(self._added), self.expected)
+
+    def expect(self, count: int) -> None:
+        """Note that so many more bytes are to be moved."""
+        self.expected += count
+
+    def add(self, count: int) -> None:
+        """Note that so many more bytes were moved."""
+        if self._advanced is not None:
+            self._added.append(count)
+            self._advanced(self)
