@@ -67,10 +67,16 @@ def epoch(value: Any, name: str = "epoch") -> int:
 
 
 def label(
-    number: Any, step: Any, numbers: Mapping[str, Any] | None
-) -> tuple[int, int | None, dict[str, Any] | None]:
-    """Return an epoch, a step if there is one, and metrics; see `epoch` and `metrics`."""
-    return epoch(number), None if step is None else epoch(step, "step"), metrics(numbers)
+    number: Any, step: Any, numbers: Mapping[str, Any] | None, validation: Any
+) -> tuple[int, int | None, dict[str, Any] | None, Any]:
+    """Return an epoch, a step if there is one, metrics, and how to validate; see `epoch`."""
+    if not isinstance(validation, bool) and type(validation).__name__ != "ValidationTaskConfig":
+        raise TypeError(
+            f"validation={validation!r} is a {type(validation).__name__}; True, False or a "
+            "ray.train.ValidationTaskConfig is wanted."
+        )
+    number_of_steps = None if step is None else epoch(step, "step")
+    return epoch(number), number_of_steps, metrics(numbers), validation
 
 
 def save_every(value: Any) -> int:

@@ -203,7 +203,7 @@ class Checkpointer(CheckpointDirectory):
         if self._random is not None:
             self._random.apply()
 
-    def checkpoint(
+    def checkpoint(  # noqa: PLR0913 - each is a choice of the user's, and has a default
         self,
         epoch: int,
         *,
@@ -215,6 +215,7 @@ class Checkpointer(CheckpointDirectory):
         step: int | None = None,
         force: bool = False,
         last: bool = False,
+        validation: Any = False,
         **other: Any,
     ) -> PendingSave | None:
         """End an epoch: save if it is due. Call it on every rank, at every epoch.
@@ -231,6 +232,8 @@ class Checkpointer(CheckpointDirectory):
             step: How many steps the training has made, if that is to be kept: the same on all.
             force: Save whatever ``save_every`` and ``save_interval`` say.
             last: The same, for the last epoch of a loop: ``last=epoch == epochs``.
+            validation: As for ``ray.train.report``: whether Ray Train validates what was saved, or
+                a ``ray.train.ValidationTaskConfig``. Elsewhere it changes nothing.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
 
         Returns:
@@ -243,9 +246,8 @@ class Checkpointer(CheckpointDirectory):
             ValueError, TypeError: Wrong arguments, or arguments that differ between ranks.
         """
         sources = Sources(model, optimizer, log, per_rank or {}, other)
-        return self._training.checkpoint(
-            self._access(), sources, epoch, step, metrics, force=bool(force or last)
-        )
+        label = epoch, step, metrics, validation
+        return self._training.checkpoint(self._access(), sources, label, force=bool(force or last))
 
     def preempted(self) -> bool:
         """Return whether this run is about to be stopped: save with ``force=True`` while you can.

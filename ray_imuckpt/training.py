@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -159,9 +159,7 @@ class Training:
         self,
         access: Access,
         sources: Sources,
-        epoch: Any,
-        step: Any,
-        metrics: Mapping[str, Any] | None,
+        label: tuple[Any, ...],
         *,
         force: bool,
     ) -> PendingSave | None:
@@ -170,9 +168,7 @@ class Training:
         Args:
             access: Where the checkpoints are.
             sources: What to save, as the user gave it.
-            epoch: As the user gave it.
-            step: As the user gave it.
-            metrics: As the user gave them.
+            label: The arguments of `arguments.label`, as the user gave them.
             force: Whether to save whatever the rules say.
 
         Returns:
@@ -183,25 +179,25 @@ class Training:
 
         def request() -> tuple[tuple[Label, bool, Storage], Traits, bool]:
             check_given(sources.model, sources.optimizer, sources.per_rank)
-            label = Label(*arguments.label(epoch, step, metrics))
+            named = Label(*arguments.label(*label))
             self._audit.saving(gang, sources)
-            due = force or self._saving.is_due(label.epoch)
-            more = {"whether a save is due": due, **label.traits}
+            due = force or self._saving.is_due(named.epoch)
+            more = {"whether a save is due": due, **named.traits}
             alike = traits.arguments(
                 sources.model, sources.optimizer, sources.per_rank, sources.other, **more
             )
             late = self._saving.is_due_after(time.monotonic() - self._saved_at)
-            return (label, due, access.open(session)), Traits(alike), late
+            return (named, due, access.open(session)), Traits(alike), late
 
-        (label, due, storage), late = self._meet(gang, "checkpoint", request, wait=False)
+        (named, due, storage), late = self._meet(gang, "checkpoint", request, wait=False)
         if not (due or late[0]):  # one clock decides: rank 0's
-            self._pass(session, storage, label)
+            self._pass(session, storage, named)
             return None
-        run = self._known_run(session, storage, label.epoch)
+        run = self._known_run(session, storage, named.epoch)
 
         meet = partial(self._meet, gang, "checkpoint", wait=True)
-        plan, divided = prepare(gang, storage, run, label.epoch, sources, meet)
-        return self._save(access, session, storage, run, plan, divided, sources, label, began)
+        plan, divided = prepare(gang, storage, run, named.epoch, sources, meet)
+        return self._save(access, session, storage, run, plan, divided, sources, named, began)
 
     def _known_run(self, session: Session, storage: Storage, epoch: int) -> Run:
         if self._saver.run is None:  # no start(): nothing is known of a history to branch from
@@ -246,7 +242,8 @@ class Training:
                 background=background,
                 later=sources.optimizers() if saving.snapshot == "overlap" else None,
             )
-        self._reports.add(Report(session, label.metrics, storage, operation), hold=saving.tolerant)
+        report = Report(session, label.metrics, storage, operation, label.validation)
+        self._reports.add(report, hold=saving.tolerant)
         return PendingSave(epoch, operation, self.wait, access.get)
 
     @in_turn

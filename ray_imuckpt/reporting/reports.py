@@ -26,12 +26,14 @@ class Report:
         metrics: Of the epoch, if there are any.
         storage: The run directory.
         operation: The save that was begun at its end, if one was.
+        validation: Whether, or how, the surroundings are to validate its checkpoint.
     """
 
     session: Session
     metrics: dict[str, Any] | None
     storage: Storage
     operation: SaveOperation | None = None
+    validation: Any = False
 
     def send(self) -> None:
         """Report the epoch, with its checkpoint unless that is known to have failed; a collective.
@@ -41,7 +43,7 @@ class Report:
         """
         saved = None
         if self.operation is not None and self.operation.error is None:
-            saved = SavedEpoch(self.operation.epoch, self.operation.writing)
+            saved = SavedEpoch(self.operation.epoch, self.operation.writing, self.validation)
         if saved is not None or self.metrics is not None:
             self.session.report(self.metrics, self.storage, saved)
 

@@ -169,6 +169,9 @@ class TrainSession:
                 self._point(storage, paths.checkpoint_name(saved.epoch))
             return handle
 
+        # only where it is asked for: not every Ray knows it, and none without a checkpoint
+        validation = saved.validation if saved is not None and checkpoint is not None else False
+        more = {"validation": validation} if validation else {}
         ray.train.report(
             metrics or {},
             checkpoint=checkpoint,
@@ -176,6 +179,7 @@ class TrainSession:
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
             checkpoint_upload_fn=committed,
             delete_local_checkpoint_after_upload=False,
+            **more,
         )
 
     def _handle(self, name: str) -> ray.train.Checkpoint:

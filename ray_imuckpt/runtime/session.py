@@ -26,10 +26,12 @@ class SavedEpoch:
         epoch: Its epoch.
         writing: Ends with the commit on the rank that writes; ``None`` on the others, and where the
             checkpoint is committed.
+        validation: Whether, or how, it is to be validated; heeded by those that can.
     """
 
     epoch: int
     writing: Writing | None = None
+    validation: Any = False
 
     def wait(self) -> None:
         """Return when it is committed, as far as this rank has a part in it.

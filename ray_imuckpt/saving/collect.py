@@ -41,11 +41,13 @@ class Label:
         epoch: The epoch that has ended.
         step: How many steps the training has made, if the user said so.
         metrics: Plain numbers, if there are any.
+        validation: Whether, or how, Ray is to validate it; ``False``: not.
     """
 
     epoch: int
     step: int | None
     metrics: dict[str, Any] | None
+    validation: Any = False
 
     def __post_init__(self) -> None:
         """Raise `UnsupportedStateError` if the metrics cannot be stored."""

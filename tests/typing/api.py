@@ -44,6 +44,7 @@ def loop(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             metrics={"loss": 1.0},
             step=5,
             force=True,
+            validation=True,
         )
         if pending is not None:
             pending.wait()
