@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from ray_imuckpt.loading.start import Start
     from ray_imuckpt.loading.stored import LoadedCheckpoint
+    from ray_imuckpt.migration import Imported, import_checkpoint
     from ray_imuckpt.options import Best, Retention, Retries
     from ray_imuckpt.saving.pending import PendingSave
     from ray_imuckpt.schedules import PlateauDetector
@@ -41,6 +42,7 @@ __all__ = [
     "Checkpointer",
     "CorruptCheckpointError",
     "GangBrokenError",
+    "Imported",
     "ImuckptError",
     "LoadedCheckpoint",
     "PendingSave",
@@ -54,18 +56,21 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedStateError",
     "__version__",
+    "import_checkpoint",
     "load",
 ]
 
 _ELSEWHERE = {  # name to the module that it is imported from; the errors are all of one
     "Best": "ray_imuckpt.options",
     "Checkpointer": "ray_imuckpt.checkpointer",
+    "Imported": "ray_imuckpt.migration",
     "LoadedCheckpoint": "ray_imuckpt.loading.stored",
     "PendingSave": "ray_imuckpt.saving.pending",
     "PlateauDetector": "ray_imuckpt.schedules",
     "Retention": "ray_imuckpt.options",
     "Retries": "ray_imuckpt.options",
     "Start": "ray_imuckpt.loading.start",
+    "import_checkpoint": "ray_imuckpt.migration",
     "load": "ray_imuckpt.source",
 }
 _PUBLIC_MODULES = ("errors", "schedules")

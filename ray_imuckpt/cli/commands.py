@@ -22,6 +22,7 @@ from ray_imuckpt.cli.naming import Name
 from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.loading.stored import LoadedCheckpoint
+from ray_imuckpt.migration import import_checkpoint
 
 Command = Callable[[argparse.Namespace], int]
 """Takes the options that `ray_imuckpt.cli.parser` understood, and returns the exit status."""
@@ -60,6 +61,24 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _import(options: argparse.Namespace) -> int:
+    parameters = None
+    if options.parameters is not None:
+        with open(options.parameters, encoding="utf-8") as file:
+            parameters = [line.strip() for line in file if line.strip()]
+    imported = import_checkpoint(
+        options.source,
+        options.dir,
+        epoch=options.epoch,
+        model_key=options.model_key,
+        optimizer_key=options.optimizer_key,
+        parameters=parameters,
+        strip=options.strip,
+    )
+    terminal.say([structured.dumps(imported)] if options.json else text.of_imported(imported))
+    return 0
+
+
 def _diff(options: argparse.Namespace) -> int:
     first, second = (_opened(name) for name in options.named)
     compared = comparison.compare(first, second)
@@ -85,6 +104,7 @@ COMMANDS: dict[str, Command] = {
     "show": _show,
     "verify": _verify,
     "export": _export,
+    "import": _import,
     "diff": _diff,
     "plot": _plot,
 }

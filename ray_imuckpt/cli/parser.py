@@ -6,12 +6,12 @@ Imports nothing that imports torch: ``--help`` and a wrong word are answered at 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from ray_imuckpt import units
 from ray_imuckpt._version import __version__
-from ray_imuckpt.cli import completion, naming
+from ray_imuckpt.cli import completion, naming, words
+from ray_imuckpt.cli.words import Commands
 
 _ENDING = """\
 RUN is a path or an fsspec URL of a run
@@ -30,9 +30,6 @@ exit status:
 "imuckpt COMMAND --help" says what a
 command takes.
 """
-
-if TYPE_CHECKING:  # it has no public name, and takes no brackets when it runs
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,6 +115,7 @@ def parser(*, plain: bool = False) -> argparse.ArgumentParser:
     commands = made.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_looking(commands)
     _add_changing(commands)
+    _add_importing(commands)
     _add_comparing(commands)
     text = 'Print a script for completion in a shell: eval "$(imuckpt completion bash)".'
     shell = commands.add_parser("completion", help=text, description=text)
@@ -125,10 +123,10 @@ def parser(*, plain: bool = False) -> argparse.ArgumentParser:
     return made
 
 
-def _add_looking(commands: _Commands) -> None:
+def _add_looking(commands: Commands) -> None:
     text = "List the checkpoints of a run; or the runs, trials of Ray Tune too, below a directory."
     ls = commands.add_parser("ls", help=text, description=text)
-    _completed(
+    words.completed(
         ls.add_argument(
             "dir",
             nargs="?",
@@ -138,24 +136,26 @@ def _add_looking(commands: _Commands) -> None:
         completion.directories,
     )
     ls.add_argument("--runs", action="store_true", help="list runs, also where this is one itself")
-    _add_best(ls, "tell the best checkpoint by this metric; of each run")
-    _add_json(ls)
-    show = _of_checkpoints(commands, "show", "Show what a checkpoint holds; default: the last one.")
+    words.add_best(ls, "tell the best checkpoint by this metric; of each run")
+    words.add_json(ls)
+    show = words.of_checkpoints(
+        commands, "show", "Show what a checkpoint holds; default: the last one."
+    )
     show.add_argument(
-        "--depth", type=_depth, default=1, metavar="N", help="tell modules so deep; default: 1"
+        "--depth", type=words.depth, default=1, metavar="N", help="tell modules so deep; default: 1"
     )
     show.add_argument("--tensors", action="store_true", help="list each tensor of the model, too")
-    _add_json(show)
-    verify = _of_checkpoints(
+    words.add_json(show)
+    verify = words.of_checkpoints(
         commands, "verify", "Read every byte and check it; default: of all checkpoints.", "…"
     )
-    _add_json(verify)
+    words.add_json(verify)
 
 
-def _add_changing(commands: _Commands) -> None:
-    prune = _of_run(commands, "prune", "Delete the checkpoints that no rule keeps.")
-    prune.add_argument("--keep-last", type=_positive, metavar="N", help="the last N")
-    prune.add_argument("--keep-every", type=_positive, metavar="N", help="each multiple of N")
+def _add_changing(commands: Commands) -> None:
+    prune = words.of_run(commands, "prune", "Delete the checkpoints that no rule keeps.")
+    prune.add_argument("--keep-last", type=words.positive, metavar="N", help="the last N")
+    prune.add_argument("--keep-every", type=words.positive, metavar="N", help="each multiple of N")
     prune.add_argument(
         "--keep-best",
         nargs=2,
@@ -163,121 +163,67 @@ def _add_changing(commands: _Commands) -> None:
         help="the best by that metric",
     )
     prune.add_argument(
-        "--best-count", type=_positive, metavar="N", help="how many of the best; default: 1"
+        "--best-count", type=words.positive, metavar="N", help="how many of the best; default: 1"
     )
     prune.add_argument(
         "--dry-run", action="store_true", help="only tell what would go, and why the others stay"
     )
-    _add_json(prune)
-    clean = _of_run(commands, "clean", "Remove what saves that did not end have left.")
+    words.add_json(prune)
+    clean = words.of_run(commands, "clean", "Remove what saves that did not end have left.")
     clean.add_argument(
         "--older-than",
-        type=_age,
+        type=words.age,
         default="1d",
         metavar="AGE",
         help="what is younger stays, since a save in flight looks just so: 12h; default: 1d",
     )
     clean.add_argument("--dry-run", action="store_true", help="only tell")
-    _add_json(clean)
-    export = _of_checkpoints(
+    words.add_json(clean)
+    export = words.of_checkpoints(
         commands, "export", "Write a model's weights into plain safetensors files.", " FILE"
     )
     export.add_argument("file", metavar="FILE", help="must not exist: model.safetensors")
     export.add_argument(
         "--max-shard-size",
-        type=_size,
+        type=words.size,
         metavar="SIZE",
         help="where there is more, write several files and model.safetensors.index.json: 5GB",
     )
-    _add_json(export)
+    words.add_json(export)
 
 
-def _add_comparing(commands: _Commands) -> None:
-    diff = _of_checkpoints(
+def _add_importing(commands: Commands) -> None:
+    text = "Bring a checkpoint of torch.save, Lightning, DCP or safetensors into a run directory."
+    command = commands.add_parser("import", help=text, description=text)
+    command.add_argument("source", help="a local file, or the directory of one of DCP's")
+    command.add_argument("dir", help="the run directory: a path or an fsspec URL")
+    command.add_argument("--epoch", type=int, metavar="N", help="default: the one it says")
+    command.add_argument(
+        "--model-key", metavar="KEY", help="where the model's state is in it: app.model"
+    )
+    command.add_argument("--optimizer-key", metavar="KEY", help="where the optimizer's state is")
+    command.add_argument(
+        "--parameters",
+        metavar="FILE",
+        help="the names of the optimizer's parameters in its order, one a line",
+    )
+    command.add_argument(
+        "--strip",
+        default="",
+        metavar="PREFIX",
+        help="bring only tensors whose names begin so, without it: model.",
+    )
+    words.add_json(command)
+
+
+def _add_comparing(commands: Commands) -> None:
+    diff = words.of_checkpoints(
         commands,
         "diff",
         "Compare two checkpoints, of one run or of two: tensors of the model, metrics, versions.",
         " [RUN] CHECKPOINT",
     )
-    _add_json(diff)
-    plot = _of_run(commands, "plot", "Draw a metric over the epochs, as text.")
+    words.add_json(diff)
+    plot = words.of_run(commands, "plot", "Draw a metric over the epochs, as text.")
     plot.add_argument("metric")
-    _add_json(plot)
-
-
-def _of_run(commands: _Commands, name: str, text: str) -> argparse.ArgumentParser:
-    """Add a command that takes a run directory."""
-    command = commands.add_parser(name, help=text, description=text)
-    text = "the run directory, which holds the checkpoints: a path or an fsspec URL"
-    _completed(command.add_argument("dir", help=text), completion.directories)
-    return command
-
-
-def _of_checkpoints(
-    commands: _Commands, name: str, text: str, more: str = ""
-) -> argparse.ArgumentParser:
-    """Add a command that takes checkpoints; `more` is what its usage says behind the first."""
-    command = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        usage=f"imuckpt {name} [RUN] [CHECKPOINT]{more} [option ...]",
-    )
-    words = command.add_argument(
-        "words",
-        nargs="*",
-        metavar="CHECKPOINT",
-        help="its path or URL; or that of its run, which is '.' where it is left out, and "
-        f"{naming.WAYS}",
-    )
-    _completed(words, completion.checkpoints)
-    _add_best(command, "what `best` is measured by")
-    return command
-
-
-def _add_best(command: argparse.ArgumentParser, text: str) -> None:
-    _completed(command.add_argument("--metric", help=text), completion.metrics)
-    command.add_argument("--mode", choices=("min", "max"), help="whether less or more is better")
-
-
-def _completed(action: argparse.Action, by: Callable[..., list[str]]) -> None:
-    """Let argcomplete ask a function for what may come next."""
-    action.completer = by  # type: ignore[attr-defined] # its own way to be told
-
-
-def _add_json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="print JSON, for programs")
-
-
-def _depth(word: str) -> int:
-    """Return a number that is 0 or more."""
-    if not word.isdecimal():
-        raise argparse.ArgumentTypeError(f"{word!r} is no depth: 0 or more is wanted")
-    return int(word)
-
-
-def _positive(word: str) -> int:
-    """Return a number that is 1 or more; argparse shows the error's text."""
-    try:
-        number = int(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is no integer") from None
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} keeps nothing; use 1 or more, or leave it out")
-    return number
-
-
-def _age(text: str) -> float:
-    """Return the seconds of an age such as ``30min``, ``12h`` or ``2d``."""
-    try:
-        return units.parsed_age(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _size(text: str) -> int:
-    """Return the bytes of a size such as ``5GB`` or ``500MB``."""
-    try:
-        return units.parsed(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    words.add_json(plot)

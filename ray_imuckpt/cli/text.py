@@ -13,6 +13,7 @@ from ray_imuckpt.cli.exporting import Exported
 from ray_imuckpt.cli.series import Series
 from ray_imuckpt.cli.tables import Column, Table
 from ray_imuckpt.cli.text_listing import of_metrics, short
+from ray_imuckpt.migration import Imported
 from ray_imuckpt.units import size
 
 _BAR = 60  # columns of the longest one
@@ -75,6 +76,20 @@ def of_exported(exported: Exported) -> str:
     """Return what was written."""
     files = f" in {exported.shards} files" if exported.shards > 1 else ""
     return f"{exported.tensors} tensors, {size(exported.size)}{files}: {exported.file}"
+
+
+def of_imported(imported: Imported) -> Iterator[str]:
+    """Yield what was brought along of another program's checkpoint, and what was not."""
+    yield f"checkpoint={imported.epoch}, from {imported.kind}"
+    yield f"model: {imported.tensors} tensors; {size(imported.size)} in all files"
+    states = "none" if imported.optimizer is None else f"of {imported.optimizer} parameters"
+    yield f"optimizer: {states}"
+    if imported.metrics:
+        yield f"metrics: {of_metrics(imported.metrics)}"
+    yield f"other: {', '.join(imported.other) or 'nothing'}"
+    yield "not brought along:"
+    for name, reason in imported.left.items():
+        yield f"  {name}: {reason}"
 
 
 def of_comparison(comparison: Comparison) -> Iterator[str]:

@@ -45,8 +45,19 @@ def of_layouts(gang: Gang, layouts: SavedLayouts) -> None:
 
 
 def of_gang_size(gang: Gang, loaded: LoadedCheckpoint, targets: Targets) -> None:
-    """Warn where the checkpoint was made by another number of ranks, and say what follows."""
+    """Warn where the checkpoint was made by another number of ranks, and say what follows.
+
+    Where it was imported, by none of which the random state is known, that is said instead.
+    """
     before, now = loaded.manifest.world_size, gang.world_size
+    if loaded.rank_zero["random"] is None:
+        once(
+            gang,
+            "The checkpoint of epoch %d was imported and holds no random state: the generators "
+            "stay as they are.",
+            loaded.epoch,
+        )
+        return
     if before == now:
         return
     gone = f" What ranks {now} to {before - 1} held is not used." if now < before else ""
@@ -71,7 +82,7 @@ def of_gang_size(gang: Gang, loaded: LoadedCheckpoint, targets: Targets) -> None
 def of_devices(gang: Gang, loaded: LoadedCheckpoint) -> None:
     """Warn, on each rank, of CUDA devices whose random state was saved and that are not here."""
     here = loaded.rank_here
-    missing = 0 if here is None else missing_cuda(here["random"])
+    missing = missing_cuda(here["random"]) if here and here["random"] else 0
     if missing:
         logger.warning(
             "The checkpoint holds the random state of %d CUDA device(s) that rank %d does not have "

@@ -103,9 +103,10 @@ def _of_rank(
     """Yield what is in ``per_rank``: restored, or seeded on a rank that did not save."""
     if loaded.rank_here is None:
         _check_alone(loaded, targets)
+        random = loaded.rank_zero["random"]
         for name, value in targets.per_rank.items():
-            if is_generator(value):
-                seed = partial(seed_generator, value, loaded.rank_zero["random"], gang.rank, name)
+            if is_generator(value) and random is not None:
+                seed = partial(seed_generator, value, random, gang.rank, name)
                 yield SeededGenerator(in_per_rank(name), value, seed)
         return
     saved, classes = loaded.per_rank, loaded.rank_here.get("classes", {})

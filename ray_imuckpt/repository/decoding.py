@@ -57,7 +57,7 @@ class _Random:
 class _Rank:
     """A rank state."""
 
-    random: _Random
+    random: _Random | None
     per_rank: dict[str, Any]
     classes: dict[str, str]
 

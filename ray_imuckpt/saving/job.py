@@ -84,7 +84,7 @@ def job(order: Order, plan: codec.Plan, patience: Patience) -> Callable[[], Mani
         order.division.together,
         order.division.rank,
     )
-    draft = _draft(run, order.label, order.world_size, files.save_id)
+    draft = draft_manifest(run, order.label, order.world_size, files.save_id)
     if rank:
         return partial(_write_part, files, draft, plan, run)
     left, ranks = order.division.left_to_others(plan), range(1, order.world_size)
@@ -97,7 +97,7 @@ def job(order: Order, plan: codec.Plan, patience: Patience) -> Callable[[], Mani
         return entries
 
     def run_job() -> Manifest:
-        manifest = _commit(files, draft, codec.layout(plan), run, others)
+        manifest = commit_parts(files, draft, codec.layout(plan), run, others)
         if together:
             with contextlib.suppress(Exception):  # the commit stands; they are leftovers
                 receipts.remove(files, ranks)
@@ -162,13 +162,28 @@ def _check_bytes(files: Files, entries: Iterable[FileEntry], left: Mapping[str, 
         )
 
 
-def _commit(
+def commit_parts(
     files: Files,
     draft: Manifest,
     parts: Sequence[codec.EncodedFile],
     run: Run,
     others: Callable[[], Sequence[FileEntry]],
 ) -> Manifest:
+    """Write what rank 0 owns, and commit the checkpoint, in the branch of the run.
+
+    Args:
+        files: Where it goes.
+        draft: The manifest without its files and its branch.
+        parts: What to write.
+        run: Whose checkpoint it is.
+        others: Returns the files that others have written, once they have.
+
+    Returns:
+        The manifest as committed.
+
+    Raises:
+        SaveFailedError: Nothing was committed, unless it says that it may be.
+    """
     storage, undo = files.storage, None
 
     def guard() -> int:
@@ -204,7 +219,7 @@ def _put_back(undo: Callable[[], None], storage: Storage) -> None:
         )
 
 
-def _draft(run: Run, label: Label, world_size: int, save_id: str) -> Manifest:
+def draft_manifest(run: Run, label: Label, world_size: int, save_id: str) -> Manifest:
     """Return the manifest without its files and its branch."""
     parent = run.parent
     ancestors = parent.ancestors if parent else ()

@@ -68,7 +68,9 @@ class LiveOptimizer:
             StateMismatchError: It says what differs.
         """
         kind = class_name(self._optimizer)
-        if saved["class"] != kind:
+        if not saved["class"]:
+            self._check_options(saved, kind)
+        elif saved["class"] != kind:
             raise StateMismatchError(
                 f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
                 f"{kind}.",
@@ -97,6 +99,23 @@ class LiveOptimizer:
         check_shapes(
             self._optimizer, [(n, p, saved["state"].get(n)) for n, p in named], "The optimizer"
         )
+
+    def _check_options(self, saved: OptimizerState, kind: str) -> None:
+        """Raise unless each option of the saved groups is one of this optimizer's.
+
+        Of an imported state the class is not known, and the names of its options tell it: an SGD
+        has no betas.
+        """
+        of_all = {"params", "param_names", "initial_lr"}  # the last is a scheduler's
+        known = of_all.union(*self._optimizer.param_groups, self._optimizer.defaults)
+        unknown = sorted({key for group in saved["param_groups"] for key in group} - known)
+        if unknown:
+            raise StateMismatchError(
+                f"The imported state is not that of an optimizer {kind}: it has the options "
+                f"{', '.join(unknown)}.",
+                hint="Build the optimizer that was trained with, or pass optimizer=None to start() "
+                "to restore the rest.",
+            )
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]

@@ -24,26 +24,27 @@ class SavedRandom(NamedTuple):
 
     Attributes:
         here: On the rank of this number; ``None`` where there was none.
-        zero: On rank 0.
+        zero: On rank 0; ``None`` of an imported checkpoint, which has none.
         rank: This rank.
     """
 
     here: dict[str, Any] | None
-    zero: dict[str, Any]
+    zero: dict[str, Any] | None
     rank: int
 
     def apply(self) -> None:
         """Put the generators of this process where they were saved, or seed those of a new rank."""
         if self.here is not None:
             apply_random(self.here)
-        else:
+        elif self.zero is not None:
             seed_new_rank(self.zero, self.rank)
 
 
 class RestorableRandom:
     """The random generators of this process.
 
-    A rank that the checkpoint does not know seeds them; see `ray_imuckpt.state.random_state`.
+    A rank that the checkpoint does not know seeds them; see `ray_imuckpt.state.random_state`. Where
+    nothing was saved they stay as they are.
 
     Args:
         saved: What was saved of them.
