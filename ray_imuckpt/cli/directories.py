@@ -16,6 +16,7 @@ from ray_imuckpt.storage import Entry, Storage, absolute, open_storage, shown
 from ray_imuckpt.units import listed, natural
 
 LEVELS = 10  # of directories, one in the other, in which runs are looked for
+_FEW_LEVELS = 5  # the same for the hint of an error: the directory may be a wrong one, and large
 
 
 @dataclass
@@ -79,7 +80,7 @@ def nothing(storage: Storage) -> CheckpointNotFoundError:
         storage.holding(paths.MANIFEST)
     except FileNotFoundError:
         return missing(storage)
-    below = sorted(runs_of(storage.entries(LEVELS)), key=natural)
+    below = sorted(runs_of(storage.entries(_FEW_LEVELS)), key=natural)
     hint = f"Name one of the runs below it: {listed(below)}." if below else "Look at its name."
     return CheckpointNotFoundError(
         "There are no checkpoints in this directory.", url=storage.url, hint=hint
@@ -110,7 +111,7 @@ def runs_of(entries: Iterable[Entry]) -> dict[str, RunFiles]:
                 files.epochs.add(epoch)
     for entry in others:
         run, _, name = entry.name.rpartition("/")
-        if run in runs:
+        if run in runs and paths.is_ours(name):
             runs[run].entries.append(Entry(name, entry.size, entry.modified, entry.inode))
     return {run: files for run, files in runs.items() if files.pointers or _is_ours(files)}
 
