@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -167,6 +168,49 @@ def test_every_command_that_tells_something_speaks_json(
         assert main([words[0], str(directory), *words[1:], *more]) == status
         out = capsys.readouterr().out
     assert keys <= json.loads(out).keys()
+
+
+def keys_of(value: Any) -> set[str]:
+    """All keys of an object and of what is in it; those of metrics and versions are the user's."""
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    if not isinstance(value, dict):
+        return set()
+    inside = [
+        v for key, v in value.items() if key not in {"metrics", "versions"} or type(v) is list
+    ]
+    return set(value).union(*map(keys_of, inside))
+
+
+@pytest.mark.parametrize(
+    ("words", "row"),
+    [
+        ("ls RUN --metric loss --mode min", "`ls` of a run"),
+        ("ls --runs RUN --metric loss --mode min", "`ls` of several runs"),
+        ("show RUN 1", "`show`"),
+        ("verify RUN", "`verify`"),
+        ("prune RUN --keep-last 1 --dry-run", "`prune`"),
+        ("clean RUN --dry-run", "`clean`"),
+        ("export RUN 1 FILE", "`export`"),
+        ("diff RUN 1 RUN 1", "`diff`"),
+        ("plot RUN loss", "`plot`"),
+    ],
+)
+def test_every_key_for_programs_is_documented(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str, row: str
+) -> None:
+    """In its row of docs/cli.md."""
+    run = Path(shutil.copytree(directory, tmp_path / "run"))
+    (run / "checkpoint=7").mkdir()
+    (run / "checkpoint=7" / "state-00000000000000aa.json").write_bytes(b"1")
+    words = words.replace("RUN", str(run)).replace("FILE", str(tmp_path / "file"))
+    assert main([*words.split(), "--json"]) in (0, 1)
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text()
+    documented = next(line for line in page.splitlines() if line.startswith(f"| {row} | `"))
+    missing = {
+        key for key in keys_of(json.loads(capsys.readouterr().out)) if f"`{key}`" not in documented
+    }
+    assert missing == set()
 
 
 def test_show_tells_a_program_of_each_tensor(
