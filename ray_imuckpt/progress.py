@@ -1,11 +1,11 @@
 """The bytes of one save or restore that this rank moves, counted by whoever moves them.
 
-Touches nothing: who counts does not know whether, or where, it is shown.
+Touches threads. Who counts does not know whether, or where, it is shown.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Callable
 
 
@@ -22,12 +22,13 @@ class Progress:
     def __init__(self, advanced: Callable[[Progress], object] | None = None) -> None:
         self.expected = 0
         self._advanced = advanced
-        self._added: deque[int] = deque()  # which takes one from any thread in one step
+        self._added = 0
+        self._lock = threading.Lock()
 
     @property
     def moved(self) -> int:
         """Return the bytes that were moved; what was sent again counts once."""
-        return min(sum(self._added), self.expected)
+        return min(self._added, self.expected)
 
     def expect(self, count: int) -> None:
         """Note that so many more bytes are to be moved."""
@@ -36,5 +37,6 @@ class Progress:
     def add(self, count: int) -> None:
         """Note that so many more bytes were moved."""
         if self._advanced is not None:
-            self._added.append(count)
+            with self._lock:
+                self._added += count
             self._advanced(self)

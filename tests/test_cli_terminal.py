@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
-import os
-import pty
 import re
 import shutil
-import struct
-import subprocess
 import sys
-import termios
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import python_path, train
+from conftest import train
 from ray_imuckpt.cli import main, structured
+from support.terminals import on_a_terminal
 
 
-def on_a_terminal(columns: int, *words: str) -> list[str]:
+def lines_at(columns: int, *words: str) -> list[str]:
     """The lines that a command shows on a terminal of so many columns."""
-    reading, writing = pty.openpty()
-    fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}
-    with subprocess.Popen(
-        [sys.executable, "-m", "ray_imuckpt", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=writing,
-        stderr=writing,
-        env={**environment, "PYTHONPATH": python_path()},
-    ):
-        os.close(writing)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(reading, 65536)
-            except OSError:  # Linux says so at the end of a terminal
-                break
-    os.close(reading)
-    return shown.decode().replace("\r\n", "\n").splitlines()
+    sent = on_a_terminal(columns, "-m", "ray_imuckpt", *words)
+    return sent.replace("\r\n", "\n").splitlines()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +91,7 @@ def test_nothing_is_lost_on_a_narrow_terminal_nor_is_a_line_too_long(
 
 def test_a_real_terminal_of_forty_columns_gets_folded_rows(directory: Path) -> None:
     """What has no room goes on below."""
-    lines = on_a_terminal(40, "ls", str(directory))
+    lines = lines_at(40, "ls", str(directory))
     assert max(map(len, lines)) <= 40
     assert lines[0].split() == ["epoch", "age", "size", "ranks", "state"]
     assert lines[1].split() == ["metrics"]
@@ -124,7 +102,7 @@ def test_a_real_terminal_of_forty_columns_gets_folded_rows(directory: Path) -> N
 
 def test_bars_are_as_long_as_there_is_room(directory: Path) -> None:
     """The longest one ends with the line."""
-    lines = on_a_terminal(40, "plot", str(directory), "loss")
+    lines = lines_at(40, "plot", str(directory), "loss")
     bars = [line for line in lines if line.endswith("#")]
     assert [len(bar) for bar in bars] == [40]
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
-import os
-import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from conftest import python_path, small_model, train
+from conftest import small_model, train
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.reporting.journal import Journal
 from ray_imuckpt.reporting.lines import Lines
+from support.terminals import on_a_terminal
 
 LOGGER = logging.getLogger("ray_imuckpt")
 RESTORED = (
@@ -132,7 +127,7 @@ def test_a_switch_that_is_none_is_refused() -> None:
 
 
 ON_A_TERMINAL = """
-import os, sys
+import sys
 import tqdm
 from conftest import small_model
 from ray_imuckpt import Checkpointer
@@ -168,25 +163,9 @@ def screen(shown: str) -> list[str]:
 
 def test_on_a_terminal_bars_of_the_loop_stay_whole(tmp_path: Path) -> None:
     """A panel and lines stand above the bar of the loop, which is left once, at the end."""
-    reading, writing = pty.openpty()
-    fcntl.ioctl(writing, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
-    with subprocess.Popen(
-        [sys.executable, "-c", ON_A_TERMINAL, str(tmp_path)],
-        stdin=subprocess.DEVNULL,
-        stdout=writing,
-        stderr=writing,
-        env={**os.environ, "PYTHONPATH": python_path(), "TERM": "xterm"},
-    ):
-        os.close(writing)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(reading, 65536)
-            except OSError:  # Linux says so at the end of a terminal
-                break
-    os.close(reading)
-    rows = [row for row in screen(shown.decode()) if row]
-    assert "Restoring" in shown.decode(), "a bar has moved"
+    sent = on_a_terminal(200, "-c", ON_A_TERMINAL, str(tmp_path), TERM="xterm")
+    rows = [row for row in screen(sent) if row]
+    assert "Restoring" in sent, "a bar has moved"
     assert not [row for row in rows if "Restoring" in row or "Saving epoch 4" in row], "and gone"
     lines = [row for row in rows if row.startswith("ray_imuckpt: ")]
     panels = [row for row in rows if row.startswith(("╭", "│", "╰"))]

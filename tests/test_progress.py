@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,11 +88,21 @@ def test_what_is_sent_again_counts_once() -> None:
     assert (progress.moved, progress.expected) == (10, 10)
 
 
-def test_nobody_counts_what_nobody_shows() -> None:
-    """A save of a week holds no list of its chunks."""
-    progress = Progress()
-    progress.add(5)
-    assert not progress._added
+def test_bytes_are_counted_on_any_thread() -> None:
+    """None is lost, and whoever shows them may look meanwhile."""
+    progress = Progress(lambda counted: counted.moved)
+    progress.expect(8 * 5000)
+
+    def add() -> None:
+        for _ in range(5000):
+            progress.add(1)
+
+    threads = [threading.Thread(target=add) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert progress.moved == 8 * 5000
 
 
 def test_all_bytes_of_a_save_and_of_a_restore_are_counted(
