@@ -13,6 +13,7 @@ import msgspec
 from torch import Tensor
 
 from ray_imuckpt.encoding import tree
+from ray_imuckpt.encoding.prepared import prepared
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.repository.codec import EXTRA, VERSIONS
 from ray_imuckpt.repository.rank_state import RANKS
@@ -22,6 +23,7 @@ T = TypeVar("T")
 _FIELDS = {"log", "other", "objects", "classes", "optimizer"}
 
 
+@prepared
 @dataclass(frozen=True)
 class DecodedState:
     """The contents of the ``state`` part.
@@ -53,6 +55,7 @@ class _Random:
     cuda: list[Tensor] = field(default_factory=list)
 
 
+@prepared
 @dataclass(frozen=True)
 class _Rank:
     """A rank state."""

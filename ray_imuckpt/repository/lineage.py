@@ -28,6 +28,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ray_imuckpt.encoding.prepared import prepared
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.repository.manifest import Count, Manifest, Text
 from ray_imuckpt.repository.records import FORMAT, seal, unseal
@@ -51,6 +52,7 @@ class Point:
     branch: Count
 
 
+@prepared
 @dataclass(frozen=True)
 class _Record:
     """The fields of ``lineage.json``."""

@@ -24,6 +24,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from ray_imuckpt.encoding.prepared import prepared
 from ray_imuckpt.errors import CorruptCheckpointError
 from ray_imuckpt.repository import paths, records
 
@@ -91,6 +92,7 @@ class Ancestor:
     epoch: Count
 
 
+@prepared
 @dataclass(frozen=True)
 class Manifest:
     """The commit record of one checkpoint.

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from ray_imuckpt.encoding import strictjson
+from ray_imuckpt.encoding.prepared import prepared
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError
 from ray_imuckpt.options import Opening
 from ray_imuckpt.repository import paths
@@ -27,6 +28,7 @@ _LOCAL = ("file", "local")
 _AS_USUAL = Opening()
 
 
+@prepared
 @dataclass(frozen=True)
 class _Pointer:
     url: Annotated[str, Meta(min_length=1, max_length=4096)]

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from ray_imuckpt import units
+from ray_imuckpt.encoding.prepared import prepared
 from ray_imuckpt.errors import CorruptCheckpointError, SaveFailedError
 from ray_imuckpt.repository import paths, records
 from ray_imuckpt.repository.manifest import FileEntry
@@ -33,6 +34,7 @@ _GRACE = 10.0  # seconds that what was begun may take, beside what this rank's p
 _NAMED = 5  # ranks of an error
 
 
+@prepared
 @dataclass(frozen=True)
 class Receipt:
     """The word of a rank about its part of a save.

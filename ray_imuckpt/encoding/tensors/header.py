@@ -18,6 +18,7 @@ import torch
 from msgspec import Meta
 
 from ray_imuckpt.encoding import strictjson
+from ray_imuckpt.encoding.prepared import prepared
 from ray_imuckpt.encoding.tensors.dtypes import DTYPES, NAMES, VIEWS
 from ray_imuckpt.encoding.tensors.strides import Strides, checked_strides
 from ray_imuckpt.errors import CorruptCheckpointError
@@ -50,6 +51,7 @@ class TensorInfo(NamedTuple):
     key: TensorKey = ("", "")
 
 
+@prepared
 @dataclass(frozen=True)
 class Piece:
     """A piece of a tensor, of which a file does not hold all.
