@@ -67,7 +67,7 @@ class Run:
         sound: The ids of saves whose files this process has written, or read and found sound.
         shared: Whether all ranks see the same storage; ``None`` while that is not known.
         holdings: What the ranks may share out of a save, as it was at the last one.
-        shares: Who wrote what of the last one.
+        shares: What this rank wrote of the last one.
     """
 
     id: str

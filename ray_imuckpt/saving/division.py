@@ -71,7 +71,7 @@ class Division:
     Attributes:
         save_id: Of the save.
         rank: This rank.
-        shares: Who writes what, by rank; ``None`` where rank 0 writes everything.
+        owned: The names of what this rank owns; ``None`` where rank 0 writes everything.
         held: The tensors that are shared out, by their name in the whole checkpoint.
         partitioned: Bytes of the optimizer's state that other ranks write, each of what it steps.
         pieces: Which piece this rank holds of a tensor of that spread and shape, as it is found.
@@ -79,7 +79,7 @@ class Division:
 
     save_id: str
     rank: int = 0
-    shares: tuple[frozenset[str], ...] | None = None
+    owned: frozenset[str] | None = None
     held: Mapping[str, Held] | None = None
     pieces: dict[Any, Piece | None] = field(default_factory=dict)
     partitioned: int = 0
@@ -87,13 +87,13 @@ class Division:
     @property
     def together(self) -> bool:
         """Return whether every rank writes a part."""
-        return self.shares is not None
+        return self.owned is not None
 
     def choose(self, key: str, tensor: torch.Tensor) -> Share | None:
         """Return what of a tensor this rank writes; see `codec.Choose`."""
-        if self.shares is None or self.held is None or key not in self.held:
+        if self.owned is None or self.held is None or key not in self.held:
             return Share(tensor, None) if self.rank == 0 else None
-        if key not in self.shares[self.rank]:
+        if key not in self.owned:
             return None
         if not tensor.numel():
             return Share(torch.empty(tensor.shape, dtype=tensor.dtype), None)
@@ -238,20 +238,22 @@ def divide(
     burdens[0] += notes[0]["rest"] * _ROUND
     key = (held.digest, positions, burdens)
     if run.shares is None or run.shares.key != key:
-        run.shares = Remembered(key, _shares(held.held, positions, burdens))
+        run.shares = Remembered(key, _shares(held.held, positions, burdens, gang.rank))
     parts = [message["part"] for message in notes]
     partitioned = 0 if None in parts else sum(size for _, size in parts[1:])
-    shares, by_key, pieces = run.shares.value
-    return Division(save_id, gang.rank, shares, by_key, pieces, partitioned)
+    owned, by_key, pieces = run.shares.value
+    return Division(save_id, gang.rank, owned, by_key, pieces, partitioned)
 
 
 def _shares(
-    held: Sequence[Held], positions: Sequence[Sequence[Position | None]], burdens: Sequence[int]
-) -> tuple[tuple[frozenset[str], ...], dict[str, Held], dict[Any, Any]]:
-    """Return who writes what; frozen parameters by themselves, so that it stays as it is."""
+    held: Sequence[Held],
+    positions: Sequence[Sequence[Position | None]],
+    burdens: Sequence[int],
+    rank: int,
+) -> tuple[frozenset[str], dict[str, Held], dict[Any, Any]]:
+    """Return what a rank owns; frozen parameters are dealt by themselves, and so stay with it."""
     frozen = [one for one in held if one.key.startswith(f"{codec.MODEL_FROZEN}/")]
     others = [one for one in held if not one.key.startswith(f"{codec.MODEL_FROZEN}/")]
     still = owners(frozen, positions, [0] * len(burdens))
     moving = owners(others, positions, burdens)
-    shares = tuple(one | other for one, other in zip(still, moving, strict=True))
-    return shares, {one.key: one for one in held}, {}
+    return still[rank] | moving[rank], {one.key: one for one in held}, {}
