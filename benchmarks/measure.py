@@ -19,12 +19,24 @@ def build(
     count = tensors // 3
     size = int(megabytes * 1_000_000) // (count * 3 * 4)
     model = nn.ParameterList(nn.Parameter(torch.randn(size, device=device)) for _ in range(count))
+    return model, stepped(model, torch.randn_like)
+
+
+def stepped(
+    model: nn.Module, gradient: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.optim.Optimizer:
+    """AdamW that has made a step, so that its moments are there.
+
+    Args:
+        model: Whose parameters it trains.
+        gradient: Makes the gradient of a parameter.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
+        parameter.grad = gradient(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return model, optimizer
+    return optimizer
 
 
 _CALM = 0.3  # seconds

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.limits import tensors_of
+from benchmarks.measure import stepped
 
 DDP, FSDP2 = "DDP", "FSDP2"
 KINDS = (DDP, FSDP2)
@@ -39,12 +40,7 @@ def build(
             fully_shard(layer, mesh=mesh)
     elif dist.is_initialized():
         model = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return model, optimizer
+    return model, stepped(model, torch.ones_like)  # random ones of a DTensor communicate
 
 
 def share(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
