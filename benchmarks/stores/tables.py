@@ -20,6 +20,8 @@ _TENSORS = 576
 _TINY = 0.001, 3  # MB, in so many tensors
 
 _LARGE = 1_000_000  # bytes
+UNSIGNED = {"config_kwargs": {"s3": {"payload_signing_enabled": False}}}
+"""Options of a store to which bodies are sent without a signature."""
 _SETTLED = 0.1  # seconds: the store counts an answer when it has sent it, a moment after it came
 
 Sample = tuple[Cost, Report]
@@ -84,8 +86,7 @@ def _tables(names: Sequence[str], scratch: Path, trial: Trial, *, tiny: bool) ->
 def _workers(
     names: Sequence[str], store: SimulatedStore, scratch: Path, trial: Trial
 ) -> Iterator[dict[str, Worker]]:
-    unsigned = {"config_kwargs": {"s3": {"payload_signing_enabled": False}}}
-    chosen = unsigned if trial.unsigned else {}
+    chosen = UNSIGNED if trial.unsigned else {}
     surroundings = Surroundings(store.options | chosen, store.bucket, scratch)
     with contextlib.ExitStack() as stack:
         yield {n: stack.enter_context(Worker(n, surroundings)) for n in names}
