@@ -169,7 +169,11 @@ def gangs(
     ranks: Sequence[int] = (1, 2),
     contenders: Sequence[str] = tuple(CONTENDERS),
 ) -> dict[tuple[int, str], Cost]:
-    """What FSDP2 costs where all ranks hold their shards on one device, and meet by gloo."""
+    """What FSDP2 costs where all ranks hold their shards on one device, and meet by gloo.
+
+    Host memory is the growth of the resident set, in which the kernel may not count what is pinned;
+    its largest piece is what torch was asked for.
+    """
     print(f"\n| {' | '.join(_GANG)} |\n|{'---|' * len(_GANG)}")
     costs = {}
     for size in ranks:
