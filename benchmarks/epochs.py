@@ -38,9 +38,9 @@ def tables(root: Path, epochs: int, steps: int = 6, width: int = 2048, layers: i
         return time.perf_counter() - began
 
     step()
-    eager = Checkpointer(root / "epochs-eager")
-    overlap = Checkpointer(root / "epochs-overlap", snapshot="overlap")
-    blocking = Checkpointer(root / "epochs-blocking", blocking=True)
+    eager = Checkpointer(root / "epochs-eager", progress=False)
+    overlap = Checkpointer(root / "epochs-overlap", progress=False, snapshot="overlap")
+    blocking = Checkpointer(root / "epochs-blocking", progress=False, blocking=True)
     number = 0
 
     def ours(checkpointer: Checkpointer) -> None:

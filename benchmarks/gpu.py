@@ -52,7 +52,7 @@ def saves(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeat
     """The stall: what the host waits for, the device idle before and after."""
     rows = dict(pinned_copier([t for t in tensors_of(model, optimizer) if t.is_cuda]))
     for name, kind in (("ray_imuckpt", "eager"), ("ray_imuckpt, overlap", "overlap")):
-        checkpointer = Checkpointer(root / kind, snapshot=kind)
+        checkpointer = Checkpointer(root / kind, progress=False, snapshot=kind)
         checkpointer.start(model, optimizer, continue_from="none")
         save = partial(checkpointer.checkpoint, 1, model=model, optimizer=optimizer)
         rows[name] = (save, checkpointer.wait)
@@ -100,7 +100,7 @@ def restores(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rep
                 torch.cuda.synchronize()
                 at += count
 
-    checkpointer = Checkpointer(root / "eager")
+    checkpointer = Checkpointer(root / "eager", progress=False)
 
     def restore() -> None:
         checkpointer.start(model, optimizer)
@@ -137,7 +137,9 @@ def steps(root: Path, repeats: int) -> None:
         optimizer.step()
 
     step()
-    checkpointers = {kind: Checkpointer(root / f"step-{kind}", snapshot=kind) for kind in KINDS}
+    checkpointers = {
+        kind: Checkpointer(root / f"step-{kind}", progress=False, snapshot=kind) for kind in KINDS
+    }
 
     def with_save(kind: str) -> None:
         checkpointers[kind].checkpoint(1, model=model, optimizer=optimizer)

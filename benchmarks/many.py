@@ -26,7 +26,7 @@ def tensors(root: Path, megabytes: float, repeats: int) -> None:
     rows: dict[str, dict[str, Row]] = {}
     for name, count in ((FEW, 102), ("10,000 tensors", 10_002)):
         model, optimizer = build(megabytes, count)
-        checkpointer = Checkpointer(root / name)
+        checkpointer = Checkpointer(root / name, progress=False)
         checkpointer.start(model, optimizer, continue_from="none")
 
         save = partial(checkpointer.checkpoint, 1, model=model, optimizer=optimizer)
@@ -44,7 +44,7 @@ def tensors(root: Path, megabytes: float, repeats: int) -> None:
 def checkpoints(root: Path, repeats: int, count: int = 10_000) -> None:
     """Helpers that list and pick, among so many checkpoints in a local directory."""
     directory = root / "many"
-    checkpointer = Checkpointer(directory, blocking=True)
+    checkpointer = Checkpointer(directory, progress=False, blocking=True)
     model, _ = build(0.01, 3)
     checkpointer.checkpoint(1, model=model)
     manifest = (directory / "checkpoint=1" / "manifest.json").read_bytes()

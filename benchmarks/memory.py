@@ -58,7 +58,7 @@ def _save(name: str, root: Path, megabytes: float) -> Callable[[], object]:
     root.mkdir()
     model, optimizer = build(megabytes)
     if name in OURS:
-        checkpointer = Checkpointer(root, **OURS[name])
+        checkpointer = Checkpointer(root, progress=False, **OURS[name])
 
         def ours() -> None:
             checkpointer.checkpoint(1, model=model, optimizer=optimizer)

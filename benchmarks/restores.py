@@ -17,7 +17,7 @@ HASHED = "the same, hashed on the way"
 
 def tables(root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeats: int) -> None:
     """Print the tables."""
-    checkpointer = Checkpointer(root / "restore", blocking=True)
+    checkpointer = Checkpointer(root / "restore", progress=False, blocking=True)
     checkpointer.start(model, optimizer, continue_from="none")
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     directory = Path(checkpointer.path_to_checkpoint(1))

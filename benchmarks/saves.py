@@ -21,8 +21,8 @@ def stall(
 ) -> dict[str, Figure]:
     """How long the training loop stands still, in seconds."""
     tensors = limits.tensors_of(model, optimizer)
-    eager = Checkpointer(root / "eager")
-    overlap = Checkpointer(root / "overlap", snapshot="overlap")
+    eager = Checkpointer(root / "eager", progress=False)
+    overlap = Checkpointer(root / "overlap", progress=False, snapshot="overlap")
     rows = {
         COPY: alone(limits.copier(tensors)),
         "clone() of everything": alone(lambda: [t.clone() for t in tensors]),
@@ -41,8 +41,8 @@ def durable(
     root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, repeats: int
 ) -> dict[str, Figure]:
     """How long until a power cut would lose nothing, in seconds."""
-    background = Checkpointer(root / "background")
-    blocking = Checkpointer(root / "blocking", blocking=True)
+    background = Checkpointer(root / "background", progress=False)
+    blocking = Checkpointer(root / "blocking", progress=False, blocking=True)
     for checkpointer in (background, blocking):
         checkpointer.start(model, optimizer, continue_from="none")
 

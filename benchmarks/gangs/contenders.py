@@ -44,7 +44,7 @@ class Ours:
     def __init__(
         self, url: str, model: nn.Module, optimizer: torch.optim.Optimizer, **policy: Any
     ) -> None:
-        self._new: Callable[[], Checkpointer] = lambda: Checkpointer(url, **policy)
+        self._new: Callable[[], Checkpointer] = lambda: Checkpointer(url, progress=False, **policy)
         self._model, self._optimizer, self._epoch = model, optimizer, 0
         self._checkpointer = self._new()
         self._checkpointer.start(model, optimizer, continue_from="none")

@@ -80,7 +80,7 @@ class Ours:
 
     def _new(self) -> Checkpointer:
         options = dict(self._surroundings.options)
-        return Checkpointer(self._url, storage_options=options, **self._policy)
+        return Checkpointer(self._url, storage_options=options, progress=False, **self._policy)
 
     def save(self) -> None:
         """Implement `Contender.save`."""
