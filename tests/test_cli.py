@@ -86,9 +86,9 @@ def test_a_newer_format_does_not_stop_the_rest(
     assert told == ["1  sound", "2  of a newer format", "3  sound", "4  sound"]
     assert main(["ls", str(directory)]) == 0
     assert "It has format 2" in capsys.readouterr().out
-    assert main(["plot", str(directory), "loss"]) == 2
-    table, error = capsys.readouterr()
-    assert [line.split()[0] for line in table.splitlines()] == ["1", "3", "4"]
+    assert main(["plot", str(directory), "-m", "loss", "--json"]) == 2
+    drawn, error = capsys.readouterr()
+    assert [point["x"] for point in json.loads(drawn)["curves"][0]["points"]] == [1, 2, 3]
     assert "checkpoint=2" in error
 
 
@@ -147,18 +147,12 @@ def test_what_is_deleted_meanwhile_is_passed_over(
 
     monkeypatch.setattr(LocalStorage, "holding", holding)
     assert main(["verify", str(directory)]) == 0
-    assert main(["plot", str(directory), "loss"]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert rows == ["1", "3", "4"] * 2
+    assert rows == ["1", "3", "4"]
+    assert main(["plot", str(directory)]) == 0
+    assert "epoch 1" in capsys.readouterr().out
     assert main(["verify", str(directory), "2"]) == 2
     assert "There is no committed checkpoint of this epoch" in capsys.readouterr().err
-
-
-def test_plot(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bar for each epoch; status 2 where there is nothing to draw."""
-    assert main(["plot", str(directory), "loss"]) == 0
-    assert capsys.readouterr().out.count("#") > 60
-    assert main(["plot", str(directory), "nothing"]) == 2
 
 
 def test_what_is_not_there_is_an_error_in_words(
@@ -174,7 +168,7 @@ _COMMANDS = {
     "verify": [],
     "prune": ["--keep-last", "1"],
     "clean": [],
-    "plot": ["loss"],
+    "plot": [],
     "diff": ["1", "2"],
     "export": ["1", "/nowhere/file"],
 }

@@ -100,11 +100,12 @@ def test_a_real_terminal_of_forty_columns_gets_folded_rows(directory: Path) -> N
     assert "1 with a damaged manifest" in " ".join(line.strip() for line in lines)
 
 
-def test_bars_are_as_long_as_there_is_room(directory: Path) -> None:
-    """The longest one ends with the line."""
-    lines = lines_at(40, "plot", str(directory), "loss")
-    bars = [line for line in lines if line.endswith("#")]
-    assert [len(bar) for bar in bars] == [40]
+def test_a_chart_is_as_wide_as_there_is_room(directory: Path) -> None:
+    """Its axis ends with the line, and nothing is folded."""
+    lines = lines_at(40, "plot", str(directory), "-m", "loss")
+    lines = lines[lines.index("loss") :]
+    assert max(map(len, lines)) == 40
+    assert any("*" in line for line in lines)
 
 
 def test_warnings_do_not_steer_the_terminal(
@@ -129,7 +130,8 @@ def test_warnings_do_not_steer_the_terminal(
         (["show", "1"], 0, {"manifest", "parts"}),
         (["verify"], 1, {"checkpoints"}),
         (["diff", "1", "1"], 0, {"first", "second", "tensors", "differences"}),
-        (["plot", "loss"], 1, {"metric", "points", "unread"}),
+        (["plot", "-m", "loss"], 1, {"curves", "without", "unread"}),
+        (["log", "1"], 0, {"columns", "rows"}),
         (["prune", "--keep-last", "9", "--dry-run"], 0, {"epochs", "size", "spared", "leftovers"}),
         (["clean", "--dry-run"], 0, {"url", "removed", "spared", "dry_run"}),
     ],
@@ -171,7 +173,7 @@ def keys_of(value: Any) -> set[str]:
         ("clean RUN --dry-run", "`clean`"),
         ("export RUN 1 FILE", "`export`"),
         ("diff RUN 1 RUN 1", "`diff`"),
-        ("plot RUN loss", "`plot`"),
+        ("plot RUN -m loss", "`plot`"),
     ],
 )
 def test_every_key_for_programs_is_documented(

@@ -64,7 +64,7 @@ def test_what_a_checkpoint_holds_does_not_steer_the_terminal(
     huge = {"$": "int", "v": "0x" + "f" * 9999}
     it.manifest["metrics"] = {"\x1b]0;title\x07": "\r\ud800", "big": huge}
     it.seal()
-    for command in (["ls"], ["show", "2"], ["plot", "big"], ["verify"]):
+    for command in (["ls"], ["show", "2"], ["plot", "-m", "big"], ["verify"]):
         status = main([command[0], str(tmp_path), *command[1:]])
         assert status == (2 if command[0] == "plot" else 0)  # no epoch has a number to plot
     out, errors = capsys.readouterr()

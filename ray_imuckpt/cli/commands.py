@@ -7,22 +7,25 @@ import posixpath
 from collections.abc import Callable
 
 from ray_imuckpt.cli import (
+    charts,
     checking,
     comparison,
     contents,
-    directories,
+    curves,
     exporting,
-    series,
+    logs,
+    pictures,
     structured,
     targets,
     terminal,
     text,
+    text_log,
 )
 from ray_imuckpt.cli.naming import Name
 from ray_imuckpt.cli.weights import Weights
-from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.migration import import_checkpoint
+from ray_imuckpt.units import listed
 
 Command = Callable[[argparse.Namespace], int]
 """Takes the options that `ray_imuckpt.cli.parser` understood, and returns the exit status."""
@@ -86,18 +89,42 @@ def _diff(options: argparse.Namespace) -> int:
     return 1 if compared.differences else 0
 
 
-def _plot(options: argparse.Namespace) -> int:
-    _, epochs = directories.run_with_checkpoints(options.dir)
-    curve = series.series(CheckpointDirectory(options.dir), epochs, options.metric)
-    for verdict in curve.unread:
-        terminal.complain(verdict.problem)
-    if not curve.points:
-        raise ValueError(f"no checkpoint has a finite number for the metric {options.metric!r}")
+def _log(options: argparse.Namespace) -> int:
+    table = logs.rows(_opened(*options.named).log)
+    chosen = options.columns or logs.columns(table)
+    lacking = [name for name in chosen if not any(name in row for row in table)]
+    if options.columns and lacking:
+        raise ValueError(
+            f"the log has no column {listed(lacking)}; it has: {listed(logs.columns(table))}."
+        )
+    if not table:
+        raise ValueError("the log of this checkpoint is empty.")
+    table = table[-options.tail :] if options.tail else table
     if options.json:
-        terminal.say([structured.dumps(curve)])
+        cut = [{name: row[name] for name in chosen if name in row} for row in table]
+        terminal.say([structured.dumps({"columns": chosen, "rows": cut})])
+    elif options.csv:
+        terminal.write(text_log.csv_of(table, chosen))
     else:
-        terminal.say(text.of_series(curve, terminal.width()))
-    return checking.status(verdict.state for verdict in curve.unread)
+        terminal.say([text_log.of_log(table, chosen)])
+    return 0
+
+
+def _plot(options: argparse.Namespace) -> int:
+    drawn = curves.curves(options.runs, options.metrics)
+    for verdict in drawn.unread:
+        terminal.complain(verdict.problem)
+    for run, metric in drawn.without:
+        terminal.complain(f"{run} has no finite numbers for {metric}.")
+    if options.output:
+        pictures.draw(drawn, options.output)
+    if options.json:
+        terminal.say([structured.dumps(drawn)])
+    elif options.output:
+        terminal.say([f"{listed(drawn.metrics)}: {options.output}"])
+    else:
+        terminal.say(charts.of_curves(drawn, terminal.width()))
+    return checking.status(verdict.state for verdict in drawn.unread)
 
 
 COMMANDS: dict[str, Command] = {
@@ -106,6 +133,7 @@ COMMANDS: dict[str, Command] = {
     "export": _export,
     "import": _import,
     "diff": _diff,
+    "log": _log,
     "plot": _plot,
 }
 

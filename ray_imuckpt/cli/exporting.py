@@ -71,7 +71,7 @@ def export(weights: Weights, file: str, largest: int | None = None) -> Exported:
         for name, tensors_in in zip(names, shards, strict=True):
             size += _write(weights, name, tensors_in)
             written.append(name)
-        with _new_file(index) as target:
+        with new_file(index) as target:
             target.write(_index(weights, dict(zip(names, shards, strict=True))))
     except BaseException:
         for name in written:
@@ -109,7 +109,7 @@ def _index(weights: Weights, shards: dict[str, list[str]]) -> bytes:
 
 def _write(weights: Weights, file: str, names: Sequence[str]) -> int:
     """Write a file of these tensors, and return its size."""
-    with _new_file(file) as target:
+    with new_file(file) as target:
         shapes = {name: _without_memory(weights.tensors[name]) for name in names}
         head, *_ = tensors.encode(shapes, metadata=_METADATA)
         target.write(head[:])
@@ -128,7 +128,7 @@ def _without_memory(info: tensors.TensorInfo) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _new_file(name: str) -> Iterator[BinaryIO]:
+def new_file(name: str) -> Iterator[BinaryIO]:
     """Let a file be written that is there whole under its name, or not at all.
 
     A process that is killed leaves the temporary file beside it.

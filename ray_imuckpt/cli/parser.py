@@ -224,6 +224,33 @@ def _add_comparing(commands: Commands) -> None:
         " [RUN] CHECKPOINT",
     )
     words.add_json(diff)
-    plot = words.of_run(commands, "plot", "Draw a metric over the epochs, as text.")
-    plot.add_argument("metric")
+    log = words.of_checkpoints(
+        commands, "log", "Show the training log in a checkpoint; default: in the last one."
+    )
+    log.add_argument("--tail", type=words.positive, metavar="N", help="the last N entries alone")
+    log.add_argument(
+        "--columns", type=words.several, metavar="A,B", help="these columns; default: all"
+    )
+    log.add_argument("--csv", action="store_true", help="print CSV, with numbers in full")
+    words.add_json(log)
+    _add_plot(commands)
+
+
+def _add_plot(commands: Commands) -> None:
+    text = "Draw curves of runs: of the logs in their last checkpoints, and of all metrics."
+    plot = commands.add_parser("plot", help=text, description=text)
+    runs = plot.add_argument("runs", nargs="+", metavar="RUN", help="a path or an fsspec URL")
+    words.completed(runs, completion.directories)
+    plot.add_argument(
+        "-m",
+        "--metric",
+        dest="metrics",
+        type=words.several,
+        action="extend",
+        metavar="A,B",
+        help="names of columns or metrics; may be given again; default: all",
+    )
+    plot.add_argument(
+        "-o", "--output", metavar="FILE", help="a picture, which must not exist: curves.png"
+    )
     words.add_json(plot)

@@ -30,6 +30,11 @@ def say(items: Iterable[str | Table]) -> None:
             _print(item, sys.stdout)
 
 
+def write(text: str) -> None:
+    """Write a text for programs to standard output, neither folded nor escaped."""
+    sys.stdout.write(text)
+
+
 def complain(text: str) -> None:
     """Print what went wrong to standard error."""
     _print(f"imuckpt: {text}", sys.stderr)

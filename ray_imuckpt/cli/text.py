@@ -10,14 +10,11 @@ from ray_imuckpt.cli.checking import Verdict
 from ray_imuckpt.cli.comparison import Change, Comparison, Difference
 from ray_imuckpt.cli.contents import Facts, Parts, TensorRow
 from ray_imuckpt.cli.exporting import Exported
-from ray_imuckpt.cli.series import Series
 from ray_imuckpt.cli.tables import Column, Table
 from ray_imuckpt.cli.text_listing import of_metrics, short
 from ray_imuckpt.migration import Imported
 from ray_imuckpt.units import size
 
-_BAR = 60  # columns of the longest one
-_BESIDE_BAR = 23
 _STATES = {checking.DAMAGED: "damaged", checking.NEWER_FORMAT: "of a newer format"}
 
 
@@ -104,22 +101,6 @@ def of_comparison(comparison: Comparison) -> Iterator[str]:
     names = (one.epoch, two.epoch) if same_run else (one.url, two.url)
     count = len(comparison.differences)
     yield f"{count} of {comparison.tensors} tensors differ between {names[0]} and {names[1]}"
-
-
-def of_series(series: Series, width: int | None) -> Iterator[str]:
-    """Yield a bar for each point.
-
-    Args:
-        series: At least one point.
-        width: How many columns there are; ``None`` for as many as wanted.
-    """
-    longest = _BAR if width is None else max(8, min(_BAR, width - _BESIDE_BAR))
-    values = [point.value for point in series.points]
-    low, high = min(values), max(values)
-    for point in series.points:
-        share = (point.value - low) / (high - low) if high > low else 1.0
-        bar = "#" * max(1, round(share * longest))
-        yield f"{point.epoch:>7}  {point.value:>12.6g}  {bar}"
 
 
 def _of_difference(difference: Difference) -> str:

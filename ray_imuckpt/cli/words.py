@@ -64,6 +64,14 @@ def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def several(word: str) -> list[str]:
+    """Return the names in a list such as ``loss,accuracy``."""
+    names = [name.strip() for name in word.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{word!r} has no name in it")
+    return names
+
+
 def depth(word: str) -> int:
     """Return a number that is 0 or more."""
     if not word.isdecimal():

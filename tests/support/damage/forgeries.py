@@ -131,7 +131,7 @@ def uses(directory: Path) -> dict[str, Callable[[], Any]]:
         "best": lambda: checkpointer.prune(keep_best=("loss", "min"), dry_run=True),
         "ls": command("ls"),
         "show": command("show", "2"),
-        "plot": command("plot", "loss"),
+        "plot": command("plot"),
         "diff": command("diff", "1", "2"),
         "verify all": command("verify"),
         "go on": go_on,
