@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.state.objects import Stateful
 from ray_imuckpt.state.random_state import (
     apply_generator,
@@ -44,7 +45,12 @@ def take_loaders(loaders: Sequence[Any]) -> dict[str, Any]:
 
 
 def apply_loaders(loaders: Sequence[Any], state: dict[str, Any]) -> None:
-    """Apply the states that `take_loaders` gave."""
+    """Apply the states that `take_loaders` gave.
+
+    Raises:
+        StateMismatchError: They are of more or fewer loaders.
+    """
+    _check_number("loaders", len(state["loaders"]), len(loaders))
     for loader, saved in zip(loaders, state["loaders"], strict=True):
         if saved is not None:
             loader.load_state_dict(saved)
@@ -57,8 +63,14 @@ def take_generators(loaders: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def apply_generators(loaders: Sequence[Any], states: Sequence[dict[str, Any]]) -> None:
-    """Apply the states that `take_generators` gave."""
-    for generator, saved in zip(_generators(loaders), states, strict=True):
+    """Apply the states that `take_generators` gave.
+
+    Raises:
+        StateMismatchError: They are of more or fewer generators.
+    """
+    generators = _generators(loaders)
+    _check_number("generators of loaders", len(states), len(generators))
+    for generator, saved in zip(generators, states, strict=True):
         apply_generator(generator, saved)
 
 
@@ -167,6 +179,14 @@ class Batches:
         for _ in range(trained):
             next(iterator)
         return iterator
+
+
+def _check_number(what: str, saved: int, here: int) -> None:
+    if saved != here:
+        raise StateMismatchError(
+            f"This run had {saved} {what} when it was saved, and has {here} now.",
+            hint="Build the loaders as they were; the model is restored: build it anew as well.",
+        )
 
 
 def _generators(loaders: Sequence[Any]) -> list[torch.Generator]:
