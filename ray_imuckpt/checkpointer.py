@@ -37,7 +37,7 @@ class Checkpointer(CheckpointDirectory):
 
     Args:
         dir: Where the checkpoints go: a path or any URL that fsspec knows. Left out in a worker of
-            Ray Train, the run's own storage; left out elsewhere, ``"."``.
+            Ray Train or a trial of Ray Tune, the run's or trial's own storage; else ``"."``.
         continue_from: ``"last"`` (also ``"latest"``, ``"recent"``), ``"none"`` (also ``"start"``,
             ``"restart"``, ``"nothing"``, ``None``), the epoch of a checkpoint, ``"best"`` or
             ``Best(metric, mode)``; or the path, URL or ``ray.train.Checkpoint`` of one in any
@@ -66,7 +66,9 @@ class Checkpointer(CheckpointDirectory):
         retries: How often, and for how long, what fails on a store for a passing reason is tried
             again, ``Retries(attempts=5, deadline=30)`` for example. Left out: for two minutes.
         timeout: Seconds or a ``timedelta``, the same on all ranks: how long they wait for one that
-            is late before `GangBrokenError`.
+            is late before `GangBrokenError`. Left out: 30 minutes.
+        progress: Whether rank 0 shows what is resumed, committed and takes long, on standard error
+            where `logging` is not set up, else in the log as INFO. ``False``: in the log, as DEBUG.
 
     Raises:
         ValueError: A value is none of the choices or not positive; or `dir` may mean two places,

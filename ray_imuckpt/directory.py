@@ -220,7 +220,24 @@ class CheckpointDirectory:
         keep_best: tuple[str, str] | tuple[str, str, int] | None = None,
         dry_run: bool = False,
     ) -> list[int]:
-        """Delete the checkpoints that no rule keeps; see `repository.retention.prune`."""
+        """Delete the checkpoints that no rule keeps, and what saves that did not end have left.
+
+        Never deleted: the newest sound checkpoint (it is verified first), the one that this run was
+        resumed from, those of abandoned branches, and leftovers of less than a day.
+
+        Args:
+            keep_last: As for `Retention`.
+            keep_every: As for `Retention`.
+            keep_best: As for `Retention`.
+            dry_run: Delete nothing, only return what would be deleted.
+
+        Returns:
+            The epochs that were deleted, or would be.
+
+        Raises:
+            CorruptCheckpointError: There are checkpoints, but none is sound; nothing is deleted.
+            ValueError, TypeError: As for `Retention`.
+        """
         finish_all()
         rules = Retention(keep_last=keep_last, keep_every=keep_every, keep_best=keep_best)
         return retention.prune(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,48 @@ def test_the_check_leaves_whole_ones_and_short_lives_alone() -> None:
     method = 'def f(self):\n        """Return it."""\n        told = 1'
     source = f'class A:\n    """The rate."""\n    {method}'
     assert complaints(source) == []
+
+
+def undocumented(public: Callable[..., object]) -> list[str]:
+    """Return the arguments that no docstring has, of a function or of a class with its calls."""
+    calls = [public]
+    if inspect.isclass(public):
+        members = [*inspect.getmembers(public, inspect.isfunction)]
+        members += inspect.getmembers(public, inspect.ismethod)  # of the class itself
+        calls += [call for name, call in members if not name.startswith("_")]
+    return [
+        f"{call.__qualname__}: {argument}"
+        for call in calls
+        for argument in inspect.signature(call).parameters
+        if argument != "self" and not re.search(rf"\b{argument}\b", documentation(call))
+    ]
+
+
+def documentation(call: Callable[..., object]) -> str:
+    """Return a docstring, of a class with those of its bases: an error's arguments are of these."""
+    documented = call.__mro__ if inspect.isclass(call) else (call,)
+    return "\n".join(one.__doc__ or "" for one in documented)
+
+
+SHOWN = re.compile(r"auto(?:class|function|exception):: ray_imuckpt\.(\w+)$", re.MULTILINE)
+CALLED = SHOWN.findall((PACKAGE.parent / "docs" / "api.md").read_text())
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_every_argument_that_a_user_may_give_is_explained(name: str) -> None:
+    """In the reference; what the package alone makes stands there without arguments."""
+    assert undocumented(getattr(ray_imuckpt, name)) == []
+
+
+def test_an_argument_that_is_not_explained_is_noticed() -> None:
+    """Of a function, of a class and of its calls."""
+
+    class Unsaid:
+        """Hold `a`."""
+
+        def __init__(self, a: int, b: int) -> None: ...
+
+        def call(self, c: int) -> None:
+            """Call."""
+
+    assert [text[-4:] for text in undocumented(Unsaid)] == ["d: b", "l: c"]

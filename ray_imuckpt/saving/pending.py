@@ -17,12 +17,6 @@ class PendingSave:
     What it tells is what this rank knows. Rank 0, which commits, knows how the save has ended as
     soon as it has; another rank knows from the next call of `Checkpointer` on that all ranks make.
 
-    Args:
-        epoch: Of the checkpoint.
-        operation: The save.
-        settle: Settles it, on every rank.
-        handle: Makes the ``ray.train.Checkpoint`` of a committed epoch.
-
     Attributes:
         epoch: Of the checkpoint.
     """
@@ -36,8 +30,8 @@ class PendingSave:
     ) -> None:
         self.epoch = epoch
         self._operation = operation
-        self._settle = settle
-        self._handle = handle
+        self._settle = settle  # learns, on every rank, how it ended
+        self._handle = handle  # makes the `ray.train.Checkpoint` of a committed epoch
 
     def __repr__(self) -> str:
         """Return which save it is, how far it has come, and where."""
