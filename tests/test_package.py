@@ -20,7 +20,8 @@ def metadata() -> dict[str, Any]:
     from hatchling.plugin.manager import PluginManager
 
     core = ProjectMetadata(str(ROOT), PluginManager()).core
-    return {"readme": core.readme, "type": core.readme_content_type, "urls": core.urls}
+    shown = {"readme": core.readme, "type": core.readme_content_type, "urls": core.urls}
+    return {**shown, "extras": set(core.optional_dependencies)}
 
 
 def test_the_links_of_the_readme_lead_to_files_of_the_repository(metadata: dict[str, Any]) -> None:
@@ -47,6 +48,14 @@ def test_an_index_links_to_all_that_a_user_looks_for(metadata: dict[str, Any]) -
     for url in urls.values():
         path = url.removeprefix(urls["Source"]).removeprefix("/blob/main/")
         assert path in {"", "/issues"} or (ROOT / path).is_file(), url
+
+
+def test_every_extra_that_a_user_may_want_is_in_the_guide(metadata: dict[str, Any]) -> None:
+    """In its table, which has no other; the rest is for who works on the package."""
+    text = (ROOT / "docs" / "guide.md").read_text()
+    table = text.split("| extra | for |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)))
+    assert set(named) == metadata["extras"] - {"bench", "dev", "docs", "soak", "test"}
 
 
 def test_the_address_of_the_repository_stands_in_one_file() -> None:
