@@ -195,7 +195,7 @@ def _add_changing(commands: Commands) -> None:
 def _add_importing(commands: Commands) -> None:
     text = "Bring a checkpoint of torch.save, Lightning, DCP or safetensors into a run directory."
     command = commands.add_parser("import", help=text, description=text)
-    command.add_argument("source", help="a local file, or the directory of one of DCP's")
+    command.add_argument("source", help="a local file, or the directory of DCP's or of Ray's")
     command.add_argument("dir", help="the run directory: a path or an fsspec URL")
     command.add_argument("--epoch", type=int, metavar="N", help="default: the one it says")
     command.add_argument(

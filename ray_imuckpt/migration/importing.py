@@ -94,8 +94,8 @@ def import_checkpoint(
     by chunk. It has no random state that is known: `start` leaves the generators as they are.
 
     Args:
-        source: A local path: a file of ``torch.save`` or of Lightning, a directory of
-            ``torch.distributed.checkpoint``, or safetensors.
+        source: A local path: a file of ``torch.save`` or of Lightning, or a directory that holds
+            one (as Ray's do); a directory of ``torch.distributed.checkpoint``; or safetensors.
         dir: The run directory, as for `Checkpointer`.
         epoch: Its epoch here; left out: the one that the source says.
         model_key: Where the model's state is, ``"app.model"`` for one in another; left out: it is
