@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -122,6 +123,22 @@ def test_what_fails_on_one_rank_ends_the_passing_on_all(way: str, to_all: bool) 
     assert {each.meetings for each in got} == {got[0].meetings}
     assert got[0].meetings <= whole / 2
     assert [each.error is None for each in got] == [True, False, True, True]
+
+
+def test_a_rank_that_gets_no_thread_reads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would wait for it."""
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "imuckpt-read":
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    needs = [Need(True, np.array([True, True, rank != 2])) for rank in range(3)]
+    got = passed(needs, [3, 4, 5], 4)
+    assert [each.error for each in got] == [None] * 3
+    assert [sorted(each.chunks) for each in got] == [[0, 1, 2], [0, 1, 2], [0, 1]]
 
 
 def resharded(before: int, now: int, chunks: int) -> list[Need]:

@@ -98,7 +98,7 @@ class Passing:
 
 
 class _Ahead:
-    """A window of which this rank's part is being read, on a thread if there is any.
+    """A window of which this rank's part is being read, on a thread where one is to be had.
 
     Args:
         buffer: Its memory.
@@ -110,10 +110,13 @@ class _Ahead:
         self.buffer = buffer
         self._laid = laid
         self._worker = Worker(lambda: read(laid), "imuckpt-read") if laid.busy else None
-        if self._worker is not None:
-            self._worker.start()
-        else:
-            read(laid)
+        try:
+            if self._worker is not None:
+                self._worker.start()
+                return
+        except RuntimeError:  # no thread is to be had, and the other ranks wait for this one
+            self._worker = None
+        read(laid)
 
     def finish(self) -> Laid:
         """Return the window once this rank's part is read."""
