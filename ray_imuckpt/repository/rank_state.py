@@ -34,6 +34,7 @@ class RankState:
         tree: The state.
         tensors: What this rank writes of its tensors, by their names in the whole checkpoint.
         sharded: The sharded ones among these, by the same names.
+        shards: All sharded ones in the state, those too of which this rank writes nothing.
         pieces: Which piece of a sharded one this rank writes, where it is not all of it.
         spread: Whether any tensor of the state is sharded.
 
@@ -45,6 +46,7 @@ class RankState:
         self.rank = rank
         self.tensors: dict[str, torch.Tensor] = {}
         self.sharded: dict[str, torch.Tensor] = {}
+        self.shards: dict[str, torch.Tensor] = {}
         self.pieces: dict[str, Piece] = {}
         root = f"{RANKS}{rank}"
         self.tree = tree.encode(dict(state), self.tensors, root, check_part)
@@ -66,6 +68,7 @@ class RankState:
                     hint="Give them keys without dots.",
                 )
             common = names[name] = f"{SHARDS}{lowest_rank(tensor)}{name.removeprefix(root)}"
+            self.shards[common] = tensor
             try:
                 share = owned_share(tensor)
             except UnsupportedStateError as error:

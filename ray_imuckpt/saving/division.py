@@ -22,7 +22,7 @@ from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.run import Remembered, Run
-from ray_imuckpt.saving import probe
+from ray_imuckpt.saving import meshes, probe
 from ray_imuckpt.saving.collect import Taken
 from ray_imuckpt.saving.owners import Held, Position, owners
 from ray_imuckpt.state.names import names_of
@@ -186,6 +186,8 @@ def note(gang: Gang, storage: Storage, run: Run, epoch: int, taken: Taken) -> di
         "positions": held.positions,
         "part": (len(part.text), part.size_of_optimizer) if part else None,
     }  # fmt: skip
+    if taken.alone.spread:
+        message["shards"] = meshes.note(taken.alone)
     if gang.rank == 0:
         message["id"] = paths.new_save_id()
         rest = taken.contents.plain_size
@@ -215,7 +217,7 @@ def divide(
         notes: What `note` returned on each rank.
 
     Raises:
-        StateMismatchError: The ranks do not hold the same tensors.
+        StateMismatchError: The ranks do not hold the same tensors, or not all of one.
         StorageError: They do not see the same storage, and a tensor is sharded.
     """
     save_id = notes[0]["id"]
@@ -224,6 +226,7 @@ def divide(
         run.shared = probe.is_seen(gang, storage, epoch, save_id, sharded=sharded)
     if not sharded and not (notes[0].get("large") and run.shared):
         return Division(save_id)
+    meshes.check(gang, taken.alone, [message.get("shards", {}) for message in notes])
     held = holdings(run, taken)
     differing = [rank for rank, message in enumerate(notes) if message["held"] != held.digest]
     if any(message["held"] != notes[0]["held"] for message in notes):
