@@ -60,6 +60,8 @@ FORKED = [
         "objects_that_are_spread_are_read_by_parts",
         "what_one_rank_cannot_read_is_an_error_on_all",
         "all_checkpointers_share_one_group",
+        "what_one_rank_alone_cannot_decode_is_passed_over_by_all",
+        "what_is_not_on_all_ranks_of_its_mesh_is_refused",
         "two_sharded_models_and_an_average_are_the_same_run",
         "what_is_sharded_in_per_rank_goes_by_pieces",
         "no_rank_makes_room_for_the_whole_in_per_rank",

@@ -72,7 +72,7 @@ class Restore:
             if self._targets.objects or self._targets.per_rank:  # the same on every rank
                 gang.run_all(lambda: self._apply(Phase.TRIED))
             filled = loaded.fill(self._make_room, optimizer=with_optimizer)
-            gang.run_all(lambda: self._finish(filled))
+            gang.run_all(lambda: self._finish(filled()))
         except Exception as error:
             self._undo(error)
             raise
@@ -199,5 +199,5 @@ def restore_model(
         loaded.prepare_model()
         restorable = RestorableModel(model, loaded.saved_model, device, strict=strict)
         loaded.left_out = restorable.check()
-        restorable.apply(loaded.fill(restorable.memory, optimizer=False))
+        restorable.apply(loaded.fill(restorable.memory, optimizer=False)())
     notices.of_left_out(loaded)

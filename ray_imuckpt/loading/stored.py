@@ -146,7 +146,7 @@ class LoadedCheckpoint:
         """Return `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_optimizer(self._optimizer_part.header.tensors)
 
-    def fill(self, make_room: Callable[[], Memory], *, optimizer: bool) -> Filled:
+    def fill(self, make_room: Callable[[], Memory], *, optimizer: bool) -> Callable[[], Filled]:
         """Read the tensors of the model, of the optimizer, and of what `prepare` has left for it.
 
         Args:
@@ -155,8 +155,10 @@ class LoadedCheckpoint:
             optimizer: Whether to read the optimizer's.
 
         Returns:
-            The states. The model's tensors are contiguous: they are to be loaded into others, whose
-            layout stays. The optimizer's, and those in extra state, are laid out as they were.
+            What gives the states; no collective, and it may fail on one rank alone: where a tree is
+            damaged, with `CorruptCheckpointError`. The model's tensors are contiguous: they are to
+            be loaded into others, whose layout stays. The optimizer's, and those in extra state,
+            are laid out as they were.
 
         Raises:
             CorruptCheckpointError: Bytes were altered; what the tensors hold is not to be used.
@@ -164,7 +166,11 @@ class LoadedCheckpoint:
         stored = [*self._model_parts]
         stored += [self._optimizer_part] if optimizer else []
         stored += [] if self._later is None else [self._state.rest]
-        trained, frozen, *rest = self._fill(stored, make_room)
+        read = self._fill(stored, make_room)
+        return lambda: self._filled(read, optimizer=optimizer)
+
+    def _filled(self, read: Sequence[dict[str, Any]], *, optimizer: bool) -> Filled:
+        trained, frozen, *rest = read
         tensors.lay_out(self._model_parts[0].header, trained, but=self.saved_model.tensors)
         filled = Filled(self._decoded_model(trained, frozen))
         if self._later is not None:

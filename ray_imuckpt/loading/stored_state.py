@@ -81,10 +81,15 @@ class StoredState:
         if not (shards or later.other or later.per_rank):
             return set(), set()
         decoded = self._decode(self._stored)
-        own = self._per_rank(decoded, self._stored)
+        try:
+            objects = self._per_rank(decoded, self._stored)
+        except CorruptCheckpointError:  # on one rank alone: `of_reader` raises it in a meeting
+            objects = {}
         waiting = [decoded.other.get(name) for name in later.other]
-        waiting += [own.get(name) for name in later.per_rank]
-        at_once = own if later.whole is None else {n: own[n] for n in later.whole if n in own}
+        waiting += [objects.get(name) for name in later.per_rank]
+        at_once = objects
+        if later.whole is not None:
+            at_once = {name: objects[name] for name in later.whole if name in objects}
         keys, of_rank = {*stored_in(waiting)}, {*stored_in(at_once)}
         return (
             {name for name, info in self._stored.items() if info.key in keys},

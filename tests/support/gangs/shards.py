@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,27 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Replicate, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from conftest import compiled, small_model
 from ray_imuckpt import Checkpointer, ImuckptError, StateMismatchError, UnsupportedStateError
 from ray_imuckpt.gang import gang
+from support.damage.forgeries import Forged
 from support.gangs.common import error_of, local, same_everywhere
+
+
+class Kept:
+    """An object of one rank, with a value that may be a part of a tensor."""
+
+    def __init__(self, kept: Any) -> None:
+        self.kept = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept = state["kept"]
 
 
 def _sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -102,6 +118,54 @@ def a_rank_that_fails_alone_stops_a_sharded_restore(directory: Path, rank: int) 
     for state in fresh_optimizer.state.values():
         part = state["exp_avg"].to_local()
         assert part.untyped_storage().nbytes() == part.nbytes, "not a view of all of it"
+
+
+def what_one_rank_alone_cannot_decode_is_passed_over_by_all(directory: Path, rank: int) -> None:
+    """Its checksums are right: it is found out before the bytes are read, or once they are."""
+    stage = _sharded()[0]
+    checkpointer = Checkpointer(directory)
+    for epoch in (1, 2):
+        checkpointer.checkpoint(epoch, model=small_model(), per_rank={"stage": stage})
+    checkpointer.wait()
+    expected = [local(parameter) for parameter in stage.parameters()]
+    dist.barrier()
+    sound = Forged(directory).path("state", "-1.json").read_bytes()
+    dist.barrier()
+    for change in ({"v": "of no tensor"}, {"$": "array", "dtype": "<f4", "shape": [999]}):
+        if rank == 0:
+            tree = json.loads(sound)
+            tree["ranks"]["1"]["per_rank"]["stage"]["0.weight"] |= change
+            Forged(directory).write("state", json.dumps(tree).encode(), "-1.json")
+        dist.barrier()
+        fresh = _sharded()[0]
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.zero_()
+        again = Checkpointer(directory)
+        assert again.start(small_model(), per_rank={"stage": fresh}).start_epoch == 2
+        for parameter, value in zip(fresh.parameters(), expected, strict=True):
+            assert torch.equal(local(parameter), value)
+
+
+def what_is_not_on_all_ranks_of_its_mesh_is_refused(directory: Path, rank: int) -> None:
+    """No checkpoint is committed of which a piece is missing; where none is, ranks may differ."""
+    checkpointer = Checkpointer(directory)
+    stage = _sharded()[0]
+    others = (nn.Linear(1, 1), nn.Sequential(nn.Identity(), *stage.children()))
+    for other in others:
+        here = other if rank else stage
+        error = _same_error(
+            lambda: checkpointer.checkpoint(1, model=small_model(), per_rank={"stage": here}),  # noqa: B023
+            "per_rank.stage.0.bias is sharded, and of its 20 bytes 12 are on rank 0",
+        )
+        assert isinstance(error, StateMismatchError)
+    mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+    whole = distribute_tensor(torch.arange(4.0), mesh, [Replicate()])
+    checkpointer.checkpoint(1, model=small_model(), per_rank={"kept": Kept({} if rank else whole)})
+    checkpointer.wait()
+    stored = [each["per_rank"]["kept"] for each in Checkpointer(directory).read(1).ranks]
+    assert torch.equal(stored[0]["kept"], torch.arange(4.0))
+    assert stored[1] == {"kept": {}}
 
 
 def one_rank_may_load_alone(directory: Path, rank: int) -> None:
