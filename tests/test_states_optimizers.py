@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -107,3 +108,27 @@ def test_optimizers_by_keyword_keep_their_precision(tmp_path: Path) -> None:
     _, fresh = build()
     Checkpointer(tmp_path).start(small_model(), second=fresh)
     assert same_bytes(fresh.state_dict(), expected)
+
+
+def test_an_optimizer_may_have_a_word_of_its_own_in_its_state(tmp_path: Path) -> None:
+    """Also the one by which ours says which parameters a rank of a gang has stepped."""
+
+    class Counting(torch.optim.SGD):
+        """An optimizer that knows how often it has stepped."""
+
+        stepped = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {**super().state_dict(), "stepped": self.stepped}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            state = dict(state_dict)
+            self.stepped = state.pop("stepped")
+            super().load_state_dict(state)
+
+    critic = nn.Linear(2, 2)
+    counting, fresh = (Counting(critic.parameters(), lr=0.1) for _ in range(2))
+    counting.stepped = 4
+    Checkpointer(tmp_path).checkpoint(1, model=small_model(), critic=critic, counting=counting)
+    Checkpointer(tmp_path).start(small_model(), critic=critic, counting=fresh)
+    assert fresh.stepped == 4

@@ -151,6 +151,7 @@ class _Optimizer:
         del strict
         if is_torchs(value) or has_layout(state):
             check_plain(value, state, name)
+        if is_torchs(value):  # another's state may have the same key
             check_stepped(value, state, name)
         return LeftOut()
 

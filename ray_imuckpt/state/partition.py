@@ -109,13 +109,13 @@ def check_stepped(optimizer: Any, state: Mapping[str, Any], name: str) -> None:
     """Raise `StateMismatchError` unless the optimizer takes what one rank has saved of it.
 
     Args:
-        optimizer: The live optimizer, of any kind.
+        optimizer: The live optimizer, which gives its state as torch's do.
         state: What was saved: what `take_own` gave, or the state of all parameters.
         name: For the error.
     """
     if STEPPED not in state:
         return
-    if is_zero_redundancy(optimizer) and set(state[STEPPED]) == numbers_here(optimizer):
+    if is_zero_redundancy(optimizer) and state[STEPPED] == sorted(numbers_here(optimizer)):
         return
     raise StateMismatchError(
         f"Of {name!r} each rank has saved the state of the parameters that it stepped, and steps "
