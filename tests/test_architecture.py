@@ -23,6 +23,7 @@ MODULES_THAT_RUN_CODE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "
 TRIES_PICKLE = "runtime/pickling.py"  # whether a Checkpointer can be sent to a worker; reads none
 # Other programs' pickles become safetensors and JSON there; no checkpoint of ours is read by it.
 IMPORTS_PICKLES = "migration/unpickling.py"  # by a table of stand-ins: `unpickler_holds` says how
+_UNPICKLER = "import pickle\nclass A(pickle._Unpickler):\n"
 IMPORTS_TORCH_FILES = "migration/torch_files.py"  # by torch's own restricted unpickler
 NAMES_THAT_RUN_CODE = {
     "torch.load",
@@ -119,7 +120,7 @@ def test_nothing_on_the_data_path_runs_code(name: str) -> None:
     found = code_runners(source)
     if name == IMPORTS_PICKLES:
         assert unpickler_holds(source)
-        found = [line for line in found if not line.endswith((": pickle", ": pickle.Unpickler"))]
+        found = [line for line in found if not line.endswith((": pickle", ": pickle._Unpickler"))]
     if name == IMPORTS_TORCH_FILES:
         assert loads_weights_only(source)
         found = [line for line in found if ": torch.load" not in line and not harmless(line)]
@@ -127,7 +128,7 @@ def test_nothing_on_the_data_path_runs_code(name: str) -> None:
 
 
 def unpickler_holds(source: str) -> bool:
-    """Whether pickle is used for one class alone, which finds classes and storages by itself."""
+    """Whether pickle is used for one class alone, which finds classes and sets states by itself."""
     tree = ast.parse(source)
     uses_of_it = [
         node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == "pickle"
@@ -137,13 +138,14 @@ def unpickler_holds(source: str) -> bool:
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
         for base in node.bases
-        if ast.unparse(base) == "pickle.Unpickler"
+        if ast.unparse(base) == "pickle._Unpickler"
     ]
     if len(uses_of_it) != 1 or len(bases) != 1:
         return False
     methods = {f.name: f for f in bases[0][0].body if isinstance(f, ast.FunctionDef)}
     calls = ast.unparse(methods["find_class"]) if "find_class" in methods else "super"
-    return "persistent_load" in methods and "super" not in calls and "import" not in calls
+    own = {"persistent_load", "load_build"} <= methods.keys()
+    return own and "super" not in calls and "import" not in calls
 
 
 def loads_weights_only(source: str) -> bool:
@@ -212,11 +214,11 @@ def test_the_check_finds_what_runs_code(source: str) -> None:
     "source",
     [
         "import pickle\npickle.load(file)",
-        "import pickle\nclass A(pickle.Unpickler):\n    def find_class(self, m, n): ...",
-        "import pickle\nclass A(pickle.Unpickler):\n    def persistent_load(self, p): ...",
-        """import pickle
-class A(pickle.Unpickler):
-    def persistent_load(self, p): ...
+        f"{_UNPICKLER}    def persistent_load(self, p): ...\n    def load_build(self): ...",
+        f"{_UNPICKLER}    def find_class(self, m, n): ...\n    def load_build(self): ...",
+        f"{_UNPICKLER}    def find_class(self, m, n): ...\n    def persistent_load(self, p): ...",
+        f"""{_UNPICKLER}    def persistent_load(self, p): ...
+    def load_build(self): ...
     def find_class(self, m, n): return super().find_class(m, n)""",
     ],
 )

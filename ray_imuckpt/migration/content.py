@@ -13,7 +13,7 @@ from ray_imuckpt.migration import optimizers
 from ray_imuckpt.migration.optimizers import NotNamedError, is_optimizer
 from ray_imuckpt.migration.remainder import Content, sort
 from ray_imuckpt.migration.sources import LIGHTNING, Source
-from ray_imuckpt.migration.trees import Leaf, at, is_state, is_tensor, plain
+from ray_imuckpt.migration.trees import Leaf, at, check_nesting, is_state, is_tensor, plain
 from ray_imuckpt.state.model import is_extra, metadata_of
 
 MODEL_KEYS = (
@@ -50,10 +50,11 @@ def sorted_out(source: Source, choices: Choices) -> Content:
     """Return what a checkpoint holds, in our terms.
 
     Raises:
-        UnsupportedStateError: No model was found in it.
+        UnsupportedStateError: No model was found in it, or it cannot be gone through.
         StateMismatchError: A key that the user named is not there.
     """
     tree = source.tree
+    check_nesting(tree)
     model_key, state = _model_state(source, choices.model_key)
     content = _model(state, choices.strip)
     optimizer_key, saved = _optimizer_state(tree, choices.optimizer_key)

@@ -6,6 +6,7 @@ The index (``.metadata``) is a pickle, and so is what describes each tensor; bot
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from ray_imuckpt.encoding.tensors import gap_or_overlap
+from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError, UnsupportedFormatError
 from ray_imuckpt.migration import torch_files
 from ray_imuckpt.migration.mapping import MappedFile
 from ray_imuckpt.migration.trees import Leaf, TensorInPieces
@@ -31,6 +33,7 @@ from ray_imuckpt.migration.unpickling import (
 )
 
 INDEX = ".metadata"
+_LARGEST = 2**53
 _LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name
 
 Infos = Mapping[MetadataIndex, StorageInfo]
@@ -45,7 +48,14 @@ def read_directory(path: str) -> dict[str, Any]:
         CorruptCheckpointError: A file is missing, cut, or not as torch writes it.
         OSError: A file cannot be read.
     """
-    return _Directory(path).read()
+    try:
+        return _Directory(path).read()
+    except (ImuckptError, OSError):
+        raise
+    except Exception as error:  # whatever the bytes of somebody else lead to
+        raise CorruptCheckpointError(
+            f"Its index is not as torch writes it: {type(error).__name__}: {error}.", url=path
+        ) from error
 
 
 class _Directory:
@@ -58,6 +68,8 @@ class _Directory:
     def read(self) -> dict[str, Any]:
         """Return all of it."""
         url = os.path.join(self._path, INDEX)
+        if not os.path.isfile(url):  # to open a pipe would wait for ever
+            raise CorruptCheckpointError("The index is no file.", url=url)
         with open(url, "rb") as file:
             index = unpickle(file, DCP_INDEX, url)
         if not isinstance(index, Metadata):
@@ -78,14 +90,14 @@ class _Directory:
         if not isinstance(entry, TensorEntry):
             raise CorruptCheckpointError(f"{name} is a {type(entry).__name__}.", url=self._path)
         chunks = entry.attribute("chunks", list)
-        return self._tensor(name, entry.attribute("size", tuple), chunks, infos)
+        return self._tensor(name, _counts(entry.attribute("size", tuple)), chunks, infos)
 
     def _tensor(self, name: str, shape: tuple[int, ...], chunks: list[Any], infos: Infos) -> Leaf:
         pieces = []
         for chunk in chunks:
             if not isinstance(chunk, ChunkEntry):
                 raise CorruptCheckpointError(f"A piece of {name} has no place.", url=self._path)
-            offsets = chunk.attribute("offsets", tuple)
+            offsets = _counts(chunk.attribute("offsets", tuple))
             tensor = _tensor_in(*self._run(name, offsets, infos))
             if tuple(tensor.shape) != chunk.attribute("sizes", tuple):
                 raise CorruptCheckpointError(
@@ -96,16 +108,25 @@ class _Directory:
             pieces.append((offsets, tensor))
         if not pieces:
             raise CorruptCheckpointError(f"Of {name} there is no piece.", url=self._path)
-        if len(pieces) == 1 and tuple(pieces[0][1].shape) == shape:
-            return pieces[0][1]
+        first, tensor = pieces[0]
+        if len(pieces) == 1 and tuple(tensor.shape) == shape and first == (0,) * len(shape):
+            return tensor
         if len({tensor.dtype for _, tensor in pieces}) != 1:
             raise CorruptCheckpointError(f"The pieces of {name} differ in dtype.", url=self._path)
+        boxes = [(offsets, tuple(tensor.shape)) for offsets, tensor in pieces]
+        problem = gap_or_overlap(shape, boxes)
+        if problem:
+            raise CorruptCheckpointError(
+                f"The pieces of {name} do not make up its shape {shape}: {problem}.",
+                url=self._path,
+                hint="Was it saved by all ranks? Copy it again, or take another checkpoint.",
+            )
         return TensorInPieces(shape, pieces[0][1].dtype, tuple(pieces))
 
     def _run(self, name: str, offsets: Any, infos: Infos) -> tuple[MappedFile, int, int]:
         """Return where the bytes of a value lie."""
         index = MetadataIndex()
-        vars(index).update(fqn=name, offset=offsets)
+        index.take({"fqn": name, "offset": offsets})
         info = infos.get(index)
         if not isinstance(info, StorageInfo):
             raise CorruptCheckpointError(f"The index has no place for {name}.", url=self._path)
@@ -159,6 +180,8 @@ def _tensor_in(file: MappedFile, begin: int, end: int) -> torch.Tensor:
     lengths = file.bytes(at + 26, at + 30)  # of the name, and of what is noted behind it
     at += _LOCAL_HEADER + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
     row = file.row(at, at + entry.file_size)
+    if math.prod(layout.shape) * layout.dtype.itemsize > row.numel():
+        raise CorruptCheckpointError("Its shape has more elements than it has bytes.", url=url)
     try:
         flat = row.view(layout.dtype)
         return flat.as_strided(layout.shape, layout.strides, layout.offset)
@@ -166,6 +189,13 @@ def _tensor_in(file: MappedFile, begin: int, end: int) -> torch.Tensor:
         raise CorruptCheckpointError(
             f"Its bytes are not those of its shape: {error}.", url=url
         ) from error
+
+
+def _counts(values: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return sizes or offsets, checked."""
+    if not all(type(value) is int and 0 <= value < _LARGEST for value in values):
+        raise CorruptCheckpointError(f"{values!r:.100} are no sizes and no offsets.")
+    return values
 
 
 def _put(tree: dict[Any, Any], path: Iterable[Any], value: Any) -> None:

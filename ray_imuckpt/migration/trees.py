@@ -11,6 +11,12 @@ from typing import Any
 
 import torch
 
+from ray_imuckpt.errors import UnsupportedStateError
+
+_CONTAINERS = (Mapping, list, tuple, set, frozenset, argparse.Namespace)
+_DEEPEST = 200
+_AGAIN = 200_000  # how often a list or mapping may be met that was met before
+
 Offsets = tuple[int, ...]
 
 
@@ -80,3 +86,27 @@ def is_state(value: Any) -> bool:
         and all(isinstance(key, str) for key in value)
         and any(map(is_tensor, value.values()))
     )
+
+
+def check_nesting(tree: Any) -> None:
+    """Check that a tree can be gone through: a file of a few bytes may hold one without end.
+
+    Raises:
+        UnsupportedStateError: It is nested too deeply, contains itself, or the same lists and
+            mappings so often that it would never be written.
+    """
+    seen: set[int] = set()
+    again, ahead = 0, [(tree, 0)]
+    while ahead:
+        value, depth = ahead.pop()
+        again += id(value) in seen
+        if depth > _DEEPEST or again > _AGAIN:
+            raise UnsupportedStateError(
+                "It is nested too deeply, contains itself, or the same values over and over.",
+                hint="Load it with the program that wrote it, and save what you need of it.",
+            )
+        seen.add(id(value))
+        if isinstance(value, argparse.Namespace):
+            value = vars(value)
+        inner = [*value, *value.values()] if isinstance(value, Mapping) else value
+        ahead += [(item, depth + 1) for item in inner if isinstance(item, _CONTAINERS)]

@@ -2,7 +2,8 @@
 
 A pickle is a program: it names functions, and calls them. Here every name is looked up in a table,
 and what stands for it there is a class or function of this file that only holds what it is given.
-Nothing is imported, and a name that is not in the table ends the reading.
+Nothing is imported, and a name that is not in the table ends the reading. Nor does a pickle change
+what stands for a name: only a new `Record` is given its fields.
 """
 
 from __future__ import annotations
@@ -18,10 +19,32 @@ import torch
 from ray_imuckpt.errors import CorruptCheckpointError, ImuckptError, UnsupportedStateError
 
 _DCP = "torch.distributed.checkpoint.metadata"
+_LONGEST_PATH = 4096
+_BUILD = ord("b")  # the instruction of a pickle that gives an object its state
 
 
 class Record:
     """An object of a class that is not needed here: the attributes that the pickle gives it."""
+
+    __slots__ = ("fields",)  # apart from its own attributes, which no pickle may replace
+
+    def __new__(cls, *_: Any) -> Any:
+        """Return one without fields."""
+        self = object.__new__(cls)
+        self.fields = {}
+        return self
+
+    fields: dict[str, Any]
+
+    def take(self, state: Any) -> None:
+        """Take what the pickle says of it.
+
+        Raises:
+            TypeError: It says it in a way that is not known.
+        """
+        if not isinstance(state, dict):
+            raise TypeError(f"the state of a {type(self).__name__} is a {type(state).__name__}")
+        self.fields = state
 
     def attribute(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         """Return an attribute, which must be of that kind; `default` where it is not there.
@@ -29,7 +52,7 @@ class Record:
         Raises:
             CorruptCheckpointError: It is of another kind.
         """
-        value = vars(self).get(name, default)
+        value = self.fields.get(name, default)
         if not isinstance(value, kind):
             raise CorruptCheckpointError(
                 f"{type(self).__name__}.{name} is a {type(value).__name__}."
@@ -63,7 +86,7 @@ class MetadataIndex(Record):
     @property
     def key(self) -> tuple[Any, Any]:
         """Return both."""
-        return vars(self).get("fqn"), vars(self).get("offset")
+        return self.fields.get("fqn"), self.fields.get("offset")
 
     def __hash__(self) -> int:
         return hash(self.key)
@@ -75,8 +98,9 @@ class MetadataIndex(Record):
 class TensorProperties(Record):
     """The dtype of a tensor; what else torch keeps there it does not use any more."""
 
-    def __setstate__(self, state: Any) -> None:
-        self.dtype = state[0] if isinstance(state, tuple) else state.get("dtype")
+    def take(self, state: Any) -> None:
+        """Take the dtype, which comes first."""
+        super().take({"dtype": state[0]} if isinstance(state, tuple) else state)
 
 
 @dataclass(frozen=True)
@@ -114,6 +138,8 @@ def _first(value: Any, *_: Any) -> Any:
 
 
 def _joined(*parts: str) -> str:
+    if sum(map(len, parts)) > _LONGEST_PATH:  # a few doublings fill the memory
+        raise ValueError("a path is too long")
     return "/".join(parts)
 
 
@@ -167,11 +193,19 @@ ONE_TENSOR: Mapping[tuple[str, str], Any] = {
 """What a torch.save file names that holds one tensor."""
 
 
-class _Restricted(pickle.Unpickler):
-    """An unpickler that knows the names of a table and no others."""
+class _Restricted(pickle._Unpickler):  # noqa: SLF001 - typed and stable; torch's is a copy of it
+    """An unpickler that knows the names of a table and no others.
+
+    It is Python's in Python: the other one makes room for as many values as a pickle says that it
+    will have, which may be all memory, and cannot be told what may be given a state.
+    """
+
+    stack: list[Any]
 
     def __init__(self, file: BinaryIO, known: Mapping[tuple[str, str], Any], url: str) -> None:
         super().__init__(file)
+        own: dict[int, Any] = {_BUILD: _Restricted.load_build}
+        self.dispatch = {**self.dispatch, **own}  # type: ignore[misc] # of this one alone
         self._known = known
         self._url = url
 
@@ -192,6 +226,14 @@ class _Restricted(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
             raise ValueError(f"{pid!r} is no storage")
         return StorageRef(key, dtype)
+
+    def load_build(self) -> None:
+        """Give a record its fields; all else has a state already."""
+        *_, record, state = self.stack
+        if not isinstance(record, Record):
+            raise TypeError(f"it gives a state to a {type(record).__name__}")
+        record.take(state)
+        del self.stack[-1]
 
 
 def unpickle(file: BinaryIO, known: Mapping[tuple[str, str], Any], url: str) -> Any:

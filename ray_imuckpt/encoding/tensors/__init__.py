@@ -23,7 +23,7 @@ from ray_imuckpt.encoding.tensors.header import (
     header_length,
     parse_header,
 )
-from ray_imuckpt.encoding.tensors.joining import join
+from ray_imuckpt.encoding.tensors.joining import gap_or_overlap, join
 from ray_imuckpt.encoding.tensors.memory import (
     Bytes,
     byte_view,
@@ -53,6 +53,7 @@ __all__ = [
     "encode",
     "first_of_tied",
     "flat",
+    "gap_or_overlap",
     "header_length",
     "in_same_order",
     "is_plain",

@@ -100,6 +100,26 @@ def _problem(copies: Sequence[_Copy], tilings: set[tuple[object, ...]]) -> str:
     return problem
 
 
+def gap_or_overlap(
+    shape: tuple[int, ...], pieces: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> str:
+    """Return why pieces do not cover each element of a tensor once, ``""`` if they do.
+
+    Args:
+        shape: Of the tensor.
+        pieces: The offset and the shape of each.
+    """
+    boxes = []
+    for offset, size in pieces:
+        if not len(offset) == len(size) == len(shape):
+            return f"a piece of shape {list(size)} lies at {list(offset)}"
+        end = tuple(map(sum, zip(offset, size, strict=True)))
+        if any(map(int.__gt__, end, shape)):
+            return f"a piece ends at {list(end)}"
+        boxes.append(_Box(offset, end))
+    return _gap_or_overlap(shape, boxes)
+
+
 def _gap_or_overlap(shape: tuple[int, ...], boxes: Sequence[_Box]) -> str:
     """Return why boxes within `shape` do not cover each of its elements once, ``""`` if they do.
 
