@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+from ray_imuckpt.errors import ImuckptError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.dealing import Lots, Need, Parcels, deal, windows_to_all, windows_to_some
 from ray_imuckpt.loading.laying import Carried, LaidParcels
@@ -139,6 +140,22 @@ def test_a_rank_that_gets_no_thread_reads_all_the_same(monkeypatch: pytest.Monke
     got = passed(needs, [3, 4, 5], 4)
     assert [each.error for each in got] == [None] * 3
     assert [sorted(each.chunks) for each in got] == [[0, 1, 2], [0, 1, 2], [0, 1]]
+
+
+def test_a_rank_without_memory_for_a_window_is_an_error_on_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No other waits for what it was to pass on."""
+    empty, failing = torch.empty, iter([True])
+
+    def short(*size: int, **options: Any) -> torch.Tensor:
+        if "pin_memory" in options and next(failing, False):
+            raise MemoryError("no room")
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch, "empty", short)
+    with pytest.raises(ImuckptError, match="MemoryError: no room"):
+        passed([Need(True, np.array([True] * 3))] * 3, [3, 4, 5], 4)
 
 
 def resharded(before: int, now: int, chunks: int) -> list[Need]:

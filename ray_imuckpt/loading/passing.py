@@ -46,10 +46,15 @@ class Passing:
         Args:
             windows: What is read, and by whom.
             devices: Where the bytes go on this rank.
+
+        Raises:
+            ImuckptError: There is no memory for the windows on one of the ranks.
         """
         if not windows:
             return
-        buffers = staging.Windows(max(map(self._size_of, windows)), devices)
+        size = max(map(self._size_of, windows))
+        # What is pinned may be had on some ranks only, and the others would wait for a window.
+        buffers = self._gang.run_all(lambda: staging.Windows(size, devices))
         ahead = self._begin(windows[0], buffers.next(), None)
         try:
             for following in (*windows[1:], None):
