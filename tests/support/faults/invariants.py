@@ -120,7 +120,7 @@ def _check_after_another_save(
 
 def _check_nothing_left(url: str, **options: Any) -> None:
     """Prune a day later; then every file is one that a manifest names."""
-    with mock.patch.object(leftovers, "_OLD", -60.0):  # what is a minute younger is old enough
+    with mock.patch.object(leftovers, "OLD", -60.0):  # what is a minute younger is old enough
         Checkpointer(url, **options).prune(keep_last=1)
     checkpointer = Checkpointer(url, **options)
     named = {LINEAGE}
