@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import train
+from conftest import small_model, train
+from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main, structured
 from support.terminals import on_a_terminal
 
@@ -120,6 +121,23 @@ def test_warnings_do_not_steer_the_terminal(
     assert error.startswith("imuckpt: The record is empty")
     assert "\\x1b[2J" in error
     assert "\x1b" not in error
+
+
+def test_names_of_columns_do_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a log: in its table, in CSV on a terminal, and in a picture."""
+    name, run, picture = "a\x1b[2J\n", str(tmp_path / "run"), str(tmp_path / "a.svg")
+    with Checkpointer(run) as checkpointer:
+        checkpointer.checkpoint(1, model=small_model(), log=[{name: 1.0, "b": 2}])
+    assert main(["log", run]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["a\\x1b[2J\\n", "b"]
+    assert main(["plot", run, "-o", picture]) == 0
+    assert main(["log", run, "--csv"]) == 0
+    assert name in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["log", run, "--csv"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -63,5 +63,6 @@ def draw(curves: Curves, file: str) -> None:
 
 def _plain(text: str) -> str:
     """Return a text that is drawn as it is: a dollar would begin a formula, an underscore hide."""
-    shown = text.replace("$", r"\$")
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # fonts lack others
+    shown = printable.replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TextIO
 
 from ray_imuckpt.cli.tables import BAD, FAINT, GOOD, Cell, Table, folded, style_of, text_of
@@ -31,8 +32,8 @@ def say(items: Iterable[str | Table]) -> None:
 
 
 def write(text: str) -> None:
-    """Write a text for programs to standard output, neither folded nor escaped."""
-    sys.stdout.write(text)
+    """Write a text for programs to standard output: not folded, escaped for a terminal alone."""
+    sys.stdout.write(_escaped(text) if sys.stdout.isatty() else text)
 
 
 def complain(text: str) -> None:
@@ -83,10 +84,10 @@ def _print(text: str, file: TextIO) -> None:
 
 def _show(table: Table) -> None:
     rows = tuple(
-        tuple(Cell(_escaped(text_of(cell)).replace("\n", "\\n"), style_of(cell)) for cell in row)
-        for row in table.rows
+        tuple(Cell(_in_a_line(text_of(cell)), style_of(cell)) for cell in row) for row in table.rows
     )
-    table = Table(table.columns, rows)
+    columns_shown = tuple(replace(one, title=_in_a_line(one.title)) for one in table.columns)
+    table = Table(columns_shown, rows)
     columns = width()
     if columns is None or not table.fits(columns) or not _show_in_colours(table, columns):
         for line in table.lines(columns):
@@ -123,6 +124,10 @@ def _show_in_colours(table: Table, columns: int) -> bool:
 
 def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _in_a_line(text: str) -> str:
+    return _escaped(text).replace("\n", "\\n")
 
 
 def _width(file: TextIO) -> int | None:
