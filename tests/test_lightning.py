@@ -75,6 +75,7 @@ def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
         ("beside_ckpt_path", "ValueError", "ImuckptCallback restores as well"),
         ("two_callbacks", "ValueError", "two ImuckptCallbacks"),
         ("steps_beside_save_every", "ValueError", "give one of them"),
+        ("epochs_after_steps", "StateMismatchError", "saved under the numbers of its steps"),
         ("no_steps", "ValueError", "every_n_train_steps=0"),
         ("batches_of_the_user", "ImuckptError", "Leave out every_n_train_steps"),
     ],

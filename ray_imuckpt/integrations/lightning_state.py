@@ -30,14 +30,18 @@ class TrainerState:
         trainer: The trainer.
         module: The ``LightningModule``.
         loops: The trainer's loops.
+        by_steps: Whether the run is saved under numbers of steps.
 
     Attributes:
         loaded: What was loaded; ``None`` from scratch.
         between_epochs: Whether what is saved, or was loaded, stands between two epochs.
     """
 
-    def __init__(self, trainer: Any, module: nn.Module, loops: TrainingLoops) -> None:
+    def __init__(
+        self, trainer: Any, module: nn.Module, loops: TrainingLoops, *, by_steps: bool
+    ) -> None:
         self.loaded: Any = None
+        self._by_steps = by_steps
         self.between_epochs = True
         self._trainer = trainer
         self._module = module
@@ -75,6 +79,7 @@ class TrainerState:
         trainer, precision = self._trainer, self._trainer.precision_plugin
         data = trainer.datamodule
         return {
+            "by_steps": self._by_steps,
             "between_epochs": self.between_epochs,
             "optimizers": len(self.optimizers),
             "schedulers": len(trainer.lr_scheduler_configs),
@@ -89,7 +94,8 @@ class TrainerState:
         """Load what can be tried and undone; `resume` does the rest.
 
         Raises:
-            StateMismatchError: It is of a trainer with other optimizers, schedulers or loops.
+            StateMismatchError: It is of a trainer with other optimizers, schedulers or loops, or
+                of one that saved by steps, where this one saves by epochs.
         """
         self._check(state)
         trainer, precision = self._trainer, self._trainer.precision_plugin
@@ -129,6 +135,13 @@ class TrainerState:
                     hint="Let it give the same, in the same order. To begin with the weights "
                     "alone: ray_imuckpt.load(module, path) before fit(), and another directory.",
                 )
+        if state["by_steps"] and not self._by_steps:  # which would never be the last ones
+            raise StateMismatchError(
+                "This run was saved under the numbers of its steps (every_n_train_steps), and "
+                "would now be saved under those of its epochs, which are lower. Nothing was "
+                "changed.",
+                hint="Pass ImuckptCallback(..., every_n_train_steps=N), as before.",
+            )
         loops = self._loops.state_dict(between_epochs=True).keys()
         if loops != state["loops"].keys():
             raise StateMismatchError(

@@ -37,7 +37,8 @@ class LightningTraining:
         self._trainer = trainer
         self._every = every
         self._loops = TrainingLoops(trainer)
-        self._state = TrainerState(trainer, module, self._loops)
+        by_steps = every is not None
+        self._state = TrainerState(trainer, module, self._loops, by_steps=by_steps)
         self._rank = RankState(trainer, module, self._loops)
         self._batches: Batches | None = None
         self._resuming = False

@@ -181,10 +181,17 @@ def other_name(at: Path) -> Any:
     return resumed
 
 
+def epochs_after_steps(at: Path) -> dict[str, Any]:
+    """Saved by steps, and then by epochs, whose numbers are lower."""
+    fit(Small(), at, callback=ImuckptCallback(at, every_n_train_steps=1))
+    module = Small()
+    return refused(lambda: fit(module, at, 2), module)
+
+
 CASES = (
     another_module, fewer_optimizers, more_optimizers, another_framework, beside_ckpt_path,
     two_callbacks, steps_beside_save_every, no_steps, batches_of_the_user, fast_dev_run,
-    nothing_left, stopped_early, callback_gone, other_name,
+    nothing_left, stopped_early, callback_gone, other_name, epochs_after_steps,
 )  # fmt: skip
 
 
