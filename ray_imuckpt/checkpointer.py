@@ -235,7 +235,7 @@ class Checkpointer(CheckpointDirectory):
             force: Save whatever ``save_every`` and ``save_interval`` say.
             last: The same, for the last epoch of a loop: ``last=epoch == epochs``.
             validation: As for ``ray.train.report``: whether Ray Train validates what was saved, or
-                a ``ray.train.ValidationTaskConfig``. Elsewhere it changes nothing.
+                a ``ray.train.ValidationTaskConfig``. Elsewhere a warning says that none does.
             **other: Objects with ``state_dict``, or plain values; rank 0's are stored.
 
         Returns:

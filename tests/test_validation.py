@@ -13,10 +13,17 @@ from ray_imuckpt import Checkpointer
 
 
 @pytest.mark.parametrize("validation", [True, ValidationTaskConfig(fn_kwargs={"a": 1})])
-def test_in_a_script_it_changes_nothing(tmp_path: Path, validation: Any) -> None:
-    """The checkpoint is the same, and does not hold it."""
+def test_in_a_script_it_changes_nothing(
+    tmp_path: Path, validation: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The checkpoint is the same, and does not hold it; which is told once."""
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.checkpoint(1, model=small_model(), validation=validation)
+        checkpointer.checkpoint(2, model=small_model(), validation=validation)
+    told = [r.getMessage() for r in caplog.records if "validation=" in r.getMessage()]
+    assert told == [
+        "validation= changes nothing here (script): only Ray Train validates checkpoints."
+    ]
     assert checkpointer.read(1).other == {}
 
 

@@ -59,6 +59,7 @@ class Reports:
         self._held: deque[Report] = deque()
         self._thread = threading.local()
         self._process = os.getpid()
+        self._warned = False
 
     def add(self, report: Report, *, hold: bool = False) -> None:
         """Send a report, once all before it are sent; a collective.
@@ -68,6 +69,18 @@ class Reports:
             hold: Whether to wait until every rank knows how its save has ended: one that failed is
                 then reported without a checkpoint.
         """
+        session = report.session
+        if (
+            report.validation
+            and not session.validates
+            and not self._warned
+            and not session.gang.rank
+        ):
+            self._warned = True
+            logger.warning(
+                "validation= changes nothing here (%s): only Ray Train validates checkpoints.",
+                session.surroundings,
+            )
         self._held.append(report)
         if hold and not hasattr(self._thread, "end"):
             self._thread.end = _End()

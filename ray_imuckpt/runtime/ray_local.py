@@ -51,6 +51,7 @@ class LocalSession:
     run_directory = None
     immediate = True  # nothing could wait for it later
     deletes = False
+    validates = False
 
     def __init__(self, gang: Gang) -> None:
         self.gang = gang

@@ -82,6 +82,7 @@ class TrainSession:
 
     surroundings = NAME
     immediate = False
+    validates = True
 
     def __init__(self, gang: Gang, context: StorageContext) -> None:
         workers = ray.train.get_context().get_world_size()

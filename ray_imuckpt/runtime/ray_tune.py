@@ -60,6 +60,7 @@ class TuneSession:
     # A scheduler may give the checkpoint to another trial, or end this one, as soon as it knows.
     immediate = True
     deletes = False  # but pointers
+    validates = False
 
     def __init__(self, gang: Gang) -> None:
         self.gang = gang

@@ -44,6 +44,7 @@ class ScriptSession:
     registered: Container[int] = frozenset()
     immediate = False
     deletes = False
+    validates = False
 
     def __init__(self, surroundings: str, gang: Gang, identity: RunIdentity) -> None:
         self.surroundings = surroundings

@@ -71,6 +71,10 @@ class Session(Protocol):
         """Return whether the surroundings delete old checkpoints from `run_directory`."""
 
     @property
+    def validates(self) -> bool:
+        """Return whether they validate a checkpoint that is reported, where that is asked for."""
+
+    @property
     def registered(self) -> Container[int]:
         """Return the epochs whose checkpoints are known: nobody waits for one saved anew."""
 
