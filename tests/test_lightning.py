@@ -13,9 +13,9 @@ import pytest
 
 from ray_imuckpt import ImuckptError
 from ray_imuckpt.integrations import versions
-from support.programs import run_program
+from support.runs import frameworks
 
-RUNS: dict[tuple[str, int], list[int]] = {  # a kind, ranks, and at which batch each attempt dies
+RUNS: frameworks.Runs = {  # a kind, ranks, and at which batch each attempt dies
     ("epochs", 1): [15],  # a plateau scheduler
     ("steps", 1): [11, 5],  # in mid-epoch: accumulation, validation in between, a generator
     ("stream", 1): [11],  # two optimizers, a loader without a length
@@ -24,6 +24,7 @@ RUNS: dict[tuple[str, int], list[int]] = {  # a kind, ranks, and at which batch 
     ("averaged", 1): [15],  # a callback that changes what Lightning would save
     ("epochs", 2): [8],
     ("steps", 2): [10],
+    ("sharded", 2): [6],  # by ModelParallelStrategy: FSDP2
 }
 
 
@@ -31,10 +32,7 @@ RUNS: dict[tuple[str, int], list[int]] = {  # a kind, ranks, and at which batch 
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all runs have told what they made."""
     directory = tmp_path_factory.mktemp("lightning")
-    runs = json.dumps([[name, ranks, kills] for (name, ranks), kills in RUNS.items()])
-    ended = run_program("support.runs.lightning_run", directory, runs, timeout=400)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return directory
+    return frameworks.told("support.runs.lightning_run", directory, RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +49,7 @@ def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
 ) -> None:
     """Weights, optimizers, schedulers, callbacks, loops, metrics, log and random numbers."""
     for rank in range(ranks):
-        whole, killed = (
-            json.loads((told / f"{name}-{ranks}{suffix}" / f"told-{rank}.json").read_text())
-            for suffix in ("-whole", "")
-        )
-        assert whole.pop("resumed_from") is None
-        resumed_from = killed.pop("resumed_from")
-        assert resumed_from in killed["saved"][:-1]
-        assert whole.pop("messages") == killed.pop("messages") == []
+        whole, killed = frameworks.whole_and_killed(told, name, ranks, rank)
         if rank > 0:  # the log is rank 0's
             del whole["log"], killed["log"]
         assert killed == whole

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from support.programs import run_program
+from support.runs import frameworks
 
-RUNS: dict[tuple[str, int], list[int]] = {  # a kind, ranks, and at which batch each attempt dies
+RUNS: frameworks.Runs = {  # a kind, ranks, and at which batch each attempt dies
     ("steps", 1): [25, 9],  # in mid-epoch: accumulation, evaluation, logs out of step with saves
     ("epochs", 1): [30],  # the best one is loaded at the end, which comes early
     ("workers", 1): [12],  # and the end is in mid-epoch
@@ -27,10 +27,7 @@ RUNS: dict[tuple[str, int], list[int]] = {  # a kind, ranks, and at which batch 
 def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all runs have told what they made."""
     directory = tmp_path_factory.mktemp("transformers")
-    runs = json.dumps([[name, ranks, kills] for (name, ranks), kills in RUNS.items()])
-    ended = run_program("support.runs.transformers_run", directory, runs, timeout=400)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return directory
+    return frameworks.told("support.runs.transformers_run", directory, RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +44,7 @@ def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
 ) -> None:
     """Weights, optimizer, scheduler, callbacks, log, best metric and random numbers."""
     for rank in range(ranks):
-        whole, killed = (
-            json.loads((told / f"{name}-{ranks}{suffix}" / f"told-{rank}.json").read_text())
-            for suffix in ("-whole", "")
-        )
-        assert whole.pop("resumed_from") is None
-        resumed_from = killed.pop("resumed_from")
-        assert resumed_from in killed["saved"][:-1]
-        assert whole.pop("messages") == killed.pop("messages") == []
+        whole, killed = frameworks.whole_and_killed(told, name, ranks, rank)
         assert whole["files"] == [], "transformers saves nothing of its own"
         assert killed == whole
 

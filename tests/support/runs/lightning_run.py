@@ -10,13 +10,11 @@ training has made.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
 import signal
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,20 +23,19 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchmetrics import MeanSquaredError
 
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.integrations.lightning import ImuckptCallback
-from support.forking import import_all, on_ranks
 from support.logs import Messages
-from support.runs import lightning_misuse
+from support.runs import frameworks, lightning_misuse
 from support.runs.same_run import digest
 
 X = torch.linspace(-1, 1, 36 * 6).reshape(36, 6)
@@ -171,6 +168,19 @@ class Two(Net):
         ]
 
 
+class Sharded(Net):
+    """Each rank holds its shards; no batch norm, whose statistics are each rank's own."""
+
+    def __init__(self, die_at: int) -> None:
+        super().__init__(die_at)
+        self.net[1] = nn.LayerNorm(16)
+
+    def configure_model(self) -> None:
+        mesh: Any = self.device_mesh
+        for layer in (self.net[0], self.net[3], self.net):
+            fully_shard(layer, mesh=mesh["data_parallel"])
+
+
 def kind(name: str, die_at: int) -> tuple[Net, Any, dict[str, Any], int | None]:
     """Return the module, the loader, the trainer's options, and when to save."""
     options: dict[str, Any]
@@ -184,9 +194,11 @@ def kind(name: str, die_at: int) -> tuple[Net, Any, dict[str, Any], int | None]:
     if name == "stream":
         options = {"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 3}
         return Two(die_at), DataLoader(Stream(), 3), options, 6
-    if name == "averaged":
-        options = {"max_epochs": 3, "callbacks": [EMAWeightAveraging(decay=0.9)]}
-        return Net(die_at), DataLoader(Noisy(), 6, shuffle=True), options, 4
+    if name in {"averaged", "sharded"}:
+        averaging = [EMAWeightAveraging(decay=0.9)] if name == "averaged" else []
+        options = {"max_epochs": 3, "callbacks": averaging}
+        net = Net if name == "averaged" else Sharded
+        return net(die_at), DataLoader(Noisy(), 6, shuffle=True), options, 4
     if name == "workers":
         loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=2)
         return Net(die_at), loader, {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1}, 3
@@ -208,11 +220,13 @@ def fit(directory: Path, rank: int, ranks: int, name: str, die_at: int) -> None:
     stop = EarlyStopping("val", patience=3, check_on_train_epoch_end=False)
     callback = ImuckptCallback(Checkpointer(directory), every_n_train_steps=every)
     callbacks = [count, stop, callback, *options.pop("callbacks", [])]
+    strategy: Any = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
+    if name == "sharded":
+        strategy = ModelParallelStrategy(ranks, 1, process_group_backend="gloo")
     trainer = pl.Trainer(
         callbacks=callbacks, accelerator="cpu", devices=ranks, logger=False,
-        strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        **options,
+        strategy=strategy, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The '.*' does not have many workers")
@@ -232,38 +246,9 @@ def fit(directory: Path, rank: int, ranks: int, name: str, die_at: int) -> None:
         "draws": [random.random(), np.random.rand(), *torch.rand(2).tolist()],
         "messages": told,
     }
-    (directory / f"told-{rank}.json").write_text(json.dumps(result))
-
-
-def run(directory: Path, ranks: int, name: str, kills: list[int]) -> None:
-    """Begin, kill and begin again, until an attempt comes to its end."""
-    directory.mkdir()
-    for die_at in [*kills, 0]:
-        with tempfile.TemporaryDirectory() as place:
-
-            def play(rank: int) -> None:
-                if ranks > 1:
-                    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-                    store = dist.FileStore(f"{place}/store", ranks)
-                    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-                fit(directory, rank, ranks, name, die_at)  # noqa: B023
-
-            ended = on_ranks(ranks, play)
-        first = next(iter(ended.values()))
-        assert first == (-signal.SIGKILL if die_at else 0), ended
-
-
-def main(directory: Path, runs: list[Any]) -> None:
-    """Make runs that are killed, and beside each the same one that is not; then misuse it."""
-    import_all()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for name, ranks, kills in runs:
-        run(directory / f"{name}-{ranks}-whole", ranks, name, [])
-        run(directory / f"{name}-{ranks}", ranks, name, kills)
-    misuses = directory / "misuses"
-    misuses.mkdir()
-    assert on_ranks(1, lambda _: lightning_misuse.try_all(misuses)) == {0: 0}
+    frameworks.tell(directory, rank, result)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    frameworks.make(Path(sys.argv[1]), sys.argv[2], fit, lightning_misuse.try_all)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -81,6 +82,8 @@ def digest(*values: Any) -> str:
     pieces: list[bytes] = []
 
     def add(value: Any) -> None:
+        if isinstance(value, DTensor):  # what this rank holds of it
+            value = value.to_local()
         if isinstance(value, torch.Tensor):
             pieces.append(
                 value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

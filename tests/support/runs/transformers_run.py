@@ -9,12 +9,10 @@ is made that is not killed. At its end each rank writes all that training has ma
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -31,9 +28,8 @@ from transformers.trainer_callback import ExportableState
 
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.integrations.transformers import ImuckptTrainer
-from support.forking import import_all, on_ranks
 from support.logs import Messages
-from support.runs import transformers_misuse
+from support.runs import frameworks, transformers_misuse
 from support.runs.same_run import digest
 
 X = torch.linspace(-1, 1, 44 * 6).reshape(44, 6)
@@ -150,38 +146,8 @@ def train(directory: Path, rank: int, ranks: int, name: str, die_at: int) -> Non
         "files": sorted(path.name for path in (directory / "output").glob("*")),
         "messages": told,
     }
-    (directory / f"told-{rank}.json").write_text(json.dumps(result))
-
-
-def run(directory: Path, ranks: int, name: str, kills: list[int]) -> None:
-    """Begin, kill and begin again, until an attempt comes to its end."""
-    directory.mkdir()
-    for die_at in [*kills, 0]:
-        with tempfile.TemporaryDirectory() as place:
-
-            def play(rank: int) -> None:
-                if ranks > 1:
-                    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank)}
-                    os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-                    store = dist.FileStore(f"{place}/store", ranks)
-                    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-                train(directory, rank, ranks, name, die_at)  # noqa: B023
-
-            ended = on_ranks(ranks, play)
-        first = next(iter(ended.values()))
-        assert first == (-signal.SIGKILL if die_at else 0), ended
-
-
-def main(directory: Path, runs: list[Any]) -> None:
-    """Make runs that are killed, and beside each the same one that is not; then misuse it."""
-    import_all()
-    for name, ranks, kills in runs:
-        run(directory / f"{name}-{ranks}-whole", ranks, name, [])
-        run(directory / f"{name}-{ranks}", ranks, name, kills)
-    misuses = directory / "misuses"
-    misuses.mkdir()
-    assert on_ranks(1, lambda _: transformers_misuse.try_all(misuses)) == {0: 0}
+    frameworks.tell(directory, rank, result)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    frameworks.make(Path(sys.argv[1]), sys.argv[2], train, transformers_misuse.try_all)

@@ -1,0 +1,100 @@
+"""Runs of a framework's trainer that are killed, beside the same ones that are not.
+
+The ranks of each attempt are forked from this process, which has imported the framework; the tests
+hold what both have told against each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from support.forking import import_all, on_ranks
+from support.programs import run_program
+
+Runs = Mapping[tuple[str, int], list[int]]
+"""For each kind and number of ranks the kills: at which batch an attempt ends by SIGKILL."""
+Train = Callable[[Path, int, int, str, int], None]
+"""Trains, given the run directory, the rank, the number of ranks, the kind, and at which batch to
+die (0: not at all); at its end it writes what came of it by `tell`."""
+
+
+def tell(directory: Path, rank: int, result: Mapping[str, Any]) -> None:
+    """Write down what a rank has made."""
+    (directory / f"told-{rank}.json").write_text(json.dumps(result))
+
+
+def make(directory: Path, runs: str, train: Train, misuse: Callable[[Path], object]) -> None:
+    """Make each run twice, once without its kills; then misuse the framework.
+
+    Args:
+        directory: Where the run directories go, and one for the misuse.
+        runs: Of `told`.
+        train: What each rank does.
+        misuse: Tries misuses out in a directory, in a process of its own.
+    """
+    import_all()
+    for name, ranks, kills in json.loads(runs):
+        _run(directory / f"{name}-{ranks}-whole", ranks, name, [], train)
+        _run(directory / f"{name}-{ranks}", ranks, name, kills, train)
+    misuses = directory / "misuses"
+    misuses.mkdir()
+
+    def try_all(_: int) -> None:
+        misuse(misuses)
+
+    assert on_ranks(1, try_all) == {0: 0}
+
+
+def told(program: str, directory: Path, runs: Runs) -> Path:
+    """Return where a program that calls `make` has told what came of the runs."""
+    words = json.dumps([[name, ranks, kills] for (name, ranks), kills in runs.items()])
+    ended = run_program(program, directory, words, timeout=400)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return directory
+
+
+def whole_and_killed(told: Path, name: str, ranks: int, rank: int) -> list[dict[str, Any]]:
+    """Return what a rank has made in the run that was not killed, and in the one that was.
+
+    That the one began from scratch and the other did not, and that neither warned, is checked.
+    """
+    whole, killed = (
+        json.loads((told / f"{name}-{ranks}{suffix}" / f"told-{rank}.json").read_text())
+        for suffix in ("-whole", "")
+    )
+    assert whole.pop("resumed_from") is None
+    assert killed.pop("resumed_from") in killed["saved"][:-1]
+    assert whole.pop("messages") == killed.pop("messages") == []
+    return [whole, killed]
+
+
+def _run(directory: Path, ranks: int, name: str, kills: list[int], train: Train) -> None:
+    """Begin, kill and begin again, until an attempt comes to its end."""
+    directory.mkdir()
+    for die_at in [*kills, 0]:
+        with tempfile.TemporaryDirectory() as place:
+            store = f"{place}/store"
+            ended = on_ranks(ranks, partial(_attempt, directory, ranks, name, die_at, train, store))
+        first = next(iter(ended.values()))
+        assert first == (-signal.SIGKILL if die_at else 0), ended
+
+
+def _attempt(
+    directory: Path, ranks: int, name: str, die_at: int, train: Train, store: str, rank: int
+) -> None:
+    if ranks > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "NODE_RANK": "0"}
+        os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        dist.init_process_group(
+            "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks
+        )
+    train(directory, rank, ranks, name, die_at)
