@@ -96,7 +96,7 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
         try:
             return open_directory(directory, opening, storage)
         except CheckpointNotFoundError as error:
-            if not isinstance(checkpoint, (str, os.PathLike)):
+            if ray_driver.directory_of(checkpoint) is not None:  # which is a PathLike as well
                 error.hint = _OF_RAY
             raise
 
