@@ -127,6 +127,7 @@ def test_a_picture_is_written_once(
 ) -> None:
     """Without a display; what is there stays, and no half file does."""
     monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # of another test
     file = tmp_path / f"curves.{kind}"
     command = ["plot", str(runs / "a"), str(runs / "b_b"), "-o", str(file)]
     assert main(command) == 0
