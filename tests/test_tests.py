@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import HERE
+from support.processes import BLOCKS_WITH_RAY
 
 FILES = {path.relative_to(HERE).as_posix(): path for path in sorted(HERE.rglob("*.py"))}
 PACKAGES = sorted(path.parent for path in HERE.rglob("__init__.py"))
@@ -75,3 +76,8 @@ def test_the_check_finds_a_test_without_a_promise(source: str) -> None:
 def test_the_check_lets_helpers_be() -> None:
     """What does not begin with test_ promises nothing."""
     assert undocumented('def test_a():\n    """It works."""\ndef helper():\n    pass') == []
+
+
+def test_the_blocks_that_start_ray_are_known_to_what_deals_the_tests() -> None:
+    """They are run by the process that runs all of Ray, and other blocks are not."""
+    assert f"def {BLOCKS_WITH_RAY}(" in (HERE / "test_documents.py").read_text()

@@ -20,8 +20,10 @@ import pytest
 from support.faults.invariants import Tally
 
 RAY = "ray"
-_WITH_RAY = ("test_ray_", "test_documents", "test_examples", "test_surroundings")
+_WITH_RAY = ("test_ray_", "test_examples", "test_surroundings")
+BLOCKS_WITH_RAY = "test_the_code_of_a_document_runs_with_what_takes_long"
 _LONG = (
+    "test_documents",
     *("test_crash_sweep", "test_races", "test_same_run", "test_store_faults", "test_power_loss"),
     *("test_gang", "test_lost_ranks", "test_storm", "test_engines", "test_kills"),
 )
@@ -48,7 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(nodeid: str) -> str:
     """Return which tests have to be run by the process that runs this one."""
     file = nodeid.partition("::")[0]
-    return RAY if Path(file).name.startswith(_WITH_RAY) else file
+    with_ray = Path(file).name.startswith(_WITH_RAY) or BLOCKS_WITH_RAY in nodeid
+    return RAY if with_ray else file
 
 
 def _urgency(nodeid: str) -> int:
