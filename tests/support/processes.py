@@ -1,4 +1,4 @@
-"""The tests on two processes (pytest-xdist), as `make test` runs them.
+"""The tests on several processes (pytest-xdist), as `make test` runs them.
 
 The tests of a file stay together and in order, for their fixtures are dear. Those that start Ray
 are one group: two clusters at once would take each other's cores. What takes longest begins first,
