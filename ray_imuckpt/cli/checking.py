@@ -50,15 +50,21 @@ def verdicts(targets: Iterable[Target]) -> Iterator[Verdict]:
     for target in targets:
         try:
             epoch = while_it_changes(partial(_verified, target))
-        except CorruptCheckpointError as error:
-            yield Verdict(target.epoch, target.directory.url, DAMAGED, str(error))
-        except UnsupportedFormatError as error:
-            yield Verdict(target.epoch, target.directory.url, NEWER_FORMAT, str(error))
+        except (CorruptCheckpointError, UnsupportedFormatError) as error:
+            yield unreadable(target.epoch, target.directory.url, error)
         except CheckpointNotFoundError:
             if not target.listed:
                 raise
         else:
             yield Verdict(epoch, target.directory.url, SOUND)
+
+
+def unreadable(
+    epoch: int | None, url: str, error: CorruptCheckpointError | UnsupportedFormatError
+) -> Verdict:
+    """Return the verdict on a checkpoint that could not be read for this error."""
+    damaged = isinstance(error, CorruptCheckpointError)
+    return Verdict(epoch, url, DAMAGED if damaged else NEWER_FORMAT, str(error))
 
 
 def _verified(target: Target) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_imuckpt.cli import directories, logs
-from ray_imuckpt.cli.checking import DAMAGED, NEWER_FORMAT, Verdict
+from ray_imuckpt.cli.checking import Verdict, unreadable
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.errors import (
     CheckpointNotFoundError,
@@ -96,15 +96,12 @@ def _of_run(run: str, unread: list[Verdict]) -> dict[str, Curve]:
     log: Any = None
     metrics: list[dict[str, Any]] = []
     for epoch in epochs:
-        url = directory.path_to_checkpoint(epoch)
         try:
             loaded = directory.read(epoch)
             metrics.append({**loaded.metrics, _EPOCH: epoch})
             log = loaded.log if epoch == last else log
-        except CorruptCheckpointError as error:
-            unread.append(Verdict(epoch, url, DAMAGED, str(error)))
-        except UnsupportedFormatError as error:
-            unread.append(Verdict(epoch, url, NEWER_FORMAT, str(error)))
+        except (CorruptCheckpointError, UnsupportedFormatError) as error:
+            unread.append(unreadable(epoch, directory.path_to_checkpoint(epoch), error))
         except CheckpointNotFoundError:  # by now
             continue
     logged = logs.rows(log)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import posixpath
 from dataclasses import dataclass, replace
 
 from ray_imuckpt.cli import directories
@@ -141,14 +140,12 @@ def _of_run(run: Storage, epoch: int) -> Target:
 
 
 def _by_itself(directory: Storage) -> Target:
-    name = posixpath.basename(directory.url.rstrip("/"))
-    return Target(directory, paths.parse_checkpoint_name(name))
+    return Target(directory, paths.epoch_of_url(directory.url))
 
 
 def _beside(directory: Storage) -> list[int]:
     """Return the epochs of the run directory that a checkpoint directory would be in."""
-    name = posixpath.basename(directory.url.rstrip("/"))
-    if paths.parse_checkpoint_name(name) is not None:
+    if paths.epoch_of_url(directory.url) is not None:
         with contextlib.suppress(ImuckptError, OSError):
             return Catalog(directory.parent()).committed()
     return []

@@ -103,11 +103,6 @@ class TrainingLoops:
         self.go_on(between_epochs=False)
         self._fit._data_fetcher.fetched = self._epoch.batch_progress.current.ready
 
-    @property
-    def trained(self) -> int:
-        """Return how many batches of this epoch were trained on."""
-        return int(self._epoch.batch_progress.current.ready)
-
     def logged(self) -> dict[str, Any]:
         """Return what this rank has logged of the epoch under way, and not averaged yet."""
         return {

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import posixpath
 from collections.abc import Callable, Iterable, Sequence
 
 from ray_imuckpt import units
@@ -215,7 +214,7 @@ class Decider:
         Ray Tune hands out what a trial has reported; where that keeps few checkpoints, it has gone
         on and deleted this one before the other trial starts. ``None``: as `_of_another_run`.
         """
-        epoch = paths.parse_checkpoint_name(posixpath.basename(directory.url.rstrip("/")))
+        epoch = paths.epoch_of_url(directory.url)
         run = directory.parent()
         for later in [] if epoch is None else Catalog(run).current_branch():
             if epoch is None or later <= epoch:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
-
 from ray_imuckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.reader import Reader
@@ -69,7 +67,7 @@ def open_directory(
         except NotAFileError as error:
             raise CorruptCheckpointError(f"The manifest {error}.", url=url) from error
         else:
-            epoch = paths.parse_checkpoint_name(posixpath.basename(storage.url.rstrip("/")))
+            epoch = paths.epoch_of_url(storage.url)
             return open_checkpoint(storage, Manifest.from_bytes(data, url, epoch))
     raise CorruptCheckpointError(
         "Pointers to a checkpoint lead to each other.",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -95,7 +94,7 @@ class RunDirectory:
 
     def epoch_of(self, directory: Storage) -> int | None:
         """Return which epoch here a directory is, ``None`` for one that lies elsewhere."""
-        epoch = paths.parse_checkpoint_name(posixpath.basename(directory.url.rstrip("/")))
+        epoch = paths.epoch_of_url(directory.url)
         here = epoch is not None and same_directory(directory.parent(), self.storage)
         return epoch if here else None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray_imuckpt import units
 from ray_imuckpt.progress import Progress
-from ray_imuckpt.reporting.lines import Lines
+from ray_imuckpt.reporting.lines import Lines, imported_tqdm
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -60,7 +60,7 @@ class Bar:
         if passed < self._due or not self._lock.acquire(blocking=False):
             return  # another thread is showing it
         try:
-            tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # torch imports it if it is there
+            tqdm = imported_tqdm()
             if self.moves and tqdm is not None and self._lines.on_terminal():
                 self._draw(tqdm, progress)
             else:

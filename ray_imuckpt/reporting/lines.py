@@ -56,6 +56,11 @@ def write(text: str) -> None:
         stream.flush()
 
 
+def imported_tqdm() -> Any:
+    """Return tqdm's bar; ``None`` where nobody has imported it, as torch does if it is there."""
+    return getattr(sys.modules.get("tqdm"), "tqdm", None)
+
+
 def _is_led() -> bool:
     """Return whether somebody has said where this package's log goes, or that it does not."""
     return (
@@ -68,7 +73,7 @@ def _is_led() -> bool:
 
 def _above_bars(stream: TextIO) -> contextlib.AbstractContextManager[Any]:
     """Return what clears the bars of tqdm's, and draws them again below what was written."""
-    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    tqdm = imported_tqdm()
     # Private, only to leave tqdm's lock alone where there is no bar: torch has imported tqdm.
     if tqdm is None or not getattr(tqdm, "_instances", True):
         return contextlib.nullcontext()

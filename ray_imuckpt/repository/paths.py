@@ -7,6 +7,7 @@ save id is new for every save, so that no save ever writes over a file of anothe
 
 from __future__ import annotations
 
+import posixpath
 import re
 import secrets
 from typing import NamedTuple
@@ -40,6 +41,11 @@ def parse_checkpoint_name(name: str) -> int | None:
     """Return the epoch that a directory name stands for, or ``None`` for a foreign name."""
     match = _CHECKPOINT.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def epoch_of_url(url: str) -> int | None:
+    """Return the epoch that a directory is of by its name, ``None`` for a foreign name."""
+    return parse_checkpoint_name(posixpath.basename(url.rstrip("/")))
 
 
 def new_save_id() -> str:
