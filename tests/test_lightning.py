@@ -5,7 +5,6 @@ One process imports Lightning for all tests of this file, and forks every attemp
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def misuses(told: Path) -> dict[str, Any]:
     """What each case of `support.runs.lightning_misuse` told."""
-    result: dict[str, Any] = json.loads((told / "misuses" / "told.json").read_text())
-    return result
+    return frameworks.misuses(told)
 
 
 @pytest.mark.slow
@@ -75,9 +73,7 @@ def test_what_does_not_fit_is_refused_in_words(
     misuses: dict[str, Any], case: str, kind: str, text: str
 ) -> None:
     """And the module is as it was."""
-    assert misuses[case]["type"] == kind
-    assert text in misuses[case]["text"]
-    assert misuses[case]["same"]
+    frameworks.check_refused(misuses[case], kind, text)
 
 
 @pytest.mark.slow

@@ -77,6 +77,19 @@ def whole_and_killed(told: Path, name: str, ranks: int, rank: int) -> list[dict[
     return [whole, killed]
 
 
+def misuses(told: Path) -> dict[str, Any]:
+    """Return what each case of misuse told."""
+    result: dict[str, Any] = json.loads((told / "misuses" / "told.json").read_text())
+    return result
+
+
+def check_refused(misuse: dict[str, Any], kind: str, text: str) -> None:
+    """Check that a misuse was an error of a kind, in words, and that the model is as it was."""
+    assert misuse["type"] == kind
+    assert text in misuse["text"]
+    assert misuse["same"]
+
+
 def _run(directory: Path, ranks: int, name: str, kills: list[int], train: Train) -> None:
     """Begin, kill and begin again, until an attempt comes to its end."""
     directory.mkdir()
