@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,9 @@ from support.programs import run_program
 
 Runs = Mapping[tuple[str, int], list[int]]
 """For each kind and number of ranks the kills: at which batch an attempt ends by SIGKILL."""
-Train = Callable[[Path, int, int, str, int], None]
-"""Trains, given the run directory, the rank, the number of ranks, the kind, and at which batch to
-die (0: not at all); at its end it writes what came of it by `tell`."""
+Train = Callable[[Path, int, int, str, Callable[[], None]], None]
+"""Trains, given the run directory, the rank, the number of ranks, the kind, and what to call at
+every batch, which may not return; at its end it writes what came of it by `tell`."""
 
 
 def tell(directory: Path, rank: int, result: Mapping[str, Any]) -> None:
@@ -110,4 +111,22 @@ def _attempt(
         dist.init_process_group(
             "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks
         )
-    train(directory, rank, ranks, name, die_at)
+    train(directory, rank, ranks, name, _dies_at(die_at, directory))
+
+
+def _dies_at(call: int, directory: Path) -> Callable[[], None]:
+    """Return what ends this process in one of its calls (0: in none).
+
+    Before it does, a checkpoint is committed: on a slow disk the first may still be on its way.
+    """
+    calls = 0
+
+    def die() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            while not any(directory.glob("checkpoint=*/manifest.json")):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return die

@@ -11,12 +11,10 @@ training has made.
 from __future__ import annotations
 
 import logging
-import os
 import random
-import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,19 +81,17 @@ class Count(pl.Callback):
 class Net(pl.LightningModule):
     """Linear, batch norm, dropout, linear; one optimizer, a plateau scheduler, a metric."""
 
-    def __init__(self, die_at: int) -> None:
+    def __init__(self, die: Callable[[], None]) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1)
         )
         self.error = MeanSquaredError()
         self.note = 0
-        self.die_at, self.calls = die_at, 0
+        self.die = die
 
     def loss(self, batch: Any) -> Any:
-        self.calls += 1
-        if self.calls == self.die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self.die()
         x, y = batch
         made = self.net(x)[:, 0]
         self.error.update(made.detach().float(), y)
@@ -135,8 +131,8 @@ class Net(pl.LightningModule):
 class Two(Net):
     """Two optimizers, each with a scheduler, stepped by hand."""
 
-    def __init__(self, die_at: int) -> None:
-        super().__init__(die_at)
+    def __init__(self, die: Callable[[], None]) -> None:
+        super().__init__(die)
         self.automatic_optimization = False
         self.other = nn.Linear(6, 1)
 
@@ -171,8 +167,8 @@ class Two(Net):
 class Sharded(Net):
     """Each rank holds its shards; no batch norm, whose statistics are each rank's own."""
 
-    def __init__(self, die_at: int) -> None:
-        super().__init__(die_at)
+    def __init__(self, die: Callable[[], None]) -> None:
+        super().__init__(die)
         self.net[1] = nn.LayerNorm(16)
 
     def configure_model(self) -> None:
@@ -181,39 +177,39 @@ class Sharded(Net):
             fully_shard(layer, mesh=mesh["data_parallel"])
 
 
-def kind(name: str, die_at: int) -> tuple[Net, Any, dict[str, Any], int | None]:
+def kind(name: str, die: Callable[[], None]) -> tuple[Net, Any, dict[str, Any], int | None]:
     """Return the module, the loader, the trainer's options, and when to save."""
     options: dict[str, Any]
     if name == "epochs":
-        return Net(die_at), DataLoader(Noisy(), 6, shuffle=True), {"max_epochs": 5}, None
+        return Net(die), DataLoader(Noisy(), 6, shuffle=True), {"max_epochs": 5}, None
     if name == "steps":
         generator = torch.Generator().manual_seed(3)
         loader = DataLoader(Noisy(), 3, shuffle=True, generator=generator)
         options = {"max_epochs": 3, "accumulate_grad_batches": 2, "val_check_interval": 4}
-        return Net(die_at), loader, options, 2
+        return Net(die), loader, options, 2
     if name == "stream":
         options = {"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 3}
-        return Two(die_at), DataLoader(Stream(), 3), options, 6
+        return Two(die), DataLoader(Stream(), 3), options, 6
     if name in {"averaged", "sharded"}:
         averaging = [EMAWeightAveraging(decay=0.9)] if name == "averaged" else []
         options = {"max_epochs": 3, "callbacks": averaging}
         net = Net if name == "averaged" else Sharded
-        return net(die_at), DataLoader(Noisy(), 6, shuffle=True), options, 4
+        return net(die), DataLoader(Noisy(), 6, shuffle=True), options, 4
     if name == "workers":
         loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=2)
-        return Net(die_at), loader, {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1}, 3
+        return Net(die), loader, {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1}, 3
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     loader = StatefulDataLoader(Noisy(), 3, shuffle=True)
-    return Net(die_at), loader, {"max_steps": 30, "plugins": [plugin]}, 5
+    return Net(die), loader, {"max_steps": 30, "plugins": [plugin]}, 5
 
 
-def fit(directory: Path, rank: int, ranks: int, name: str, die_at: int) -> None:
+def fit(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], None]) -> None:
     """Fit until the end, or until it is killed."""
     random.seed(rank)
     np.random.seed(rank)
     torch.manual_seed(0)
-    module, loader, options, every = kind(name, die_at)
+    module, loader, options, every = kind(name, die)
     torch.manual_seed(rank)
     told = Messages().begin()
     count = Count()
