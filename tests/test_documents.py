@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -69,23 +67,6 @@ def test_few_blocks_are_not_run_and_each_says_why() -> None:
         "README.md": 1,
         "docs/versions.md": 1,
     }
-
-
-def test_the_loops_of_readme_and_guide_pass_a_strict_type_checker(tmp_path: Path) -> None:
-    """Whoever copies them into a project that is checked by ``mypy --strict`` changes nothing."""
-    programs: list[Path] = []
-    for name in ("README.md", "docs/guide.md"):
-        texts = [block.text for block in BLOCKS[name] if block.language == "python"]
-        pages = texts if name == "README.md" else ["\n".join(texts)]  # the guide goes on and on
-        for text in pages:
-            programs.append(tmp_path / f"page_{len(programs)}.py")
-            programs[-1].write_text(text)
-    assert len(programs) == 3
-    checked = subprocess.run(  # with the cache of `make lint` it takes seconds
-        [sys.executable, "-m", "mypy", "--no-error-summary", *programs],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (checked.stdout, checked.stderr) == ("", "")
 
 
 def test_a_block_that_fails_or_prints_something_else_is_noticed(tmp_path: Path) -> None:
