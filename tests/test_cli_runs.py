@@ -206,3 +206,32 @@ def test_a_store_is_listed_and_not_asked_for_each_file(
     assert not [path for path in sized if "checkpoint=" in path]
     assert main(["show", store]) == 2
     assert "deep/er/b" in capsys.readouterr().err
+
+
+def test_a_url_with_nothing_at_it_is_no_empty_run(
+    tmp_path: Path, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store knows no empty directories: a mistyped name is told, whatever is asked of it."""
+    url = f"{store}/typo"
+    for words in (
+        ["ls", url],
+        ["ls", "--runs", url],
+        ["show", url],
+        ["show", url, "3"],
+        ["verify", url],
+        ["prune", url, "--keep-last", "1"],
+        ["clean", url],
+        ["log", url],
+        ["plot", url],
+        ["diff", url, "1", "2"],
+        ["export", url, str(tmp_path / "weights.safetensors")],
+    ):
+        assert main(words) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert "There is nothing at this URL. [url=memory:///cli-runs/typo]" in error, words
+    (tmp_path / "empty").mkdir()
+    assert main(["ls", str(tmp_path / "empty")]) == 0
+    assert capsys.readouterr().out == "0 checkpoints\n", "a directory of a disk is there"
+    assert main(["diff", store, "1", "2"]) == 2
+    assert "Name one of the runs below it: a, deep/er/b." in capsys.readouterr().err

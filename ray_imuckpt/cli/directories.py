@@ -5,6 +5,7 @@ Imports nothing that imports torch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from ray_imuckpt.cli.naming import is_checkpoint
 from ray_imuckpt.errors import CheckpointNotFoundError, located
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.storage import Entry, Storage, absolute, open_storage, shown
+from ray_imuckpt.storage import Entry, Storage, absolute, is_path, open_storage, shown
 from ray_imuckpt.units import listed, natural
 
 LEVELS = 10  # of directories, one in the other, in which runs are looked for
@@ -74,13 +75,36 @@ def missing(storage: Storage) -> CheckpointNotFoundError:
     )
 
 
+def files_below(storage: Storage, levels: int) -> list[Entry]:
+    """Return the files in a directory and below it, so many levels deep.
+
+    Raises:
+        CheckpointNotFoundError: There is nothing, on a storage that is no disk. A store knows a
+            directory by what is in it alone, so that a name that was mistyped looks just so.
+        StorageError: It cannot be listed.
+    """
+    entries = storage.entries(levels)
+    if not entries and not is_path(storage.url) and not _are_uploads(storage):
+        raise CheckpointNotFoundError(
+            "There is nothing at this URL.", url=storage.url, hint="Look at its name."
+        )
+    return entries
+
+
+def _are_uploads(storage: Storage) -> bool:
+    """Return whether something is being uploaded into a directory, as far as that can be told."""
+    with contextlib.suppress(OSError):
+        return bool(storage.uploads())
+    return False
+
+
 def nothing(storage: Storage) -> CheckpointNotFoundError:
     """Return the error of a directory without checkpoints, which names the runs below it."""
     try:
         storage.holding(paths.MANIFEST)
-    except FileNotFoundError:
-        return missing(storage)
-    below = sorted(runs_of(storage.entries(_FEW_LEVELS)), key=natural)
+        below = sorted(runs_of(files_below(storage, _FEW_LEVELS)), key=natural)
+    except FileNotFoundError as error:  # the second one's is of our tree
+        return error if isinstance(error, CheckpointNotFoundError) else missing(storage)
     hint = f"Name one of the runs below it: {listed(below)}." if below else "Look at its name."
     return CheckpointNotFoundError(
         "There are no checkpoints in this directory.", url=storage.url, hint=hint

@@ -104,7 +104,7 @@ def _is_run(storage: Storage) -> bool:
 
 def _below(storage: Storage, options: argparse.Namespace) -> RunsBelow | None:
     """Return the runs below a directory; ``None``: it is to be shown as a run itself."""
-    entries = storage.entries(directories.LEVELS)
+    entries = directories.files_below(storage, directories.LEVELS)
     below = directories.runs_of(entries)
     alone = not below or (below.keys() == {""} and not below[""].pointers)
     return None if alone and not options.runs else runs.rows_of(storage, entries, options.best)

@@ -50,7 +50,12 @@ class Target:
         """
         if self.run is not None and self.epoch is not None:
             with located(self.run.url):
-                return read(self.epoch, self.run)
+                try:
+                    return read(self.epoch, self.run)
+                except CheckpointNotFoundError as error:
+                    if Catalog(self.run).committed():
+                        raise
+                    raise directories.nothing(self.run) from error
         with located(self.directory.url):
             try:
                 return open_directory(self.directory)
