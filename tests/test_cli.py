@@ -160,7 +160,7 @@ def test_what_is_not_there_is_an_error_in_words(
 ) -> None:
     """No traceback."""
     assert main(["show", str(tmp_path), "7"]) == 2
-    assert "no committed checkpoint" in capsys.readouterr().err
+    assert "There are no checkpoints in this directory" in capsys.readouterr().err
 
 
 _COMMANDS = {

@@ -5,16 +5,19 @@ Imports nothing that imports torch.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ray_imuckpt.cli.naming import is_checkpoint
 from ray_imuckpt.errors import CheckpointNotFoundError, located
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.storage import Entry, Storage, absolute, is_path, open_storage, shown
+from ray_imuckpt.storage import Entry, Storage, Upload, absolute, open_storage, shown
+from ray_imuckpt.storage.names import is_path
 from ray_imuckpt.units import listed, natural
+
+logger = logging.getLogger("ray_imuckpt")
 
 LEVELS = 10  # of directories, one in the other, in which runs are looked for
 _FEW_LEVELS = 5  # the same for the hint of an error: the directory may be a wrong one, and large
@@ -28,9 +31,11 @@ class RunFiles:
         entries: Its files, and those in its checkpoint directories; names relative to it.
         epochs: Those whose manifests are among them.
         pointers: The names of directories in it that point to a checkpoint elsewhere.
+        uploads: Those into it that were begun and not ended.
     """
 
     entries: list[Entry] = field(default_factory=list)
+    uploads: list[Upload] = field(default_factory=list)
     epochs: set[int] = field(default_factory=set)
     pointers: list[str] = field(default_factory=list)
 
@@ -75,34 +80,41 @@ def missing(storage: Storage) -> CheckpointNotFoundError:
     )
 
 
-def files_below(storage: Storage, levels: int) -> list[Entry]:
-    """Return the files in a directory and below it, so many levels deep.
+def runs_below(storage: Storage, levels: int) -> dict[str, RunFiles]:
+    """Return the runs in a directory and below it, so many levels deep; see `runs_of`.
 
     Raises:
         CheckpointNotFoundError: There is nothing, on a storage that is no disk. A store knows a
             directory by what is in it alone, so that a name that was mistyped looks just so.
         StorageError: It cannot be listed.
     """
-    entries = storage.entries(levels)
-    if not entries and not is_path(storage.url) and not _are_uploads(storage):
+    entries: list[Entry] = []
+    uploads: list[Upload] = []
+    listings = (
+        lambda: entries.extend(storage.entries(levels)),
+        lambda: uploads.extend(_uploads(storage)),
+    )
+    storage.together(listings)
+    if not entries and not uploads and not is_path(storage.url):
         raise CheckpointNotFoundError(
             "There is nothing at this URL.", url=storage.url, hint="Look at its name."
         )
-    return entries
+    return runs_of(entries, uploads)
 
 
-def _are_uploads(storage: Storage) -> bool:
-    """Return whether something is being uploaded into a directory, as far as that can be told."""
-    with contextlib.suppress(OSError):
-        return bool(storage.uploads())
-    return False
+def _uploads(storage: Storage) -> list[Upload]:
+    try:
+        return storage.uploads()
+    except OSError as error:
+        logger.warning("Unfinished uploads to %s cannot be listed: %s", storage.url, error)
+        return []
 
 
 def nothing(storage: Storage) -> CheckpointNotFoundError:
     """Return the error of a directory without checkpoints, which names the runs below it."""
     try:
         storage.holding(paths.MANIFEST)
-        below = sorted(runs_of(files_below(storage, _FEW_LEVELS)), key=natural)
+        below = sorted(runs_below(storage, _FEW_LEVELS), key=natural)
     except FileNotFoundError as error:  # the second one's is of our tree
         return error if isinstance(error, CheckpointNotFoundError) else missing(storage)
     hint = f"Name one of the runs below it: {listed(below)}." if below else "Look at its name."
@@ -111,33 +123,40 @@ def nothing(storage: Storage) -> CheckpointNotFoundError:
     )
 
 
-def runs_of(entries: Iterable[Entry]) -> dict[str, RunFiles]:
-    """Return the runs that a listing shows, by their directories' names; ``""`` is the listed one.
+def runs_of(entries: Iterable[Entry], uploads: Iterable[Upload]) -> dict[str, RunFiles]:
+    """Return the runs that listings show, by their directories' names; ``""`` is the listed one.
 
     A run is whatever holds a checkpoint directory, if only with leftovers in it, or points to one.
     """
     runs: dict[str, RunFiles] = {}
     others: list[Entry] = []
     for entry in entries:
-        inside = _inside_run(entry.name)
-        if inside is None:
+        if inside := _inside_run(entry.name):
+            run, name = inside
+            _add(runs.setdefault(run, RunFiles()), replace(entry, name=name))
+        else:
             others.append(entry)
-            continue
-        run, name = inside
-        files = runs.setdefault(run, RunFiles())
-        directory, _, base = name.partition("/")
-        if base == paths.POINTER:
-            files.pointers.append(directory)
-        epoch = paths.parse_checkpoint_name(directory)
-        if epoch is not None:
-            files.entries.append(Entry(name, entry.size, entry.modified, entry.inode))
-            if base == paths.MANIFEST:
-                files.epochs.add(epoch)
     for entry in others:
         run, _, name = entry.name.rpartition("/")
         if run in runs and paths.is_ours(name):
-            runs[run].entries.append(Entry(name, entry.size, entry.modified, entry.inode))
+            runs[run].entries.append(replace(entry, name=name))
+    for upload in uploads:
+        run, name = _inside_run(upload.name) or ("", "")
+        if paths.is_ours(name):
+            runs.setdefault(run, RunFiles()).uploads.append(replace(upload, name=name))
     return {run: files for run, files in runs.items() if files.pointers or _is_ours(files)}
+
+
+def _add(files: RunFiles, entry: Entry) -> None:
+    """Add a file in a checkpoint directory of a run, or in one that points elsewhere."""
+    directory, _, base = entry.name.partition("/")
+    if base == paths.POINTER:
+        files.pointers.append(directory)
+    epoch = paths.parse_checkpoint_name(directory)
+    if epoch is not None:
+        files.entries.append(entry)
+        if base == paths.MANIFEST:
+            files.epochs.add(epoch)
 
 
 def _inside_run(path: str) -> tuple[str, str] | None:
@@ -148,4 +167,6 @@ def _inside_run(path: str) -> tuple[str, str] | None:
 
 
 def _is_ours(files: RunFiles) -> bool:
-    return bool(files.epochs) or any(paths.is_ours(entry.name) for entry in files.entries)
+    return bool(files.epochs or files.uploads) or any(
+        paths.is_ours(entry.name) for entry in files.entries
+    )

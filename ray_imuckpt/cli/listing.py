@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from ray_imuckpt.cli.naming import Rule
@@ -43,12 +44,12 @@ from ray_imuckpt.options import Best
 from ray_imuckpt.repository import leftovers, paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import CheckedFile, CheckpointChangedError, while_it_changes
-from ray_imuckpt.repository.judgement import best_epochs
+from ray_imuckpt.repository.judgement import best_of
 from ray_imuckpt.repository.leftovers import Unfinished
-from ray_imuckpt.repository.manifest import Manifest, Stored
+from ray_imuckpt.repository.manifest import Manifest
 from ray_imuckpt.repository.metrics import metrics_of, number_of
 from ray_imuckpt.repository.overview import Overview
-from ray_imuckpt.storage import Entry, Storage, in_use
+from ray_imuckpt.storage import Entry, Storage, Upload, in_use
 from ray_imuckpt.threads import parallel
 
 
@@ -65,24 +66,22 @@ def listing(storage: Storage, rule: Rule | None = None) -> Listing:
     with located(storage.url):
         catalog = Catalog(storage)
         overview = catalog.listed()
-        current, problem = _current_branch(catalog, overview)
         epochs = overview.epochs
         entries = _entries(storage)
         sizes = {entry.name: entry.size for entry in entries or ()}
         rows: list[CheckpointRow | None] = [None] * len(epochs)
+        read: dict[int, Manifest] = {}
 
         def look(index: int) -> None:
-            row = checkpoint_row(storage, epochs[index], sizes)
-            if row is not None and current is not None:
-                row = replace(row, branch=CURRENT if row.epoch in current else ABANDONED)
-            rows[index] = row
+            rows[index] = while_it_changes(lambda: _row(storage, epochs[index], sizes, read))
 
         parallel.each(look, len(epochs))
+        current, problem = _current_branch(catalog, replace(overview, manifests=read))
         return Listing(
             storage.url,
-            tuple(filter(None, rows)),
+            tuple(_on_branch(row, current) for row in rows if row is not None),
             leftover_rows(storage, entries or ()),
-            None if rule is None else best_row(storage, sorted(current or ()), rule),
+            None if rule is None else best_row(storage, sorted(current or ()), rule, read),
             user_of(storage),
             problem,
         )
@@ -102,11 +101,11 @@ def checkpoint_row(
     with contextlib.suppress(CheckpointChangedError):
         if seen is not None:
             return _row_of(storage, seen, sizes)
-    return while_it_changes(lambda: _row(storage, epoch, sizes))
+    return while_it_changes(lambda: _row(storage, epoch, sizes, {}))
 
 
 def leftover_rows(
-    storage: Storage, entries: Sequence[Entry], *, uploads: bool = True
+    storage: Storage, entries: Sequence[Entry], uploads: Sequence[Upload] | None = None
 ) -> tuple[LeftoverRow, ...]:
     """Return what of a run directory no manifest names, the latest of it last.
 
@@ -117,7 +116,7 @@ def leftover_rows(
     """
     now = time.time()
     try:
-        saves = leftovers.unfinished(storage, entries, uploads=uploads)
+        saves = leftovers.unfinished(storage, entries, uploads)
         rows = [leftover_row(save, now) for save in saves]
     except OSError as error:
         leftovers.logger.warning("Leftovers in %s cannot be looked for: %s", storage.url, error)
@@ -138,11 +137,26 @@ def leftover_row(save: Unfinished, now: float) -> LeftoverRow:
     )
 
 
-def best_row(storage: Storage, epochs: Sequence[int], rule: Rule) -> BestRow | None:
-    """Return the best of some checkpoints, ``None`` where none has a number for the metric."""
-    known: dict[int, Stored] = {}
-    for epoch in best_epochs(storage, epochs, Best(*rule), known):
-        value = number_of(known[epoch].manifest, rule.metric)
+def best_row(
+    storage: Storage, epochs: Sequence[int], rule: Rule, read: dict[int, Manifest]
+) -> BestRow | None:
+    """Return the best of some checkpoints, ``None`` where none has a number for the metric.
+
+    Args:
+        storage: The run directory.
+        epochs: Of which ones.
+        rule: What decides.
+        read: The manifests that need not be read; what is read is added, without its files.
+    """
+    catalog = Catalog(storage)
+
+    def look(epoch: int) -> None:
+        with contextlib.suppress(CorruptCheckpointError, CheckpointNotFoundError):
+            read[epoch] = catalog.read(epoch).light().manifest
+
+    storage.together([partial(look, epoch) for epoch in epochs if epoch not in read])
+    for epoch in best_of((read[e] for e in epochs if e in read), Best(*rule)):
+        value = number_of(read[epoch], rule.metric)
         return None if value is None else BestRow(epoch, value)
     return None
 
@@ -157,6 +171,13 @@ def user_of(storage: Storage) -> Mapping[str, Any] | None:
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def _on_branch(row: CheckpointRow, current: Collection[int] | None) -> CheckpointRow:
+    """Return a row that says whether it is of the current branch, where that is known."""
+    if current is None:
+        return row
+    return replace(row, branch=CURRENT if row.epoch in current else ABANDONED)
 
 
 def _current_branch(catalog: Catalog, overview: Overview) -> tuple[set[int] | None, str]:
@@ -175,19 +196,24 @@ def _entries(storage: Storage) -> list[Entry] | None:
         return None
 
 
-def _row(storage: Storage, epoch: int, sizes: Mapping[str, int]) -> CheckpointRow | None:
+def _row(
+    storage: Storage, epoch: int, sizes: Mapping[str, int], read: dict[int, Manifest]
+) -> CheckpointRow | None:
     """Return what can be told of a checkpoint; ``None`` if it was deleted meanwhile.
+
+    Its manifest is added to `read`, without its files, which are many where checkpoints are large.
 
     Raises:
         CheckpointChangedError: It was saved anew meanwhile.
     """
     try:
-        manifest = Catalog(storage).manifest(epoch)
+        stored = Catalog(storage).read(epoch)
     except CheckpointNotFoundError:
         return None
     except (ImuckptError, OSError) as error:
         return CheckpointRow(epoch, *_state(error))
-    return _row_of(storage, manifest, sizes)
+    read[epoch] = stored.light().manifest
+    return _row_of(storage, stored.manifest, sizes)
 
 
 def _row_of(storage: Storage, manifest: Manifest, sizes: Mapping[str, int]) -> CheckpointRow:

@@ -66,7 +66,7 @@ def _prune(options: argparse.Namespace) -> int:
 def _clean(options: argparse.Namespace) -> int:
     storage = directories.run_directory(options.dir)
     with located(storage.url):
-        if not _is_run(storage) and "" not in directories.runs_of(storage.entries()):
+        if not _is_run(storage) and "" not in directories.runs_below(storage, 2):
             raise directories.nothing(storage)
     cleaned = pruning.clean(storage, options.older_than, dry_run=options.dry_run)
     terminal.say([structured.dumps(cleaned)] if options.json else text_listing.of_cleaned(cleaned))
@@ -104,7 +104,6 @@ def _is_run(storage: Storage) -> bool:
 
 def _below(storage: Storage, options: argparse.Namespace) -> RunsBelow | None:
     """Return the runs below a directory; ``None``: it is to be shown as a run itself."""
-    entries = directories.files_below(storage, directories.LEVELS)
-    below = directories.runs_of(entries)
+    below = directories.runs_below(storage, directories.LEVELS)
     alone = not below or (below.keys() == {""} and not below[""].pointers)
-    return None if alone and not options.runs else runs.rows_of(storage, entries, options.best)
+    return None if alone and not options.runs else runs.rows_of(storage, below, options.best)

@@ -131,6 +131,7 @@ class RunRow:
         best: The best one, where a metric was asked for and it has a number for that.
         size: Bytes of all its files; what several checkpoints share on a disk counts once.
         leftovers: How many bytes of these are of saves that did not end, or are in flight.
+        uploads: How many uploads these have begun and not ended; of their bytes nothing is known.
         in_use: See `Listing`.
     """
 
@@ -146,6 +147,7 @@ class RunRow:
     best: BestRow | None = None
     size: int = 0
     leftovers: int = 0
+    uploads: int = 0
     in_use: Mapping[str, Any] | None = None
 
 

@@ -6,11 +6,11 @@ checkpoint, or of all where the best one is asked for. Imports nothing that impo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from ray_imuckpt.cli import listing
-from ray_imuckpt.cli.directories import RunFiles, runs_of
+from ray_imuckpt.cli.directories import RunFiles
 from ray_imuckpt.cli.naming import Rule
 from ray_imuckpt.cli.rows import (
     ELSEWHERE,
@@ -31,15 +31,17 @@ from ray_imuckpt.threads import parallel
 from ray_imuckpt.units import natural
 
 
-def rows_of(storage: Storage, entries: Iterable[Entry], best: Rule | None = None) -> RunsBelow:
+def rows_of(
+    storage: Storage, files_of: Mapping[str, RunFiles], best: Rule | None = None
+) -> RunsBelow:
     """Return the runs below a directory; one that cannot be read is a row that says so.
 
     Args:
         storage: The directory.
-        entries: Its files, however deep.
+        files_of: The files of each, by its name.
         best: By which rule to tell the best checkpoint of each.
     """
-    below = sorted(runs_of(entries).items(), key=lambda run: natural(run[0]))
+    below = sorted(files_of.items(), key=lambda run: natural(run[0]))
     rows: list[RunRow | None] = [None] * len(below)
 
     def look(index: int) -> None:
@@ -61,24 +63,27 @@ def _looked_into(run: Storage, files: RunFiles, row: RunRow, best: Rule | None) 
     epochs = tuple(sorted(files.epochs))
     if not run.waits:  # it costs little, and sees what lies behind a link
         epochs = tuple(catalog.committed())
-    left = listing.leftover_rows(run, files.entries, uploads=False)
+    left = listing.leftover_rows(run, files.entries, files.uploads)
     row = replace(
         row,
         checkpoints=len(epochs),
         leftovers=sum(save.size for save in left),
+        uploads=sum(save.uploads for save in left),
         in_use=listing.user_of(run),
     )
     if not epochs:
         return _pointing(run, files.pointers, row) if files.pointers else row
     names = {entry.name for entry in files.entries}
     record = catalog.record() if paths.LINEAGE in names else None
-    newest = catalog.seen(epochs[-1])
-    seen = {} if newest is None else {newest.epoch: newest}
-    current = catalog.current_branch(overview=Overview(record, epochs, seen))
+    read: dict[int, Manifest] = {}
+    current = catalog.current_branch(overview=Overview(record, epochs), read=read)
     last = next(current, None)
-    if best is not None and last is not None:
-        row = replace(row, best=listing.best_row(run, [last, *current], best))
-    return row if last is None else _with_last(run, files, row, last, seen.get(last))
+    if last is None:
+        return row
+    row = _with_last(run, files, row, last, read.get(last))
+    if best is None:
+        return row
+    return replace(row, best=listing.best_row(run, [last, *current], best, read))
 
 
 def _with_last(

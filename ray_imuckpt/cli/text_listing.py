@@ -80,13 +80,17 @@ def of_runs(below: RunsBelow, rule: Rule | None = None) -> Iterator[str | Table]
     rows = [cells for row in below.runs for cells in _of_run(row, best=rule is not None)]
     yield Table(tuple(columns), tuple(rows))
     yield from _best_of(below, rule)
-    left = sum(row.leftovers for row in below.runs)
+    left, begun = (
+        sum(row.leftovers for row in below.runs),
+        sum(row.uploads for row in below.runs),
+    )
     yield joined(
         [
             number_of(len(below.runs), "run"),
             number_of(sum(row.checkpoints for row in below.runs), "checkpoint"),
             size(sum(row.size for row in below.runs)),
             f"{size(left)} of it of saves that did not end or are in flight" if left else "",
+            f"{number_of(begun, 'upload')} begun and not ended" if begun else "",
         ]
     )
 

@@ -70,7 +70,10 @@ class Catalog:
         return Overview(record[0], tuple(epochs))
 
     def current_branch(
-        self, below: int | None = None, overview: Overview | None = None
+        self,
+        below: int | None = None,
+        overview: Overview | None = None,
+        read: dict[int, Manifest] | None = None,
     ) -> Iterator[int]:
         """Yield the committed epochs that are not abandoned, the latest first.
 
@@ -80,6 +83,7 @@ class Catalog:
         Args:
             below: Only epochs before this one.
             overview: What was read of the directory; ``None``: it is read now.
+            read: Where to put the manifests that are read on the way, by epoch.
 
         Raises:
             CorruptCheckpointError: See `lineage`.
@@ -92,7 +96,7 @@ class Catalog:
                 continue
             if epoch in lineage.abandoned or not confirmed:
                 try:
-                    manifest = overview.manifests.get(epoch) or self.seen(epoch)
+                    manifest = overview.manifests.get(epoch) or self.seen(epoch, read)
                 except CheckpointNotFoundError:
                     continue
                 if manifest is None:
@@ -162,16 +166,19 @@ class Catalog:
                 f"The manifest {error}.", url=self.url(epoch), epoch=epoch, hint=USE_ANOTHER
             ) from error
 
-    def seen(self, epoch: int) -> Manifest | None:
-        """Return the commit record of `epoch`, ``None`` where it cannot be understood.
+    def seen(self, epoch: int, read: dict[int, Manifest] | None = None) -> Manifest | None:
+        """Return the commit record of `epoch`, and put it into `read`; ``None`` if unreadable.
 
         Raises:
             CheckpointNotFoundError: It is not committed.
         """
         try:
-            return self.manifest(epoch)
+            manifest = self.manifest(epoch)
         except (CorruptCheckpointError, UnsupportedFormatError):
             return None
+        if read is not None:
+            read[epoch] = manifest
+        return manifest
 
     def maker(self, epoch: int) -> Abandoned:
         """Return who made the checkpoint of `epoch`, as far as that can be read."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -191,8 +191,13 @@ def best_epochs(
             known[epoch] = catalog.read(epoch).light()
 
     storage.together([partial(read, epoch) for epoch in epochs if epoch not in known])
+    return best_of((known[epoch].manifest for epoch in epochs if epoch in known), best)
+
+
+def best_of(manifests: Iterable[Manifest], best: Best) -> list[int]:
+    """Return the epochs of the best of some manifests, in the order of `best_epochs`."""
     sign = 1 if best.mode == "max" else -1
-    numbers = {e: number_of(known[e].manifest, best.metric) for e in epochs if e in known}
+    numbers = {manifest.epoch: number_of(manifest, best.metric) for manifest in manifests}
     scores = {epoch: sign * number for epoch, number in numbers.items() if number is not None}
     ranked = sorted(scores, key=lambda epoch: (scores[epoch], epoch), reverse=True)
     return ranked[: best.count]

@@ -122,14 +122,16 @@ def sweep(storage: Storage, *, dry_run: bool) -> Leftovers:
 
 
 def unfinished(
-    storage: Storage, entries: Sequence[Entry] | None = None, *, uploads: bool = True
+    storage: Storage,
+    entries: Sequence[Entry] | None = None,
+    uploads: Sequence[Upload] | None = None,
 ) -> list[Unfinished]:
     """Return what of a run directory no manifest names, by save, whatever its age.
 
     Args:
         storage: The run directory.
         entries: Its files; ``None``: they are listed.
-        uploads: Whether to ask for uploads as well, which takes a listing of its own.
+        uploads: The uploads into it; ``None``: they are listed, too.
 
     Raises:
         OSError: It cannot be listed.
@@ -138,7 +140,7 @@ def unfinished(
     begun: dict[_Key, list[Upload]] = defaultdict(list)
     for entry in _unnamed(storage, storage.entries() if entries is None else entries):
         files[_key(entry.name)].append(entry)
-    for upload in storage.uploads() if uploads else ():
+    for upload in storage.uploads() if uploads is None else uploads:
         if paths.is_ours(upload.name):
             begun[_key(upload.name)].append(upload)
     return [
