@@ -46,6 +46,7 @@ from ray_imuckpt.source import Access
 from ray_imuckpt.state.fitting import check_early
 from ray_imuckpt.state.names import check_names
 from ray_imuckpt.state.objects import check_given
+from ray_imuckpt.state.sharding import shard_again
 from ray_imuckpt.storage import Storage, same_directory
 from ray_imuckpt.threads.turns import Turns, in_turn
 
@@ -111,7 +112,9 @@ class Training:
         def request() -> tuple[tuple[Choice, Storage, Storage | None], Traits, None]:
             finish_all()  # of another Checkpointer of this process
             check_given(model, optimizer, targets.per_rank)
-            check_names((model, *targets.per_rank.values(), *targets.other.values()))
+            live = (model, *targets.per_rank.values(), *targets.other.values())
+            shard_again(live)
+            check_names(live)
             check_early(optimizer)
             chosen = source.chosen(choice, access)
             words = source.in_words(chosen)
@@ -180,6 +183,7 @@ class Training:
         def request() -> tuple[tuple[Label, bool, Storage], Traits, bool]:
             check_given(sources.model, sources.optimizer, sources.per_rank)
             named = Label(*arguments.label(*label))
+            shard_again((sources.model, *sources.per_rank.values(), *sources.other.values()))
             self._audit.saving(gang, sources)
             due = force or self._saving.is_due(named.epoch)
             more = {"whether a save is due": due, **named.traits}

@@ -20,6 +20,7 @@ RUNS: frameworks.Runs = {  # a kind, ranks, and at which batch each attempt dies
     ("stream", 1): [15],  # a loader without a length
     ("steps", 2): [17],
     ("epochs", 2): [15],
+    ("sharded", 2): [7],  # by accelerate's FSDP2
 }
 
 

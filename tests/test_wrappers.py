@@ -263,3 +263,31 @@ def test_what_is_sharded_on_one_rank_alone_is_whole(tmp_path: Path) -> None:
         loaded = checkpointer.read(1)
         assert same_bytes(loaded.model, expected)
         assert same_bytes(loaded.other["more"]["one"], expected["weight"])
+
+
+def test_what_a_validation_has_unsharded_is_saved_and_restored_as_shards(tmp_path: Path) -> None:
+    """FSDP2's outermost module keeps whole parameters after it, which no optimizer knows."""
+    mesh, x = init_device_mesh("cpu", (1,)), torch.ones(1, 4)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(x).sum().backward()
+    optimizer.step()
+
+    def validate() -> torch.Tensor:
+        with torch.no_grad():
+            made: torch.Tensor = model(x).clone()
+        assert type(model[1].weight) is nn.Parameter, "it is whole"
+        return made
+
+    checkpointer = Checkpointer(tmp_path / "run", blocking=True)
+    made = validate()
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer)
+    for restore in (lambda: checkpointer.start(model, optimizer), lambda: checkpointer.load(model)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        assert not torch.equal(validate(), made)
+        restore()
+        assert torch.equal(validate(), made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,22 @@ def is_sharded(tensor: Any) -> bool:
 
 def _sharded_class() -> Any:
     return loaded("torch.distributed.tensor", "DTensor")
+
+
+def shard_again(values: Iterable[Any]) -> None:
+    """Let FSDP2 drop the whole parameters that a forward pass without a backward one has left.
+
+    Its outermost module keeps them, and optimizers know the shards alone. ``state_dict`` of torch
+    does the same.
+
+    Args:
+        values: Models and whatever else is saved or restored.
+    """
+    kind = loaded("torch.distributed.fsdp", "FSDPModule")
+    modules = (value for value in values if isinstance(value, torch.nn.Module))
+    for module in chain.from_iterable(each.modules() for each in modules):
+        if isinstance(module, kind):
+            module.reshard()
 
 
 def detached(tensor: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 import numpy as np
 import torch
+from accelerate.utils import (  # type: ignore[import-untyped]
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+)
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
@@ -72,6 +76,14 @@ class Net(nn.Module):
         return {"loss": (made - labels).square().mean(), "logits": made}
 
 
+class Sharded(Net):
+    """Each rank holds its shards; no batch norm, whose statistics are each rank's own."""
+
+    def __init__(self, die: Callable[[], None]) -> None:
+        super().__init__(die)
+        self.net[1] = nn.LayerNorm(16)
+
+
 class Count(TrainerCallback, ExportableState):
     """A callback with a state, and with hooks that draw."""
 
@@ -102,15 +114,26 @@ def kind(name: str) -> tuple[Any, dict[str, Any], list[Any]]:
             "greater_is_better": True,  # so that the best is an early one
         }  # fmt: skip
         return Noisy(), more, [EarlyStoppingCallback(early_stopping_patience=3)]
+    if name == "sharded":
+        more = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+        return Noisy(), {**steps, **more, "save_steps": 3, "max_steps": 8}, []
     if name == "workers":
         return Noisy(), {**steps, "save_steps": 4, "max_steps": 17, "dataloader_num_workers": 2}, []
     return Stream(), {**steps, "save_steps": 4, "max_steps": 25, "lr_scheduler_type": "cosine"}, []
 
 
+def shard(trainer: Any) -> None:
+    """Let accelerate shard by FSDP2: on CPUs it does so only where told that it had decided to."""
+    state = trainer.accelerator.state
+    state.distributed_type = DistributedType.FSDP
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    trainer.is_fsdp_enabled = True
+
+
 def train(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], None]) -> None:
     """Train until the end, or until it is killed."""
     torch.manual_seed(0)
-    model = Net(die)
+    model = Sharded(die) if name == "sharded" else Net(die)
     data, options, callbacks = kind(name)
     count = Count()
     told = Messages().begin()
@@ -123,6 +146,8 @@ def train(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], N
         model, args, train_dataset=data, eval_dataset=Noisy(), callbacks=[count, *callbacks],
         checkpointer=Checkpointer(directory),
     )  # fmt: skip
+    if name == "sharded":
+        shard(trainer)
     trainer.train()
     last = trainer.checkpointer.read()
     result = {
