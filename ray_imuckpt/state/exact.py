@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ def apply_exactly(
 ) -> None:
     """Do what ``optimizer.load_state_dict`` does, with sharded parameters and without rounding.
 
-    torch casts floating point state to the parameter's dtype: float32 moments of a bfloat16
-    parameter would come back rounded. What was saved is what continues.
+    torch casts floating point state to the parameter's dtype, in whatever list it is: float32
+    moments of a bfloat16 parameter would come back rounded, and so would a whole number in a list.
+    It loses the bound of a deque, and makes the name of a generator of a text. What was saved is
+    what continues.
 
     Args:
         optimizer: The optimizer.
@@ -31,47 +34,92 @@ def apply_exactly(
     """
     parameters: dict[Any, torch.Tensor] = {}
     groups = []
+    steps_on_device: set[Any] = set()
     for here, group in zip(optimizer.param_groups, plain["param_groups"], strict=False):
         parameters.update(zip(group["params"], here["params"], strict=False))
         groups.append({key: _to_device_of(value, here.get(key)) for key, value in group.items()})
+        if group.get("fused") or group.get("capturable"):
+            steps_on_device.update(group["params"])
     groups += plain["param_groups"][len(groups) :]  # too many: torch says so
-    takes_as_is = _takes_as_is(optimizer, groups)
+    takes_as_is = _takes_as_is(optimizer)
     state: dict[Any, Any] = {}
     to_be_cast: dict[Any, Any] = {}
     for number, values in plain["state"].items():
         parameter = parameters.get(number)
-        live = None if parameter is None else optimizer.state.get(parameter)
-        if takes_as_is and _is_live(values, live):
-            state[parameter] = values
-        else:
-            to_be_cast[number] = laid_out = _beside(values, parameter, layouts)
-            state[number] = _like(laid_out, parameter)
-    optimizer.load_state_dict({**plain, "state": state, "param_groups": groups})
-    for number, values in to_be_cast.items():
-        if not isinstance(values, Mapping) or number not in parameters:
+        if parameter is None:
+            state[number] = values
             continue
-        live = optimizer.state.get(parameters[number]) or {}  # None where another rank holds it
-        for key, value in values.items():
-            now = live.get(key)
-            if not isinstance(now, torch.Tensor) or not isinstance(value, torch.Tensor):
-                continue
-            if now.dtype != value.dtype:
-                live[key] = like(value, now).to(now.device)
+        steps = number in steps_on_device
+        if takes_as_is and not steps and _is_live(values, optimizer.state.get(parameter)):
+            state[parameter] = values
+            continue
+        laid_out = _beside(values, parameter, layouts)
+        if takes_as_is:
+            state[parameter] = _placed(_like(laid_out, parameter), parameter.device, steps=steps)
+        else:
+            state[number], to_be_cast[parameter] = _like(laid_out, parameter), laid_out
+    optimizer.load_state_dict({**plain, "state": state, "param_groups": groups})
+    for parameter, values in to_be_cast.items():
+        if parameter in optimizer.state:  # else another rank holds it
+            _not_cast(values, optimizer.state[parameter])
 
 
-def _takes_as_is(optimizer: torch.optim.Optimizer, groups: Iterable[Mapping[str, Any]]) -> bool:
+def _takes_as_is(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether state under a parameter itself, not its number, is kept as it is.
 
     "State that is not assigned to params is copied as is", says ``Optimizer.load_state_dict``.
     Hooks and methods of others expect numbers. Should torch name its hooks otherwise, they are
-    expected: then each tensor costs a microsecond more. What `groups`, the saved options, ask to be
-    fused or captured has its step moved to the device.
+    expected: then each tensor costs a microsecond more.
     """
     if type(optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
         return False
-    if getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", True):
-        return False
-    return not any(group.get("fused") or group.get("capturable") for group in groups)
+    return not getattr(optimizer, "_optimizer_load_state_dict_pre_hooks", True)
+
+
+def _placed(value: Any, device: torch.device, key: Any = None, *, steps: bool) -> Any:
+    """Return a parameter's state on its device, as torch places it, and otherwise as it was saved.
+
+    A count of steps stays where it is, unless `steps`: fused and captured optimizers count there.
+    """
+    if isinstance(value, torch.Tensor):
+        if key == "step":
+            return value.to(device, torch.float32) if steps else value
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return _rebuilt(value, {k: _placed(v, device, k, steps=steps) for k, v in value.items()})
+    if type(value) in _CONTAINERS:
+        return _rebuilt(value, [_placed(item, device, steps=steps) for item in value])
+    return value
+
+
+def _not_cast(value: Any, now: Any) -> Any:
+    """Return what torch has made of a state, at its place, as it was before the cast.
+
+    Args:
+        value: As it was saved.
+        now: What it has become. What an optimizer has made another thing of stays that.
+    """
+    if isinstance(value, torch.Tensor) and isinstance(now, torch.Tensor):
+        return now if now.dtype == value.dtype else like(value, now).to(now.device)
+    if isinstance(value, str) and isinstance(now, str) and now.startswith("<generator object"):
+        return value  # torch goes through a text as through a list
+    if isinstance(value, Mapping) and isinstance(now, dict):
+        now.update((key, _not_cast(value[key], now[key])) for key in value if key in now)
+        return now if type(now) is type(value) else _rebuilt(value, now)
+    if type(value) in _CONTAINERS and type(now) is type(value) and len(now) == len(value):
+        items = list(map(_not_cast, value, now))
+        if type(now) is not list:
+            return _rebuilt(value, items)
+        now[:] = items  # the optimizer may refer to it elsewhere
+    return now
+
+
+_CONTAINERS = {list, tuple, deque}
+
+
+def _rebuilt(value: Any, items: Any) -> Any:
+    """Return a container of the class of `value`, of other items."""
+    return deque(items, value.maxlen) if type(value) is deque else type(value)(items)
 
 
 _VALUES = {bool, int, float, str, type(None)}
@@ -100,7 +148,7 @@ def _beside(values: Any, parameter: torch.Tensor | None, layouts: SavedLayouts) 
 def _like(values: Any, parameter: torch.Tensor | None) -> Any:
     """Return state in which what has the shape of a sharded parameter is sharded as that is."""
     if parameter is None or not is_sharded(parameter) or not isinstance(values, Mapping):
-        return dict(values) if isinstance(values, Mapping) else values
+        return values
     return {
         key: like(value, parameter)
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape

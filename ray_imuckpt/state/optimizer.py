@@ -7,7 +7,7 @@ module; a parameter that the model does not know is named ``param_groups[g][i]``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate, chain
 from typing import Any
 
@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ray_imuckpt.encoding.tensors import Share, TensorKey
-from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 from ray_imuckpt.state.exact import apply_exactly
-from ray_imuckpt.state.fitting import check_layout, check_shapes
+from ray_imuckpt.state.fitting import check_layout, check_shapes, is_torchs
 from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.names import parameter_names
 from ray_imuckpt.state.optimizer_memory import memory_for, memory_for_none
@@ -44,6 +44,7 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
         for group in plain["param_groups"]
     ]
     state = {names.get(index, index): _detached(values) for index, values in plain["state"].items()}
+    _check_keys(optimizer, plain["state"], names)
     rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
     return {"class": class_name(optimizer), "param_groups": groups, "state": state, **rest}
 
@@ -193,6 +194,24 @@ def _names_by_index(
         for names, group in zip(live, plain["param_groups"], strict=True)
         for index, name in zip(group["params"], names, strict=True)
     }
+
+
+def _check_keys(
+    optimizer: torch.optim.Optimizer, state: Mapping[Any, Any], names: Mapping[Any, str]
+) -> None:
+    """Raise `UnsupportedStateError` where what is of no parameter is under a key that is lost."""
+    strange = [key for key in state if key not in names]
+    if is_torchs(optimizer):  # which puts parameters under their numbers, beside all other keys
+        live: Iterable[Any] = optimizer.state
+        strange += [key for key in live if not isinstance(key, torch.Tensor)]
+    taken = {*names, *names.values()} if strange else set()
+    for key in strange:
+        if type(key) not in (int, str) or key in taken:
+            raise UnsupportedStateError(
+                f"The optimizer, a {type(optimizer).__name__}, keeps state under {key!r}, "
+                "which would not come back: it is no text, or what a parameter is called.",
+                hint="Keep what is of no parameter under a text of its own: state['shared'].",
+            )
 
 
 def class_name(value: Any) -> str:
