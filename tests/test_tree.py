@@ -33,9 +33,14 @@ BYTES: list[tuple[Any, str]] = [
     (5e-324, "5e-324"),
     ("ü\ud800", '"\\u00fc\\ud800"'),
     ([1, [2]], "[1,[2]]"),
+    ("\ud83d\ude00", '{"$":"str","v":[55357,56832]}'),
     ({"b": 1, "a": 2}, '{"b":1,"a":2}'),
     ({1: "x", None: 2}, '{"$":"dict","v":[[1,"x"],[null,2]]}'),
     ({"$": 1}, '{"$":"dict","v":[["$",1]]}'),
+    (
+        {"\ud83d\ude00": 1, "😀": 2},
+        '{"$":"dict","v":[[{"$":"str","v":[55357,56832]},1],["\\ud83d\\ude00",2]]}',
+    ),
     ({(1, "a"): 0}, '{"$":"dict","v":[[{"$":"tuple","v":[1,"a"]},0]]}'),
     ((1, ()), '{"$":"tuple","v":[1,{"$":"tuple","v":[]}]}'),
     ({2, 1}, '{"$":"set","v":[1,2]}'),
@@ -126,10 +131,13 @@ def test_arrays_keep_dtype_shape_and_bits(array: np.ndarray) -> None:
     assert back.flags.writeable
 
 
-@pytest.mark.parametrize(
-    "scalar",
-    [np.int8(-1), np.bool_(1), np.datetime64("2026-11-23"), np.str_("a"), np.complex128(1j)],
-)
+SCALARS = [
+    *(np.int8(-1), np.bool_(1), np.datetime64("2026-11-23"), np.complex128(1j)),
+    *(np.str_("a"), np.str_(""), np.str_("a\0\ud83d\ude00"), np.bytes_(b""), np.bytes_(b"\xff\0")),
+]
+
+
+@pytest.mark.parametrize("scalar", SCALARS, ids=repr)
 def test_numpy_scalars(scalar: Any) -> None:
     """They come back as NumPy's own, of the same type."""
     assert same(there_and_back(scalar), scalar)
@@ -173,6 +181,14 @@ def test_anything_else_is_refused_with_its_path_and_a_way_out(
     assert path in str(caught.value)
     assert word in str(caught.value)
     assert caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_refused_though_it_says_that_it_is_strided() -> None:
+    """With its path, as what else is not dense."""
+    nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    with pytest.raises(UnsupportedStateError, match=r"other\['n'\] is a nested tensor"):
+        tree.encode({"n": nested}, {}, "other")
 
 
 def test_structures_without_end_are_refused() -> None:

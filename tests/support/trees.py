@@ -59,12 +59,13 @@ def there_and_back(value: Any) -> Any:
     return tree.decode(tree.loads(data), tensors)
 
 
+TEXTS = st.text(st.characters(), max_size=8)  # surrogates too
 KEYS = st.one_of(
-    st.text(max_size=4), st.integers(), st.none(), st.booleans(), st.binary(max_size=3),
+    TEXTS, st.integers(), st.none(), st.booleans(), st.binary(max_size=3),
     st.tuples(st.integers(), st.text(max_size=2)), st.just("$"),
 )  # fmt: skip
 LEAVES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.none(), st.booleans(), st.integers(), st.floats(), TEXTS,
     st.binary(max_size=8), st.complex_numbers(), st.datetimes(), st.dates(), st.times(),
     st.timedeltas(), st.sets(st.integers(), max_size=3),
     st.frozensets(st.text(max_size=2), max_size=3),

@@ -36,6 +36,7 @@ def is_storable(tensor: torch.Tensor) -> bool:
     """Return whether the tensor is dense, has memory, and its dtype can be stored."""
     return (
         tensor.layout is torch.strided
+        and not tensor.is_nested  # which may say that it is strided
         and tensor.dtype in _STORABLE  # no quantized one
         and not tensor.is_meta
         and (tensor.data_ptr() != 0 or not tensor.numel())
@@ -46,11 +47,13 @@ def check_storable(tensor: torch.Tensor, path: str) -> None:
     """Raise `UnsupportedStateError` unless `is_storable`."""
     if is_storable(tensor):
         return
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+    nested, quantized = tensor.is_nested, tensor.is_quantized
+    if tensor.layout != torch.strided or nested or quantized or tensor.is_meta:
+        kind = "nested" if nested else "quantized" if quantized else tensor.layout
         raise UnsupportedStateError(
-            f"{path} is a {'quantized' if tensor.is_quantized else tensor.layout} tensor on "
-            f"{tensor.device}, which cannot be stored.",
-            hint="Convert it to a dense tensor with data (to_dense(), dequantize(), to_empty()).",
+            f"{path} is a {kind} tensor on {tensor.device}, which cannot be stored.",
+            hint="Convert it to a dense tensor with data (to_dense(), to_padded_tensor(), "
+            "dequantize(), to_empty()).",
         )
     if tensor.dtype in _STORABLE:
         raise UnsupportedStateError(

@@ -214,9 +214,12 @@ def _scalar(data: JSON) -> Any:
     dtype, raw = _dtype(data["dtype"]), _bytes(data)
     if len(raw) != dtype.itemsize:
         raise ValueError(f"{len(raw)} bytes of {dtype}")
-    if not dtype.itemsize:  # an empty string
-        return dtype.type()
-    return _valid(np.frombuffer(raw, dtype=dtype))[0]
+    if dtype.kind == "S":  # as an element of an array a text loses the zeros at its end
+        return np.bytes_(raw)
+    if dtype.kind == "U":
+        order = "be" if dtype.str[0] == ">" else "le"
+        return np.str_(raw.decode(f"utf-32-{order}", "surrogatepass"))
+    return np.frombuffer(raw, dtype=dtype)[0]
 
 
 def _moment(data: JSON) -> datetime:
@@ -263,6 +266,7 @@ _CONTAINERS: dict[str, Callable[[JSON, _Stored], Any]] = {
     "strings": _strings,
 }
 _SIMPLE: dict[str, Callable[[JSON], Any]] = {
+    "str": lambda data: "".join(map(chr, _integers(data["v"]))),
     "int": lambda data: int(_matching(_INTEGER, data["v"]), 16),
     "float": lambda data: _floats(data, ">d")[0],
     "complex": lambda data: complex(*_floats(data, ">dd")),

@@ -18,7 +18,7 @@ import torch
 
 from ray_imuckpt.encoding.tensors import check_storable, is_storable
 from ray_imuckpt.encoding.tree.refusals import refusal
-from ray_imuckpt.encoding.tree.texts import fits_in_text
+from ray_imuckpt.encoding.tree.texts import fits_in_text, is_json_text
 from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -66,14 +66,10 @@ class _Encoder:
         self._root = root
         self._open: set[int] = set()
 
-    def encode(self, value: Any, path: str) -> JSON:  # noqa: PLR0911 - a dispatch
+    def encode(self, value: Any, path: str) -> JSON:
         if _is_json(value):
             return value
         kind = type(value)
-        if kind is float:
-            return _float(value)
-        if kind is int:
-            return {TAG: "int", "v": hex(value)}
         container = _CONTAINERS.get(kind)
         if container is not None:
             return container(self, value, path)
@@ -119,7 +115,8 @@ class _Encoder:
 
     def mapping(self, value: Mapping[Any, Any], path: str) -> JSON:
         """Return a dict: as a JSON object where its keys allow it."""
-        if TAG in value or not _STRINGS.issuperset(map(type, value)):
+        texts = _STRINGS.issuperset(map(type, value)) and all(map(is_json_text, value))
+        if TAG in value or not texts:
             return {TAG: "dict", "v": self.pairs(value, path)}
         self._enter(value, path)
         encoded = {}
@@ -198,7 +195,8 @@ class _Encoder:
     def _scalar(self, value: np.generic, path: str) -> JSON:
         if value.dtype.kind not in "biufcmMUS":
             raise self._refused(value, path)
-        text = base64.b64encode(value.tobytes()).decode("ascii")
+        raw = value.tobytes()[: value.dtype.itemsize]  # an empty text gives some
+        text = base64.b64encode(raw).decode("ascii")
         return {TAG: "scalar", "dtype": value.dtype.str, "v": text}
 
     def _name(self, path: str) -> str:
@@ -228,7 +226,9 @@ def _is_json(value: Any) -> bool:
         return math.isfinite(value)
     if kind is int:
         return bool(value.bit_length() <= _PLAIN_BITS)
-    return kind is str or kind is bool or value is None
+    if kind is str:
+        return is_json_text(value)
+    return kind is bool or value is None
 
 
 def _coming_back(key: Any) -> Any:
@@ -238,10 +238,6 @@ def _coming_back(key: Any) -> Any:
     if type(key) is tuple:
         return tuple(map(_coming_back, key))
     return frozenset(map(_coming_back, key)) if type(key) is frozenset else key
-
-
-def _float(value: float) -> JSON:
-    return {TAG: "float", "v": struct.pack(">d", value).hex()}
 
 
 def _tagged(tag: str) -> Callable[[_Encoder, Any, str], JSON]:
@@ -283,6 +279,9 @@ _CONTAINERS: dict[type, Callable[[_Encoder, Any, str], JSON]] = {
     datetime: _Encoder.moment,
 }
 _SIMPLE: dict[type, tuple[str, Callable[[Any], JSON]]] = {
+    str: ("str", lambda v: list(map(ord, v))),  # this and the next two: those that are not JSON
+    int: ("int", hex),
+    float: ("float", lambda v: struct.pack(">d", v).hex()),
     complex: ("complex", lambda v: struct.pack(">dd", v.real, v.imag).hex()),
     bytes: ("bytes", _b64),
     bytearray: ("bytearray", _b64),
