@@ -160,15 +160,39 @@ def test_a_run_that_was_refused_goes_on_after_another_start(tmp_path: Path) -> N
     assert Checkpointer(tmp_path).index_of_last_checkpoint() == 2
 
 
+def began_again(directory: Any, first: Checkpointer) -> Checkpointer:
+    """Another start of the same run, as Ray or torchrun names it."""
+    again = began(directory)
+    assert first._training.run is not None
+    assert again._training.run is not None
+    again._training.run.id = first._training.run.id
+    return again
+
+
 def test_a_restart_of_the_same_run_is_no_second_one(tmp_path: Path) -> None:
     """What the attempt before has committed meanwhile is this run's own."""
-    first, second = began(tmp_path), began(tmp_path)
-    assert first._training.run is not None
-    assert second._training.run is not None
-    second._training.run.id = first._training.run.id
+    first = began(tmp_path)
+    second = began_again(tmp_path, first)
     save(first, 1)
     save(second, 1)
     Checkpointer(tmp_path).verify(1)
+
+
+def test_a_process_whose_run_was_started_again_elsewhere_is_refused(tmp_path: Path) -> None:
+    """It hung, or was cut off, and wakes: what the run has saved since stays "the last"."""
+    saved = began(tmp_path)
+    unsaved = began_again(tmp_path, saved)
+    save(saved, 1)
+    goes_on = began_again(tmp_path, saved)
+    save(goes_on, 2)
+    save(goes_on, 3)
+    for woken, told in ((saved, "has begun to save here"), (unsaved, "has saved epoch 3 here")):
+        with pytest.raises(SaveFailedError, match=f"{told} since this start of it"):
+            save(woken, 2)
+    save(goes_on, 4)
+    reader = Checkpointer(tmp_path)
+    assert reader.list_existing_checkpoint_indices() == [1, 2, 3, 4]
+    assert reader.index_of_last_checkpoint_prior_to(4) == 3
 
 
 def test_a_commit_during_which_another_run_begins_is_told(

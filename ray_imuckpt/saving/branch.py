@@ -34,6 +34,7 @@ from ray_imuckpt.storage.names import join
 
 logger = logging.getLogger("ray_imuckpt")
 
+_NOTHING = "Nothing was committed."
 _CURE = (
     "End one of the two runs, or give it a `dir` of its own. To go on from what is there now, "
     "call start() again."
@@ -122,7 +123,7 @@ def confirm(storage: Storage, run: Run, epoch: int) -> None:
             lineage = catalog.recorded(record)
             if lineage.branch >= max(run.branch, 1):
                 raise _superseded(
-                    storage, lineage, epoch, "It is committed, but counts as left behind."
+                    storage, run, lineage, epoch, "It is committed, but counts as left behind."
                 )
 
 
@@ -134,7 +135,7 @@ def _join(storage: Storage, run: Run, epoch: int) -> None:
         return
     lineage = catalog.lineage()
     if run.joined and lineage.branch > run.branch:
-        raise _superseded(storage, lineage, epoch)
+        raise _superseded(storage, run, lineage, epoch)
     run.record, run.branch, run.joined = record, lineage.branch, True
 
 
@@ -185,7 +186,7 @@ def _begin(storage: Storage, run: Run, epoch: int) -> Callable[[], None]:
     try:
         storage.put_if(paths.LINEAGE, data, old)
     except ConflictError as error:
-        raise _superseded(storage, catalog.lineage(), epoch) from error
+        raise _superseded(storage, run, catalog.lineage(), epoch) from error
     except Exception:
         with contextlib.suppress(Exception):  # it may have arrived all the same
             undo()
@@ -225,19 +226,20 @@ def _refuse_begun(
     """Raise if another run has begun a branch since, and that one or another has committed.
 
     One that died before it did is nobody's newer work; but it may stand in the record in the place
-    of one that did.
+    of one that did. The start before of this very run may have begun one while this one started,
+    but none once this one has begun its own.
     """
     known = max(run.branch, run.view.branch if run.view else 0)
-    if lineage.run_id == run.id or lineage.branch <= known:
+    if (lineage.run_id == run.id and not run.branch_begun) or lineage.branch <= known:
         return
     if _largest(_seen(catalog, committed)) > known:
-        raise _superseded(storage, lineage, epoch)
+        raise _superseded(storage, run, lineage, epoch)
 
 
 def _refuse_newer(
     storage: Storage, catalog: Catalog, run: Run, epoch: int, committed: list[int]
 ) -> None:
-    """Raise if another run has committed since this one looked first."""
+    """Raise if another run, or another start of this one, has committed since this one looked."""
     if run.view is None:
         return
     for new in committed:
@@ -246,15 +248,12 @@ def _refuse_newer(
         maker = catalog.maker(new)
         if maker.save_id == run.view.save_ids.get(new, ""):
             continue
-        run_id = maker.run_id
-        if run_id not in (run.id, None):
-            raise LastingFailureError(
-                f"Nothing was committed: run {run_id} has saved epoch {new} here since this run, "
-                f"{run.id}, started.",
-                url=storage.url,
-                epoch=epoch,
-                hint=_CURE,
-            )
+        # The start before may have had one save in flight; more is of one that goes on elsewhere.
+        again = maker.run_id == run.id and new > epoch and not run.branch_begun
+        if again or maker.run_id not in (run.id, None):
+            since = "start of it" if again else f"run, {run.id}, started"
+            text = f"{_NOTHING} Run {maker.run_id} has saved epoch {new} here since this {since}."
+            raise LastingFailureError(text, url=storage.url, epoch=epoch, hint=_CURE)
 
 
 def _left_behind(
@@ -287,11 +286,8 @@ def _left_behind(
 
 
 def _superseded(
-    storage: Storage, lineage: Lineage, epoch: int, outcome: str = "Nothing was committed."
+    storage: Storage, run: Run, lineage: Lineage, epoch: int, outcome: str = _NOTHING
 ) -> SaveFailedError:
-    return LastingFailureError(
-        f"{outcome} Run {lineage.run_id or '?'} has begun to save here since this one did.",
-        url=storage.url,
-        epoch=epoch,
-        hint=_CURE,
-    )
+    since = "start of it" if lineage.run_id == run.id else "one"
+    whose = f"Run {lineage.run_id or '?'} has begun to save here since this {since} did."
+    return LastingFailureError(f"{outcome} {whose}", url=storage.url, epoch=epoch, hint=_CURE)
