@@ -24,7 +24,7 @@ from ray_imuckpt.saving.pending import PendingSave
 from ray_imuckpt.source import Access, ContinueFrom
 from ray_imuckpt.state.live import LeftOut
 from ray_imuckpt.state.restorable_random import SavedRandom
-from ray_imuckpt.storage import shown
+from ray_imuckpt.storage.names import shown, working_directory
 from ray_imuckpt.training import Training
 
 _AS_BUILT: Any = object()
@@ -54,8 +54,8 @@ class Checkpointer(CheckpointDirectory):
             ranks that differ and a second run in the directory are errors either way.
         max_failed_saves: With ``"warn"``: how many saves in a row may fail; one more is an error.
         on_commit: Called as ``on_commit(path, metrics)`` after each commit, on rank 0, on the
-            thread that writes; the next save waits for it. What it raises is a warning. It is
-            pickled with the Checkpointer.
+            thread that writes; the next save waits for it, and it may begin and wait for none. What
+            it raises is a warning. It is pickled with the Checkpointer.
         blocking: Whether `checkpoint` returns when the checkpoint is committed, and not when the
             state is copied. One save is in flight at a time, the next one waits for it.
         snapshot: ``"eager"`` copies the state before `checkpoint` returns. ``"overlap"`` copies
@@ -123,12 +123,13 @@ class Checkpointer(CheckpointDirectory):
         options = self._opening.options.items()
         pickling.check({f"storage_options[{name!r}]": value for name, value in options})
         pickling.check({"on_commit": self.on_commit, "The storage of of_result()": self._opened})
-        here = dict.fromkeys(("_training", "_random"))
+        here = dict.fromkeys(("_training", "_random", "_working_directory"))
         return {**vars(self), **here, "_sound": set(), "left_out": LeftOut()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the choices; the training is yet to begin."""
         vars(self).update(state)
+        self._working_directory = working_directory()
         self._training = self._new_training()
 
     def __repr__(self) -> str:

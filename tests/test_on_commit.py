@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,34 @@ def test_what_it_raises_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert checkpointer.list_existing_checkpoint_indices() == [2]
 
 
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("call", ["wait", "checkpoint", "start", "preempted"])
+def test_what_would_wait_for_the_save_itself_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, call: str, *, blocking: bool
+) -> None:
+    """On the thread that writes, and on the caller's: a warning, not a wait without end."""
+    begun = threading.Event()
+    if blocking:
+        begun.set()
+    calls: dict[str, Callable[[Checkpointer], object]] = {
+        "wait": Checkpointer.wait,
+        "checkpoint": lambda of: of.checkpoint(9, model=MODEL),
+        "start": lambda of: of.start(MODEL),
+        "preempted": Checkpointer.preempted,
+    }
+
+    def commits(*_: object) -> None:
+        assert begun.wait(10)
+        calls[call](checkpointer)
+
+    checkpointer = Checkpointer(tmp_path, blocking=blocking, on_commit=commits)
+    checkpointer.checkpoint(1, model=MODEL)
+    begun.set()
+    checkpointer.wait()
+    assert "for the training loop" in caplog.text
+    assert checkpointer.list_existing_checkpoint_indices() == [1]
+
+
 def test_it_travels_with_the_checkpointer(tmp_path: Path) -> None:
     """As Ray sends it to the workers."""
     told = tmp_path / "told"
@@ -123,5 +152,5 @@ def test_what_cannot_be_sent_to_a_worker_is_named(tmp_path: Path, name: str) -> 
 def test_a_function_may_hold_the_checkpointer_itself(tmp_path: Path) -> None:
     """A method of what holds both, say."""
     held: list[Checkpointer] = []
-    held.append(Checkpointer(tmp_path, on_commit=lambda *_: held[0].wait()))
+    held.append(Checkpointer(tmp_path, on_commit=lambda *_: held[0].read()))
     assert cloudpickle.loads(cloudpickle.dumps(held[0])).dir == str(tmp_path)

@@ -13,10 +13,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from ray_imuckpt.errors import ImuckptError
+from ray_imuckpt.threads import worker
 from ray_imuckpt.threads.parallel import AtEnd
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
+
+_ELSEWHERE = (
+    "What a save calls may list, read and load; start, checkpoint, wait and preempted are for the "
+    "training loop."
+)
 
 
 class Turns:
@@ -41,17 +47,24 @@ class Turns:
 
         Raises:
             ImuckptError: It is a signal handler that calls, within a call that it interrupted; or
-                another thread's turn, in a gang.
+                what a save calls, whose end other calls wait for; or another thread's turn, in a
+                gang.
         """
+        if worker.is_here():
+            raise ImuckptError(
+                "A Checkpointer was called on the thread that writes a save: by on_commit or a "
+                "done-callback. The save would wait for its own end.",
+                hint=_ELSEWHERE,
+            )
         if self._process != os.getpid():  # forked: the thread that has the lock may not be here
             self._renew()
         for thread in tuple(self._inside):
             if thread == threading.get_ident():
                 raise ImuckptError(
                     "A Checkpointer was called while a call of it is running, on the same thread: "
-                    "by a signal handler.",
-                    hint="Note the signal and save when the loop comes by, as "
-                    "checkpointer.preempted() does it.",
+                    "by a signal handler, on_commit or a done-callback.",
+                    hint=f"Note a signal and save when the loop comes by, as "
+                    f"checkpointer.preempted() does it. {_ELSEWHERE}",
                 )
             if self.gang:
                 raise ImuckptError(

@@ -14,6 +14,14 @@ import os
 import threading
 from collections.abc import Callable
 
+_HERE = threading.local()  # the worker whose thread this is
+
+
+def is_here() -> bool:
+    """Return whether it is a worker's thread that asks, in the process that began it."""
+    worker: Worker | None = getattr(_HERE, "worker", None)
+    return worker is not None and worker.running()
+
 
 class Worker:
     """A thread that does one piece of work. It is no daemon: Python ends after it.
@@ -57,7 +65,7 @@ class Worker:
 
     def current(self) -> bool:
         """Return whether this is the thread that calls."""
-        return self._thread is threading.current_thread()
+        return getattr(_HERE, "worker", None) is self
 
     def join(self) -> None:
         """Wait for its end; an interrupt ends the waiting and nothing else."""
@@ -76,6 +84,7 @@ class Worker:
             self._launched.release()
 
     def _run(self) -> None:
+        _HERE.worker = self
         try:
             self._work()
         finally:
