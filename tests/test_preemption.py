@@ -24,6 +24,12 @@ SCRIPT = """if True:
     checkpointer = Checkpointer(sys.argv[1])
     if "ask" in sys.argv:
         print(checkpointer.preempted(), flush=True)
+    child = os.fork() if "ask" in sys.argv else None
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    if child:
+        print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     print(checkpointer.preempted(), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -35,8 +41,9 @@ SCRIPT = """if True:
     ("how", "printed", "status"),
     [
         ([], [], -signal.SIGTERM),  # nobody asked: it ends the process, as ever
-        (["ask"], ["False", "True"], -signal.SIGTERM),  # noted, and the second one ends it
-        (["ask", "handler"], ["False", "mine", "True", "mine", "still here"], 0),
+        # noted, and the second one ends it; a process that was forked meanwhile is ended as ever
+        (["ask"], ["False", "child -15", "True"], -signal.SIGTERM),
+        (["ask", "handler"], ["False", "mine", "child 0", "mine", "True", "mine", "still here"], 0),
     ],
 )
 def test_the_first_sigterm_is_noted(

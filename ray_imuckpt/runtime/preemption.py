@@ -1,7 +1,7 @@
 """SIGTERM as a warning: the process is about to be stopped. Touches signal.
 
-Nothing is changed for a process that does not ask. From the first time it asks, the first SIGTERM
-is noted, and the second one does what the first would have done.
+Nothing is changed for a process that does not ask, nor for one that it forks. From the first time
+it asks, the first SIGTERM is noted, and the second one does what the first would have done.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ class Watch:
         self._watching = True
         self._before = signal.signal(signal.SIGTERM, self._note)
 
+    def forget(self) -> None:
+        """Leave SIGTERM as it was, in a process that was just forked and has not asked itself.
+
+        A ``multiprocessing.Pool``, say, ends each of its workers by one SIGTERM, and waits for it.
+        """
+        if self._watching and signal.getsignal(signal.SIGTERM) == self._note:
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
+        self.noted = self._watching = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.noted:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
@@ -58,6 +67,7 @@ class Watch:
 
 # A process has one SIGTERM, whatever runs in it.
 _WATCH = Watch()
+os.register_at_fork(after_in_child=_WATCH.forget)
 
 
 def signalled(gang: Gang) -> bool:
