@@ -26,7 +26,7 @@ TIMEOUT = 1800.0  # seconds; what torch.distributed gives its own collectives on
 _LAST = (LAST, "latest", "recent")
 _NONE = (NONE, "start", "restart", "nothing")
 _LONGEST = 365 * 24 * 3600  # seconds; torch.distributed counts milliseconds in 64 bits
-_LARGEST = 2**53  # what every reader of JSON has exactly
+LARGEST = 2**53  # what every reader of JSON has exactly
 _MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a reader takes 64
 
 
@@ -48,6 +48,11 @@ def continue_from(value: Any) -> str | int:
     return epoch(value, "continue_from")
 
 
+def is_last(value: Any) -> bool:
+    """Return whether a word for the last checkpoint was passed."""
+    return isinstance(value, str) and value in _LAST
+
+
 def epoch(value: Any, name: str = "epoch") -> int:
     """Return a non-negative integer (NumPy's too) as an ``int``."""
     if isinstance(value, (bool, str, float)):
@@ -61,7 +66,7 @@ def epoch(value: Any, name: str = "epoch") -> int:
     if number < 0:
         counted = "steps" if name == "step" else "epochs"
         raise ValueError(f"{name}={number} is negative; {counted} count from 0 or 1.")
-    if number > _LARGEST:
+    if number > LARGEST:
         raise ValueError(f"{name}={number} is too large: at most 2**53 can be stored.")
     return number
 

@@ -23,6 +23,7 @@ from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.state.live import LeftOut
 from ray_imuckpt.storage import Storage, absolute, open_storage, shown
+from ray_imuckpt.storage.names import working_directory
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,6 +52,7 @@ class CheckpointDirectory:
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
         self.dir = None if dir is None else _of_checkpoints(absolute(dir))
+        self._working_directory = working_directory()
         self.retries = arguments.instance(retries, Retries, "retries")
         self._opening = Opening(dict(storage_options or {}), self.retries)
         self._opened: Storage | None = None  # where there is no `dir`: see `of_result`
@@ -99,7 +101,8 @@ class CheckpointDirectory:
         Args:
             model: Changed in place.
             checkpoint: An epoch, a path or URL, a ``ray.train.Checkpoint``; ``"best"`` or
-                ``Best(metric, mode)`` for that of `index_of_best`; ``None`` for the last.
+                ``Best(metric, mode)`` for that of `index_of_best`; ``"last"`` or ``None`` for the
+                last. A path that is called so begins with ``./``.
             device: Where to move `model` before its state is loaded.
             strict: Whether names that are missing or unexpected are an error. Otherwise they are
                 told in the log and in `left_out`; that nothing fits is an error all the same.
@@ -135,6 +138,8 @@ class CheckpointDirectory:
             checkpoint = self._best_of_all(checkpoint)
         elif isinstance(checkpoint, str) and checkpoint == arguments.BEST:
             checkpoint = self._best_of_all(self._best())
+        elif arguments.is_last(checkpoint):
+            checkpoint = None
         return source.read(checkpoint, self._storage(), self._opening)
 
     def path_to_checkpoint(self, i: int) -> str:
@@ -273,7 +278,7 @@ class CheckpointDirectory:
         if self._opened is not None:
             return self._opened
         storage = session.run_directory if session else registry.run_directory()
-        return (storage or open_storage(".")).with_retries(self.retries)
+        return (storage or open_storage(self._working_directory)).with_retries(self.retries)
 
     def _catalog(self) -> Catalog:
         finish_all()

@@ -79,7 +79,7 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
 
     Raises:
         CheckpointNotFoundError: There is none.
-        TypeError: `checkpoint` is something else.
+        TypeError, ValueError: `checkpoint` is something else.
     """
     directory = _directory(checkpoint, opening)
     if directory is None:
@@ -90,8 +90,9 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
                 "A checkpoint is an epoch, a path, a ray.train.Checkpoint or None, not "
                 f"{checkpoint!r}."
             )
+        epoch = None if checkpoint is None else arguments.epoch(checkpoint, "checkpoint")
         with located(storage.url):
-            return _of_epoch(checkpoint, storage)
+            return _of_epoch(epoch, storage)
     with located(directory.url):
         try:
             return open_directory(directory, opening, storage)
@@ -157,9 +158,9 @@ def _directory(value: Any, opening: Opening) -> Storage | None:
     return None
 
 
-def _of_epoch(epoch: Any, storage: Storage) -> LoadedCheckpoint:
+def _of_epoch(epoch: int | None, storage: Storage) -> LoadedCheckpoint:
     catalog = Catalog(storage)
-    for chosen in catalog.current_branch() if epoch is None else [int(epoch)]:
+    for chosen in catalog.current_branch() if epoch is None else [epoch]:
         try:
             manifest = catalog.manifest(chosen)
         except CheckpointNotFoundError:

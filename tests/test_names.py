@@ -80,6 +80,7 @@ MEANT = {
     "s3://bucket/run?versionId=1": "storage_options",
     "": "'.'",
     "a\0b": "names no directory",
+    "half\ud800": "half a character",
 }
 
 
@@ -117,6 +118,19 @@ def test_names_that_mean_the_same_are_one_place(monkeypatch: pytest.MonkeyPatch)
     }.items():
         assert absolute(name) == place
         assert absolute(place) == place
+
+
+def test_a_relative_path_needs_a_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that was removed, the error says what to do; an absolute path needs none."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    for use in (lambda: Checkpointer("runs"), lambda: Checkpointer().start(nn.Linear(2, 2))):
+        with pytest.raises(StorageError, match="path that begins with /"):
+            use()
+    assert Checkpointer(tmp_path).start(nn.Linear(2, 2)).start_epoch == 1
 
 
 def test_a_cache_before_a_store_is_seen_through(tmp_path: Path) -> None:

@@ -126,6 +126,8 @@ def test_foreign_names_are_never_taken_for_checkpoints(trained: Any) -> None:
         "checkpoint=٧",
         "checkpoint_000007",
         "checkpoint=",
+        "checkpoint=9007199254740993",  # more than a manifest can state
+        f"checkpoint={'9' * 20}",
     ):
         (directory / name).mkdir()
         (directory / name / "manifest.json").write_bytes(manifest)
@@ -220,6 +222,7 @@ def test_default_directory_is_the_working_directory(
     """A script needs no argument at all."""
     monkeypatch.chdir(tmp_path)
     with Checkpointer() as checkpointer:
+        monkeypatch.chdir("/")  # as it was when the Checkpointer was made, like any relative path
         checkpointer.checkpoint(1, model=small_model())
     assert (tmp_path / "checkpoint=1" / "manifest.json").is_file()
 

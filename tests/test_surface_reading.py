@@ -26,7 +26,7 @@ def test_load_takes_an_epoch_a_path_a_ray_checkpoint_or_none(trained: Any) -> No
         return model.state_dict()["0.weight"]
 
     assert torch.equal(loaded(2), expected[2])
-    assert torch.equal(loaded(None), expected[3])
+    assert all(torch.equal(loaded(last), expected[3]) for last in (None, "last", "latest"))
     assert torch.equal(loaded(checkpointer.path_to_checkpoint(2)), expected[2])
     assert torch.equal(loaded(directory / "checkpoint=2"), expected[2])
     assert torch.equal(loaded(f"file://{directory}/checkpoint=2"), expected[2])
@@ -75,6 +75,8 @@ def test_nothing_to_load_is_an_error_that_says_where(tmp_path: Path) -> None:
         checkpointer.load(small_model())
     with pytest.raises(FileNotFoundError):
         checkpointer.read(4)
+    with pytest.raises(ValueError, match="checkpoint=-1 is negative"):
+        checkpointer.read(-1)
     with pytest.raises(CheckpointNotFoundError, match="checkpoint=4"):
         checkpointer.get(4)
     with pytest.raises(CheckpointNotFoundError):

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from conftest import train
 from ray_imuckpt import Checkpointer, CheckpointNotFoundError, SaveFailedError, StorageError
 from ray_imuckpt.errors import from_wire, to_wire
+from ray_imuckpt.storage import in_use, open_storage
 
 
 def start(directory: Path, **options: Any) -> int:
@@ -130,6 +132,17 @@ def test_a_directory_that_is_not_there_yet_has_no_checkpoints(tmp_path: Path) ->
         Checkpointer(tmp_path / "disk" / "run").list_existing_checkpoint_indices()
 
 
+def test_a_directory_is_used_where_nothing_temporary_may_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container whose root is read only a claim has no place, and goes without saying."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    assert start(tmp_path) == 1
+    assert not open_storage(str(tmp_path)).claim(b"").held
+    assert in_use(open_storage(str(tmp_path))) is None
+
+
 # ---------------------------------------------------------------------- symbolic links
 
 
@@ -181,7 +194,6 @@ def test_an_epoch_is_not_saved_through_a_link(tmp_path: Path) -> None:
 def test_nothing_is_changed_through_a_link(tmp_path: Path, operation: str) -> None:
     """Every operation of the storage that changes something refuses, each by itself."""
     from ray_imuckpt.encoding.chunks import Chunks
-    from ray_imuckpt.storage import open_storage
 
     archive, run = linked(tmp_path)
     before = contents(archive)

@@ -12,6 +12,8 @@ import re
 import secrets
 from typing import NamedTuple
 
+from ray_imuckpt.arguments import LARGEST
+
 MANIFEST = "manifest.json"
 LINEAGE = "lineage.json"
 POINTER = "imuckpt-pointer.json"
@@ -38,9 +40,13 @@ def checkpoint_name(epoch: int) -> str:
 
 
 def parse_checkpoint_name(name: str) -> int | None:
-    """Return the epoch that a directory name stands for, or ``None`` for a foreign name."""
+    """Return the epoch that a directory name stands for, or ``None`` for a foreign name.
+
+    Foreign is also a number that no manifest can state.
+    """
     match = _CHECKPOINT.fullmatch(name)
-    return int(match[1]) if match else None
+    epoch = int(match[1]) if match else None
+    return epoch if epoch is not None and epoch <= LARGEST else None
 
 
 def epoch_of_url(url: str) -> int | None:

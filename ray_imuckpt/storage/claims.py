@@ -59,6 +59,8 @@ _LOCK = threading.Lock()
 def claim(directory: str, note: bytes) -> Claim:
     """Claim a directory; see `ray_imuckpt.storage.Storage.claim`."""
     path = _path_of(directory)
+    if path is None:
+        return Claim()
     with _LOCK:
         held = _HELD.get(path)
         if held is None:
@@ -74,6 +76,8 @@ def holder(directory: str) -> bytes | None:
     A process that claims it in this very instant may be told of another that is none.
     """
     path = _path_of(directory)
+    if path is None:
+        return None
     with contextlib.suppress(OSError), open(path, "rb", buffering=0, opener=_open) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -82,9 +86,13 @@ def holder(directory: str) -> bytes | None:
     return None
 
 
-def _path_of(directory: str) -> str:
+def _path_of(directory: str) -> str | None:
+    """Return the path of a directory's lock; ``None`` where nothing temporary may be written."""
     name = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:32]
-    return os.path.join(tempfile.gettempdir(), f"imuckpt-run-{name}.lock")
+    try:
+        return os.path.join(tempfile.gettempdir(), f"imuckpt-run-{name}.lock")
+    except FileNotFoundError:  # a container whose root is mounted to be read only
+        return None
 
 
 def _open(path: str, flags: int) -> int:

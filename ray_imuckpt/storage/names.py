@@ -18,6 +18,8 @@ import os
 import re
 import secrets
 
+from ray_imuckpt.errors import StorageError
+
 MAX_RECORD = 64 * 1024 * 1024  # bytes of a file that is read whole; a manifest of 10 TB has 45 MB
 
 _PASSWORD = re.compile(r"(?<=://)([^/@:]*):[^/]*@")
@@ -43,14 +45,19 @@ def absolute(name: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: It may mean two places, or none.
         TypeError: It is not text.
+        StorageError: It begins at the working directory, which is gone.
     """
     text = os.fspath(name)
     if not isinstance(text, str):
         raise TypeError(f"{name!r} is bytes; a directory is named by a str or a Path.")
     if not text or "\0" in text:
         raise ValueError(f"{text!r} names no directory; the working directory is '.'.")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{text!a} holds half a character, which no name can.") from None
     if text.startswith("./"):
-        return os.path.abspath(text)
+        return _from_root(text)
     first, chained, rest = text.partition("::")
     if chained and first in _CACHES:
         cached = absolute(rest)  # a path too: a cache before the local disk is the local disk
@@ -72,6 +79,14 @@ def absolute(name: str | os.PathLike[str]) -> str:
             "before a URL to give a place."
         )
     return _path(text)
+
+
+def working_directory() -> str:
+    """Return the working directory; where it is gone ``"."``, whose use tells that."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "."
 
 
 def is_path(name: str) -> bool:
@@ -120,7 +135,18 @@ def _expanded(text: str) -> str:
             f"{text!r}: there is no user {path.split('/')[0].removeprefix('~')!r} on this machine. "
             f"A directory of this name is {'./' + text!r}."
         )
-    return os.path.abspath(path)
+    return _from_root(path)
+
+
+def _from_root(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise StorageError(
+            "The working directory, from where a relative path leads, is not there any more.",
+            url=path,
+            hint="Give a path that begins with /, or change to a directory that is there.",
+        ) from error
 
 
 def _remote(text: str, scheme: str, rest: str) -> str:

@@ -21,6 +21,7 @@ def disk_error(what: str, url: str, error: OSError) -> StorageError:
         errno.ENOSPC: "The disk is full; make room or choose another `dir`.",
         errno.EDQUOT: "The quota is used up; make room or choose another `dir`.",
         errno.ENOTDIR: "A part of this path is a file, not a directory; look at `dir`.",
+        errno.ENAMETOOLONG: "Choose a shorter `dir`.",
         errno.ENOENT: "The directory above it is not there, either: is a disk not mounted?",
     }
     return StorageError(
