@@ -210,6 +210,17 @@ def test_another_frozen_set_is_named(tmp_path: Path, warned: Warnings, then: str
     assert warned() == [], "not for weights that are loaded to be tested"
 
 
+def test_another_dtype_is_named(tmp_path: Path, warned: Warnings) -> None:
+    """What was saved is rounded, which is another run; not where weights are only loaded."""
+    checkpointer(tmp_path).checkpoint(1, model=nn.Linear(2, 2))
+    run = checkpointer(tmp_path)
+    run.start(nn.Linear(2, 2).half())
+    (warning,) = warned()
+    assert "were torch.float32 when epoch 1 was saved, and are torch.float16 now: weight" in warning
+    run.load(nn.Linear(2, 2).half())
+    assert warned() == []
+
+
 @pytest.mark.parametrize(
     ("make", "holds"),
     [

@@ -23,8 +23,8 @@ from ray_imuckpt.units import listed
 logger = logging.getLogger("ray_imuckpt")
 
 _CURE = (
-    "Register them on the model, or pass a module that holds them by keyword to start() and "
-    "checkpoint(), such as extra=nn.ParameterList([...])."
+    "Register them on the model, whose state_dict() is to give them, or pass a module that holds "
+    "them by keyword to start() and checkpoint(), such as extra=nn.ParameterList([...])."
 )
 
 
@@ -81,6 +81,7 @@ class Audit:
                 _as_argument(name),
             )
         self._tell_frozen(gang, targets.model, loaded)
+        self._tell_dtypes(gang, targets.model, loaded)
 
     def saving(self, gang: Gang, sources: Sources) -> None:
         """Raise if an optimizer has parameters that nothing saves; warn of what else is not saved.
@@ -147,6 +148,23 @@ class Audit:
                     now,
                     listed(names),
                 )
+
+    def _tell_dtypes(self, gang: Gang, model: nn.Module, loaded: LoadedCheckpoint) -> None:
+        """Warn of parameters that have been rounded to another dtype, or have more digits now."""
+        known = loaded.saved_model.tensors
+        live = {n: p.dtype for n, p in parameters_by_name(model) if n in known}
+        other = [name for name, dtype in live.items() if known[name].dtype != dtype]
+        if other:
+            self._warn(
+                gang,
+                "dtypes",
+                "These parameters were %s when epoch %d was saved, and are %s now: %s. Build the "
+                "model with the dtype that it had for the same run to go on.",
+                known[other[0]].dtype,
+                loaded.epoch,
+                live[other[0]],
+                listed(other),
+            )
 
     def _tell_empty(self, gang: Gang, passed: Mapping[str, Any]) -> None:
         for name, value in passed.items():

@@ -24,8 +24,9 @@ from ray_imuckpt.state.lazy import may_become, shapes_to_be
 from ray_imuckpt.state.model import apart, is_extra, metadata_of, tensors_in
 from ray_imuckpt.state.names import Names
 from ray_imuckpt.state.pieces import Share, taking, without_overlaps
+from ray_imuckpt.state.receiving import differ, is_lossy, put_left, unwritable
 from ray_imuckpt.state.rehearsal import custom_loading, rehearse, without_data
-from ray_imuckpt.state.sharding import is_sharded, like, part_here
+from ray_imuckpt.state.sharding import like, part_here
 from ray_imuckpt.state.wrappers import bare
 from ray_imuckpt.threads.parallel import uncollected
 
@@ -92,7 +93,7 @@ class LiveModel:
         self._module = bare(model)
         self._name_of = names = Names(self._module)
         self._state = self._module.state_dict(keep_vars=True)
-        self._names = {key: names(key) for key in self._state}
+        self._names = names.of_keys(self._state)
         self._first = first_of_tied(tensors_in(self._state), apart)
 
     @cached_property
@@ -155,13 +156,25 @@ class LiveModel:
         unfit = [
             f"{self._names[key]} {why}"
             for key, first in self._first.items()
-            if first in there and (why := _unfit(self._state[key]))
+            if first in there and (why := unwritable(self._state[key]))
         ]
         if unfit:
             raise StateMismatchError(
                 f"This {kind} has tensors that nothing can be loaded into: {'; '.join(unfit)}.",
                 hint="Give each memory of its own that may be written: value = value.clone(), "
                 "outside of torch.inference_mode().",
+            )
+        lossy = [
+            f"{self._names[key]} was {stored.dtype} and is {self._state[key].dtype}"
+            for key in self._first
+            if isinstance(stored := saved.tensors.get(self._names[key]), (TensorInfo, torch.Tensor))
+            and is_lossy(stored.dtype, self._state[key].dtype)
+            and not key.startswith(self._custom)  # these convert, perhaps
+        ]
+        if lossy:
+            raise StateMismatchError(
+                f"This {kind} has tensors that cannot hold what was saved: {'; '.join(lossy)}.",
+                hint="Build the model with the dtypes that it had.",
             )
 
     def _covered(self, saved: SavedModel) -> set[str]:
@@ -241,7 +254,9 @@ class LiveModel:
             elif isinstance(stored, torch.Tensor):
                 # What was read into a live tensor is there: torch skips a copy to itself.
                 state[key] = value if are_tied(stored, value, apart) else like(stored, value)
-        self._module.load_state_dict(state, strict=False)
+        result = self._module.load_state_dict(state, strict=False)
+        # A module that overrides load_state_dict may return anything.
+        put_left(self._module, self._state, state, getattr(result, "unexpected_keys", ()))
 
     def _arranged(self, saved: SavedModel) -> OrderedDict[str, Any]:
         """Return the saved values as a state dict of the module, with its own keys and notes."""
@@ -255,32 +270,23 @@ class LiveModel:
             }
         # Private, but documented by Module.load_state_dict: modules read their version there.
         state._metadata = metadata  # type: ignore[attr-defined] # noqa: SLF001
-        by_first: dict[str | None, torch.Tensor] = {}
+        by_first: dict[str, torch.Tensor] = {}
         for key, first in self._first.items():
             stored = tensors.get(self._names[key])
-            if stored is not None:
-                by_first.setdefault(first, stored)
+            if stored is not None and differ(by_first.setdefault(first, stored), stored):
+                raise StateMismatchError(
+                    f"{self._names[first]} and {self._names[key]} are one tensor here, and were "
+                    "two, of different values, when they were saved.",
+                    hint="Build the model as it was when it was saved.",
+                )
         for key in self._state:
             name = self._names[key]
             if name in extra:
                 state[key] = extra[name]
-            elif (stored := by_first.get(self._first.get(key))) is not None:
-                state[key] = stored
+            elif self._first.get(key) in by_first:
+                state[key] = by_first[self._first[key]]
         if self._custom:
             known = set(self._names.values())
             strange = {n: v for n, v in (*tensors.items(), *extra.items()) if n not in known}
             state.update({self._name_of.key(name): value for name, value in strange.items()})
         return state
-
-
-def _unfit(value: torch.Tensor) -> str | None:
-    """Return why torch will refuse to ``copy_`` into this tensor, ``None`` if it will not."""
-    if (not is_plain(value) and nn.parameter.is_lazy(value)) or value.layout is not torch.strided:
-        return None
-    if value.is_inference() and not torch.is_inference_mode_enabled():
-        return "was made under torch.inference_mode()"
-    if 0 in value.stride() and not is_sharded(value):
-        strides = zip(value.stride(), value.shape, strict=True)
-        if any(not stride and size > 1 for stride, size in strides):
-            return "is expanded, its elements share memory"
-    return None

@@ -55,13 +55,14 @@ def take_model(model: nn.Module) -> ModelState:
     buffers: set[str] = set()
     state = module.state_dict(keep_vars=True)
     first = first_of_tied(tensors_in(state), apart)
+    names_of = names.of_keys(state)
     for key, value in state.items():
-        name = names(key)
+        name = names_of[key]
         if key not in first:
             extra[name] = value
             continue
         if first[key] != key:
-            aliases[name] = names(first[key])
+            aliases[name] = names_of[first[key]]
             continue
         if not is_plain(value) and nn.parameter.is_lazy(value):
             raise UnsupportedStateError(

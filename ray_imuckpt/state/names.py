@@ -65,6 +65,24 @@ class Names:
             return ".".join(part for part in key.split(".") if part not in _WRAPPER_SEGMENTS)
         return key
 
+    def of_keys(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the name of each of a module's keys.
+
+        Raises:
+            UnsupportedStateError: Two have the same: one would be stored for both.
+        """
+        names = {key: self(key) for key in keys}
+        if len(set(names.values())) < len(names):
+            keys_of: dict[str, str] = {}
+            for key, name in names.items():
+                if keys_of.setdefault(name, key) != key:
+                    raise UnsupportedStateError(
+                        f"{keys_of[name]!r} and {key!r} of the model have the same name without "
+                        f"the segments of wrappers, {name!r}.",
+                        hint="Rename one of the modules or parameters.",
+                    )
+        return names
+
     def of_module(self, path: str) -> str:
         """Return the same for the path of a module."""
         return self(f"{path}.x" if path else "x").removesuffix("x").removesuffix(".")

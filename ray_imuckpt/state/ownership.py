@@ -13,6 +13,7 @@ from torch import nn
 from ray_imuckpt.encoding.tensors import is_plain
 from ray_imuckpt.state.objects import is_stateful, may_be_sharded
 from ray_imuckpt.state.random_state import is_generator
+from ray_imuckpt.state.rehearsal import custom_loading, has_custom_saving
 
 
 def unsaved_parameters(model: nn.Module, passed: Mapping[str, Any]) -> list[str]:
@@ -23,7 +24,7 @@ def unsaved_parameters(model: nn.Module, passed: Mapping[str, Any]) -> list[str]
         passed: Everything else that is saved: optimizers, objects and values by name.
     """
     modules = [model, *(value for value in passed.values() if isinstance(value, nn.Module))]
-    known = {id(t) for m in modules for t in chain(m.parameters(), m.buffers())}
+    known = {id(tensor) for module in modules for tensor in _saved_by(module)}
     strange = {
         f"{name}.param_groups[{g}]['params'][{i}]": parameter
         for name, value in passed.items()
@@ -40,6 +41,24 @@ def unsaved_parameters(model: nn.Module, passed: Mapping[str, Any]) -> list[str]
         for path, parameter in strange.items()
         if _address(parameter) not in held
     ]
+
+
+def _saved_by(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield those parameters and buffers that the module's ``state_dict`` gives.
+
+    One that modules of it load in their own way may hold them under names of its own: it is
+    believed to.
+    """
+    if not has_custom_saving(module) or custom_loading(module):
+        yield from chain(module.parameters(), module.buffers())
+        return
+    state = module.state_dict(keep_vars=True)
+    saved = {id(value) for value in state.values()}
+    for name, tensor in chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers()
+    ):
+        if name in state or id(tensor) in saved:
+            yield tensor
 
 
 def _address(tensor: torch.Tensor) -> int | None:

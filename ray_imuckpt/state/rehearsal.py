@@ -26,6 +26,16 @@ _HARMLESS = ("torch.nn.modules.", "torch.distributed.")
 # Should torch name them otherwise, every module counts as one that loads in its own way, which is
 # slower; tests/test_module_hooks.py fails then.
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+_SAVING_HOOKS = "_state_dict_hooks"
+
+
+def has_custom_saving(root: nn.Module) -> bool:
+    """Return whether ``state_dict`` may give other tensors than the parameters and buffers."""
+    kinds = {type(module) for module in root.modules()}
+    methods = (m for kind in kinds for m in (kind.state_dict, kind._save_to_state_dict))  # noqa: SLF001 - as above
+    if not all(method.__module__.startswith("torch.") for method in methods):
+        return True
+    return any(vars(module).get(_SAVING_HOOKS, {0: None}) for module in root.modules())
 
 
 def custom_loading(root: nn.Module) -> tuple[str, ...]:

@@ -40,10 +40,16 @@ def bare(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel, *fabric_modules())):
             model = cast("nn.Module", model.module)
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module) and _is_all(model):
             model = inner
         else:
             return model
+
+
+def _is_all(model: nn.Module) -> bool:
+    """Return whether a module has one child and nothing else, as what `torch.compile` returns."""
+    itself = *model.named_parameters(recurse=False), *model.named_buffers(recurse=False)
+    return not itself and len(list(model.children())) == 1
 
 
 def shares_buffers(model: nn.Module) -> bool:
