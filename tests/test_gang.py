@@ -30,6 +30,7 @@ FORKED = [
         "a_rank_that_fails_is_not_waited_for_in_a_gathering",
         "every_rank_keeps_layouts",
         "every_rank_knows_its_piece",
+        "each_piece_is_written_by_one_rank",
         "a_sum_that_is_spread_is_refused",
         "what_differs_between_ranks_is_told_once",
         "every_rank_gets_the_same_error",

@@ -12,7 +12,7 @@ from ray_imuckpt import staging
 from ray_imuckpt.encoding import tensors, tree
 from ray_imuckpt.encoding.tensors import Piece
 from ray_imuckpt.errors import UnsupportedStateError
-from ray_imuckpt.state.pieces import lowest_rank, owned_share
+from ray_imuckpt.state.pieces import Owned
 from ray_imuckpt.state.sharding import check_part, is_sharded
 
 RANKS, SHARDS = "ranks.", "shards."
@@ -59,6 +59,7 @@ class RankState:
         """Keep the pieces that this rank writes, under the names that all ranks give to these."""
         for name in shards:
             del self.tensors[name]
+        owned = Owned()
         names = {}
         for name, tensor in shards.items():
             plain = name.partition("~")[0]
@@ -67,10 +68,10 @@ class RankState:
                     f"Two tensors of {root} have the same name, {plain}, and one is sharded.",
                     hint="Give them keys without dots.",
                 )
-            common = names[name] = f"{SHARDS}{lowest_rank(tensor)}{name.removeprefix(root)}"
+            common = names[name] = f"{SHARDS}{owned.lowest_rank(tensor)}{name.removeprefix(root)}"
             self.shards[common] = tensor
             try:
-                share = owned_share(tensor)
+                share = owned.share(tensor)
             except UnsupportedStateError as error:
                 error.message = f"{name}: {error.message}"
                 raise

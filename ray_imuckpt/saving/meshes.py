@@ -16,7 +16,7 @@ from ray_imuckpt.encoding import chunks
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.repository.rank_state import SHARDS, RankState
-from ray_imuckpt.state.sharding import described
+from ray_imuckpt.state.sharding import described, spread_of
 
 _DIGITS = 16  # of a checksum in a note; what is alike in them by chance is refused when it is read
 
@@ -106,9 +106,14 @@ def _check_one(name: str, by_rank: Mapping[int, _Held]) -> None:
 
 def _held(alone: RankState) -> dict[str, _Held]:
     tensors = {}
+    kinds: dict[Any, str] = {}
     for name, tensor in alone.shards.items():
         written = alone.tensors[name].nbytes if name in alone.tensors else None
-        tensors[name] = _Held(described(tensor), tensor.numel() * tensor.element_size(), written)
+        kind = tensor.shape, tensor.dtype, spread_of(tensor)
+        if kind not in kinds:  # thousands of tensors are of a few
+            kinds[kind] = described(tensor)
+        size = tensor.numel() * tensor.element_size()
+        tensors[name] = _Held(kinds[kind], size, written)
     return tensors
 
 

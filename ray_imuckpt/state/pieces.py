@@ -12,11 +12,10 @@ from ray_imuckpt.errors import UnsupportedStateError
 from ray_imuckpt.state.sharding import detached, is_sharded, part_here
 
 __all__ = [
+    "Owned",
     "Share",
     "from_share",
-    "lowest_rank",
     "new_share",
-    "owned_share",
     "place_in_mesh",
     "share_of",
     "taking",
@@ -74,35 +73,54 @@ def place_in_mesh(tensor: torch.Tensor) -> tuple[int, ...] | None:
     )
 
 
-def owned_share(tensor: torch.Tensor) -> Share | None:
-    """Return what of a sharded tensor this rank writes where ranks do not agree on that.
+class Owned:
+    """The pieces that this rank writes of sharded tensors where the ranks do not agree on that.
 
-    Each piece is written by the first of those in its mesh that hold it.
-
-    Returns:
-        ``None`` where that is nothing.
-
-    Raises:
-        UnsupportedStateError: As for `share_of`.
+    Each piece is written by the first of those in its mesh that hold it. Thousands of tensors are
+    on the same few meshes and cut in the same few ways: each is looked at once.
     """
-    sharded: Any = tensor
-    coordinate = sharded.device_mesh.get_coordinate()
-    if coordinate is None:
-        return None
-    if not tensor.numel():
-        nothing = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return None if any(coordinate) else Share(nothing, None)
-    share = share_of(tensor)
-    places = zip(coordinate, sharded.placements, strict=True)
-    if not share.local.numel() or any(at and p.is_replicate() for at, p in places):
-        return None
-    return Share(share.local, None) if share.local.shape == tensor.shape else share
 
+    def __init__(self) -> None:
+        self._lowest: dict[Any, int] = {}
+        self._shares: dict[Any, tuple[bool, Piece | None]] = {}
 
-def lowest_rank(tensor: torch.Tensor) -> int:
-    """Return the lowest of the ranks that a sharded tensor is spread over."""
-    sharded: Any = tensor
-    return int(sharded.device_mesh.mesh.min())
+    def lowest_rank(self, tensor: torch.Tensor) -> int:
+        """Return the lowest of the ranks that a sharded tensor is spread over."""
+        sharded: Any = tensor
+        mesh = sharded.device_mesh
+        if mesh not in self._lowest:
+            self._lowest[mesh] = int(mesh.mesh.min())
+        return self._lowest[mesh]
+
+    def share(self, tensor: torch.Tensor) -> Share | None:
+        """Return what of a sharded tensor this rank writes; ``None`` where that is nothing.
+
+        Raises:
+            UnsupportedStateError: As for `share_of`.
+        """
+        sharded: Any = tensor
+        cut = (sharded.device_mesh, sharded.placements, tensor.shape)
+        if cut not in self._shares:
+            self._shares[cut] = self._look(sharded)
+        writes, piece = self._shares[cut]
+        if not writes:
+            return None
+        if not tensor.numel():
+            return Share(torch.empty(tensor.shape, dtype=tensor.dtype), None)
+        return Share(sharded.to_local(), piece)
+
+    def _look(self, sharded: Any) -> tuple[bool, Piece | None]:
+        """Return whether this rank writes a part of such a tensor, and which; ``None``: all."""
+        coordinate = sharded.device_mesh.get_coordinate()
+        if coordinate is None:
+            return False, None
+        if not sharded.numel():
+            return not any(coordinate), None
+        local, piece = share_of(sharded)
+        places = zip(coordinate, sharded.placements, strict=True)
+        if not local.numel() or any(at and p.is_replicate() for at, p in places):
+            return False, None
+        return True, None if local.shape == sharded.shape else piece
 
 
 def from_share(local: torch.Tensor, live: torch.Tensor) -> torch.Tensor:

@@ -51,6 +51,34 @@ def every_rank_knows_its_piece(directory: Path, rank: int) -> None:
     assert everyone == [(0, 0), (0, 1)]
 
 
+def each_piece_is_written_by_one_rank(directory: Path, rank: int) -> None:
+    """Where ranks do not agree on it; tensors that are cut alike are looked at once."""
+    owned, looks = pieces.Owned(), 0
+    real = pieces.share_of
+
+    def share_of(tensor: torch.Tensor) -> pieces.Share:
+        nonlocal looks
+        looks += 1
+        return real(tensor)
+
+    pieces.share_of = share_of
+    for mesh_shape, placements in PLACEMENTS:
+        mesh = init_device_mesh("cpu", mesh_shape)
+        for value in range(1, 4):
+            whole = torch.full((5, 3), float(value))
+            share = owned.share(distribute_tensor(whole, mesh, placements))
+            everyone: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(everyone, share)
+            written = torch.zeros(5, 3)
+            for local, piece in filter(None, everyone):
+                offset = (0, 0) if piece is None else piece.offset
+                part = tuple(slice(b, b + n) for b, n in zip(offset, local.shape, strict=True))
+                written[part] += local
+            assert torch.equal(written, whole)
+    pieces.share_of = real
+    assert looks == len(PLACEMENTS)
+
+
 def a_sum_that_is_spread_is_refused(directory: Path, rank: int) -> None:
     """``Partial`` is no state: the error says what to do."""
     from torch.distributed.tensor import DTensor, Partial
