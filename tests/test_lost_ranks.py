@@ -97,10 +97,11 @@ def test_a_peer_that_never_writes_its_part_ends_the_save_at_the_deadline(played:
 
 @pytest.mark.slow
 def test_a_rank_that_dies_while_it_reads_for_others_ends_the_restore(played: Path) -> None:
-    """The others do not wait for the bytes that it was to send."""
+    """The others do not wait for the bytes that it was to send, and name what they have begun."""
     told = lose(played, "dies_while_it_reads_for_another")
     assert set(told) == {0, 1}
     for rank in (0, 1):
+        assert "model may hold a part of epoch 1: build anew" in told[rank]["told"]
         assert re.search(r"The connection to ranks? .*\b2\b.* was lost", told[rank]["told"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from ray_imuckpt import (
     Checkpointer,
     CorruptCheckpointError,
     StateMismatchError,
+    StorageError,
     load,
 )
+from ray_imuckpt.storage import Reading
+from ray_imuckpt.storage.local import LocalStorage
 from support.restores import flip, large
 
 
@@ -51,6 +55,34 @@ def test_altered_bytes_of_an_epoch_asked_for_say_what_the_objects_may_hold(tmp_p
     ):
         with pytest.raises(CorruptCheckpointError, match="may hold a part of this epoch"):
             call()
+
+
+def test_a_storage_that_fails_in_the_middle_is_told_with_what_the_objects_may_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some bytes have been read into them by then; objects by keyword are as they were."""
+    saved, optimizer = large()
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    Checkpointer(tmp_path, blocking=True).checkpoint(
+        1, model=saved, optimizer=optimizer, scheduler=scheduler
+    )
+    real = LocalStorage.read_all
+
+    def read_all(self: LocalStorage, readings: Sequence[Reading]) -> None:
+        if sum(reading.size for reading in readings) > 2**20:  # all but headers and trees
+            real(self, readings[:-1])
+            raise StorageError("the disk is gone", url=self.url)
+        real(self, readings)
+
+    monkeypatch.setattr(LocalStorage, "read_all", read_all)
+    model, optimizer = large(seed=1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 7)
+    before = scheduler.state_dict()
+    with pytest.raises(StorageError, match=r"gone(?s:.*)model, optimizer may hold a part of epoch"):
+        Checkpointer(tmp_path).start(model, optimizer, scheduler=scheduler)
+    assert scheduler.state_dict() == before
+    with pytest.raises(StorageError, match=r"gone(?s:.*)do: model may hold a part of epoch 1"):
+        load(model, tmp_path / "checkpoint=1")
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

@@ -96,7 +96,7 @@ def fill(
     Raises:
         CorruptCheckpointError: A chunk is damaged. What `make_room` gave is then not to be used.
     """
-    return reader.fill(lambda: _room(parts, make_room()))
+    return reader.fill(lambda: _room(parts, make_room()), live=True)
 
 
 def _room(parts: Sequence[StoredPart], memory: Memory) -> tuple[list[dict[str, Any]], Files]:

@@ -43,11 +43,15 @@ class Reader:
         manifest: Its commit record.
         gang: The gang.
         progress: What is filled is counted here.
+
+    Attributes:
+        filling: Whether live memory may hold a part of the checkpoint: `fill` began to read it.
     """
 
     def __init__(
         self, storage: Storage, manifest: Manifest, gang: Gang, progress: Progress | None = None
     ) -> None:
+        self.filling = False
         self._storage = storage
         self._manifest = manifest
         self._gang = gang
@@ -125,7 +129,9 @@ class Reader:
         """Return whether all bytes of files have been read already, on every rank; nobody meets."""
         return all(entry.name in self._whole for entry in entries)
 
-    def fill(self, make: Callable[[], tuple[T, Files]], *, meets: bool = True) -> T:
+    def fill(
+        self, make: Callable[[], tuple[T, Files]], *, meets: bool = True, live: bool = False
+    ) -> T:
         """Read files into memory, all of them together, each chunk on one rank.
 
         Args:
@@ -133,6 +139,7 @@ class Reader:
                 rank names the same files; what of their bytes it wants is its own affair.
             meets: Whether the ranks meet for that, since it may fail on one alone. They need not
                 where the reader `holds` the files.
+            live: Whether the memory is that of live objects.
 
         Raises:
             CorruptCheckpointError: It names the file and the bytes. What the memory holds is then
@@ -148,6 +155,7 @@ class Reader:
 
         gang = self._gang if meets else Gang()
         (result, rows), needs = gang.exchange(step)
+        self.filling |= live
         left = []
         for row in rows:
             if row.file.entry.name in self._whole:

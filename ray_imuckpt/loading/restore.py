@@ -6,12 +6,14 @@ it. What can be undone is applied before the bytes of model and optimizer are ov
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from ray_imuckpt.errors import ImuckptError, StateMismatchError, located
+from ray_imuckpt.errors import GangBrokenError, ImuckptError, StateMismatchError, located
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import notices
 from ray_imuckpt.loading.restorables import restorables, saved_layouts, unsaved
@@ -21,6 +23,8 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.live import LeftOut
 from ray_imuckpt.state.restorable import Filled, Memory, Phase, Restorable, all_left_out
 from ray_imuckpt.state.restorables import RestorableModel
+
+_PART = "may hold a part of"  # the words by which all hints say so: they travel between ranks
 
 
 class Restore:
@@ -63,6 +67,8 @@ class Restore:
             StateMismatchError: Something does not fit; what was changed before is undone, and the
                 error names what could not be.
             CorruptCheckpointError: Bytes were altered: the objects may hold a part of them.
+            ImuckptError: Reading failed, or a rank was lost; the error says which objects may hold
+                a part of the checkpoint.
         """
         gang, loaded = self._gang, self._loaded
         with_optimizer = self._targets.optimizer is not None
@@ -160,6 +166,8 @@ class Restore:
             ImuckptError: `error` is another one, and something could not be undone.
         """
         partial = []
+        if self._loaded.filling and not _tells(error):
+            partial += [each.name for each in self._restorables if each.phase == Phase.FILLED]
         for restorable in reversed(self._begun):
             try:
                 undone = restorable.undo()
@@ -167,17 +175,27 @@ class Restore:
                 undone = False
             if not undone:
                 partial.append(restorable.name)
-        of_ranks = map(json.loads, self._gang.all_gather(json.dumps(partial).encode()))
+        of_ranks: list[list[str]] = [partial]
+        with contextlib.suppress(GangBrokenError):  # then each rank speaks for itself
+            of_ranks = [*map(json.loads, self._gang.all_gather(json.dumps(partial).encode()))]
         names = sorted({name for of_rank in of_ranks for name in of_rank})
-        if not names:
-            return
-        hint = f"{', '.join(names)} may hold a part of epoch {self._loaded.epoch}: build anew."
-        if isinstance(error, ImuckptError):
-            error.hint = f"{error.hint} {hint}" if error.hint else hint
-            return
+        if names:
+            _tell_part(error, names, self._loaded.epoch)
+
+
+def _tells(error: Exception) -> bool:
+    """Return whether an error, which may be another rank's, says what holds a part already."""
+    return isinstance(error, ImuckptError) and _PART in (error.hint or "")
+
+
+def _tell_part(error: Exception, names: Sequence[str], epoch: int) -> None:
+    """Add to an error that objects may hold a part of an epoch; of another kind, raise ours."""
+    hint = f"{', '.join(names)} {_PART} epoch {epoch}: build anew."
+    if not isinstance(error, ImuckptError):
         raise ImuckptError(
             f"Restoring was broken off by {type(error).__name__}: {error}", hint=hint
         ) from error
+    error.hint = f"{error.hint} {hint}" if error.hint else hint
 
 
 def restore_model(
@@ -194,10 +212,16 @@ def restore_model(
     Raises:
         StateMismatchError: It does not fit, and is as it was.
         CorruptCheckpointError: As for `Restore.run`.
+        ImuckptError: As for it.
     """
     with located(loaded.url, epoch=loaded.epoch):
         loaded.prepare_model()
         restorable = RestorableModel(model, loaded.saved_model, device, strict=strict)
         loaded.left_out = restorable.check()
-        restorable.apply(loaded.fill(restorable.memory, optimizer=False)())
+        try:
+            restorable.apply(loaded.fill(restorable.memory, optimizer=False)())
+        except Exception as error:
+            if loaded.filling and not _tells(error):
+                _tell_part(error, [restorable.name], loaded.epoch)
+            raise
     notices.of_left_out(loaded)

@@ -63,6 +63,11 @@ class LoadedCheckpoint:
         """Return how many steps the training had made; ``None`` where that was not given."""
         return self.manifest.step
 
+    @property
+    def filling(self) -> bool:
+        """Return whether live memory may hold a part of it: `fill` began to read it."""
+        return self._reader.filling
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Return the metrics given with it."""

@@ -64,7 +64,7 @@ class RestorableModel:
         self._live.apply(filled.model)
 
     def undo(self) -> bool:
-        """Keep what was read: nothing is kept of the old bytes, and the error says so already."""
+        """Keep what was read: nothing is kept of the old bytes, and the error says so."""
         return True
 
 
