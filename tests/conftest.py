@@ -29,8 +29,8 @@ def python_path() -> str:
     return os.pathsep.join([str(HERE), *sys.path])
 
 
-def start_ray(where: int | str, **environment: str) -> None:
-    """Ray in silence, with so many CPUs or at an address; `environment` is that of its workers."""
+def start_ray(where: int | str) -> None:
+    """Ray in silence, with so many CPUs or at an address."""
     import ray  # not every test needs it
 
     here = {"num_cpus": where, "include_dashboard": False}
@@ -38,7 +38,7 @@ def start_ray(where: int | str, **environment: str) -> None:
         **({"address": where} if isinstance(where, str) else here),
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": {"PYTHONPATH": python_path(), **environment}},
+        runtime_env={"env_vars": {"PYTHONPATH": python_path()}},
     )
 
 

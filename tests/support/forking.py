@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 
 
 def import_all() -> None:
@@ -43,6 +45,20 @@ def on_ranks(ranks: int, play: Callable[[int], None]) -> dict[int, int]:
             for other in children:
                 os.kill(other, signal.SIGTERM)
     return ended
+
+
+def on_gang(ranks: int, play: Callable[[int], None]) -> dict[int, int]:
+    """Do the same as `on_ranks`, in a process group of gloo, where there are several ranks."""
+    if ranks == 1:
+        return on_ranks(1, play)
+    with tempfile.TemporaryDirectory() as place:
+
+        def join(rank: int) -> None:
+            store = dist.FileStore(f"{place}/store", ranks)
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+            play(rank)
+
+        return on_ranks(ranks, join)
 
 
 def _play(play: Callable[[int], None], rank: int) -> None:

@@ -28,6 +28,12 @@ _LONG = (
     *("test_gang", "test_lost_ranks", "test_storm", "test_engines", "test_kills"),
 )
 
+_OF_RAY = {
+    # It takes one report at each look at its workers: by default, every two seconds.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a minute is short on a busy machine
+}
+
 TALLY = pytest.StashKey[Tally]()
 MISSING = pytest.StashKey[dict[str, None]]()
 """The names of what is not installed here."""
@@ -36,7 +42,12 @@ GROUPS = pytest.StashKey[dict[str, None]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to count the crash states of the whole test run, and to note what is missing."""
+    """Begin to count the crash states of the whole test run, and to note what is missing.
+
+    Each run of Ray Train inherits how patient and how lively it is, whoever starts it.
+    """
+    for name, value in _OF_RAY.items():
+        os.environ.setdefault(name, value)
     config.stash[TALLY] = Tally()
     config.stash[MISSING], config.stash[GROUPS] = {}, {}
 

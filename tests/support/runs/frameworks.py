@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
-from support.forking import import_all, on_ranks
+from support.forking import import_all, on_gang, on_ranks
 from support.programs import run_program
 
 Runs = Mapping[tuple[str, int], list[int]]
@@ -95,22 +92,15 @@ def _run(directory: Path, ranks: int, name: str, kills: list[int], train: Train)
     """Begin, kill and begin again, until an attempt comes to its end."""
     directory.mkdir()
     for die_at in [*kills, 0]:
-        with tempfile.TemporaryDirectory() as place:
-            store = f"{place}/store"
-            ended = on_ranks(ranks, partial(_attempt, directory, ranks, name, die_at, train, store))
+        ended = on_gang(ranks, partial(_attempt, directory, ranks, name, die_at, train))
         first = next(iter(ended.values()))
         assert first == (-signal.SIGKILL if die_at else 0), ended
 
 
-def _attempt(
-    directory: Path, ranks: int, name: str, die_at: int, train: Train, store: str, rank: int
-) -> None:
+def _attempt(directory: Path, ranks: int, name: str, die_at: int, train: Train, rank: int) -> None:
     if ranks > 1:
         os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "NODE_RANK": "0"}
         os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-        dist.init_process_group(
-            "gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks
-        )
     train(directory, rank, ranks, name, _dies_at(die_at, directory))
 
 

@@ -11,81 +11,31 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import ray
 import ray.train
-import torch
-import torch.distributed as dist
 from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, prepare_model
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from conftest import adamw, small_model, start_ray
-from ray_imuckpt import Checkpointer, PlateauDetector
-from ray_imuckpt.schedules import Exponential
+from conftest import start_ray
+from ray_imuckpt import Checkpointer
 from support.runs.same_run import digest
+from support.runs.whole_gang import Training
 
 
-class Training:
-    """Everything that has a state: dropout, batch norm, three generators, a sampler, a scheduler.
-
-    Attributes:
-        objects: What `Checkpointer.start` and ``checkpoint`` get by keyword.
-    """
-
-    def __init__(self) -> None:
-        torch.set_num_threads(1)
-        context = ray.train.get_context()
-        self.rank, self._size = context.get_world_rank(), context.get_world_size()
-        self.model = prepare_model(small_model())
-        self.optimizer = adamw(self.model)
-        for seed in (random.seed, np.random.seed, torch.manual_seed):
-            seed(self.rank)
-        data = TensorDataset(torch.linspace(-1, 1, 32 * 4).reshape(32, 4))
-        self._sampler: DistributedSampler[Any] = DistributedSampler(
-            data, self._size or 1, self.rank, seed=5
-        )
-        self._loader = DataLoader(data, batch_size=4, sampler=self._sampler)
-        self._scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
-            self.optimizer, T_0=3
-        )
-        self._scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
-        self._plateau = PlateauDetector(Exponential(1e-2, 0.9), patience=1)
-        self.objects: dict[str, Any] = {
-            "scheduler": self._scheduler,
-            "scaler": self._scaler,
-            "plateau": self._plateau,
-        }
-
-    def epoch(self, epoch: int) -> float:
-        """Train an epoch; returns this rank's last loss."""
-        self._sampler.set_epoch(epoch)
-        for (x,) in self._loader:
-            noise = random.random() + np.random.rand()
-            loss = (self.model(x + torch.randn_like(x)) + noise).square().mean()
-            self.optimizer.zero_grad()
-            self._scaler.scale(loss).backward()
-            self._scaler.step(self.optimizer)
-            self._scaler.update()
-        self._scheduler.step()
-        mean = loss.detach().clone()
-        if self._size > 1:  # what is not in per_rank must be the same on every rank
-            dist.all_reduce(mean)
-        if self._plateau.step(mean.item()):
-            self._plateau.adjust(self.optimizer)
-        return loss.item()
+def training_of_worker() -> Training:
+    """Return what this worker of Ray trains."""
+    context = ray.train.get_context()
+    return Training(context.get_world_rank(), context.get_world_size() or 1, prepare_model)
 
 
 def loop(config: dict[str, Any]) -> None:
     """Train, and leave the process id."""
     where = Path(config["where"])
-    training = Training()
+    training = training_of_worker()
     rank, model, optimizer = training.rank, training.model, training.optimizer
     checkpointer: Checkpointer = config["checkpointer"]
     started = checkpointer.start(model, optimizer, **training.objects)
@@ -106,8 +56,7 @@ def loop(config: dict[str, Any]) -> None:
 
 def main(where: Path, last: int) -> None:
     """Train to the end; print the digest of what was saved last."""
-    # Ray takes one report at each look at its workers, every two seconds by default.
-    start_ray(2, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+    start_ray(2)
     checkpointer = Checkpointer(where / "run")
     result = TorchTrainer(
         loop,

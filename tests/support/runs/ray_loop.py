@@ -17,14 +17,15 @@ from ray.train.torch import TorchTrainer
 import ray_imuckpt
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.storage import local
-from support.runs.ray_gang import Training
+from support.runs.ray_gang import training_of_worker
+from support.runs.whole_gang import LAST, Training
 
 LOSSES = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.2, 6: 0.6}
 
 
 def loop(config: dict[str, Any]) -> None:
     """Train; fall as `config` says, before the first restart."""
-    training = Training()
+    training = training_of_worker()
     rank, model, optimizer = training.rank, training.model, training.optimizer
     checkpointer: Checkpointer = config["checkpointer"]
     started = checkpointer.start(model, optimizer, **training.objects)
@@ -48,7 +49,7 @@ def loop(config: dict[str, Any]) -> None:
         report(metrics, **keywords)
 
     ray.train.report = dying_report  # committed in storage, but Ray has not heard of it
-    for epoch in range(started.start_epoch, 7):
+    for epoch in range(started.start_epoch, LAST + 1):
         training.epoch(epoch)
         started.log.append(epoch)
         if config.get("raise_at") == epoch and not fallen.exists():
