@@ -17,6 +17,7 @@ from conftest import same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError, UnsupportedStateError
 from ray_imuckpt.staging import HostBuffers
 from ray_imuckpt.storage.local import LocalStorage
+from support.waiting import PATIENCE
 
 
 class Gate:
@@ -37,7 +38,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 
     def write(self: LocalStorage, name: str, *rest: Any) -> None:
         gate.reached.set()
-        assert gate.open.wait(30)
+        assert gate.open.wait(PATIENCE)
         if gate.fail is not None:
             raise gate.fail
         gate.writes.append(name)
@@ -53,7 +54,7 @@ def test_checkpoint_returns_before_anything_is_written(tmp_path: Path, gate: Gat
     checkpointer = Checkpointer(tmp_path)
     pending = checkpointer.checkpoint(1, model=small_model())
     assert pending is not None
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     assert not pending.done()
     assert not (tmp_path / "checkpoint=1" / "manifest.json").exists()
     gate.open.set()
@@ -109,13 +110,13 @@ def test_the_next_save_waits_for_the_one_in_flight_and_says_so(
 
     thread = threading.Thread(target=second)
     thread.start()
-    assert began.wait(10)
+    assert began.wait(PATIENCE)
     time.sleep(1.2)  # longer than what is told of; nothing below depends on how much longer
     assert gate.writes == []
     assert thread.is_alive(), "one save in flight, the next one waits"
     with caplog.at_level(logging.WARNING, "ray_imuckpt"):
         gate.open.set()
-        thread.join(30)
+        thread.join(PATIENCE)
     checkpointer.wait()
     assert "Waited" in caplog.text
     order = [name.split("/")[0] for name in gate.writes]

@@ -13,6 +13,7 @@ from conftest import python_path, small_model
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import completion, main, parser
 from ray_imuckpt.cli.naming import Rule, names
+from support.programs import HANGS
 
 argcomplete = pytest.importorskip("argcomplete")
 
@@ -59,7 +60,7 @@ def completed(line: str, cwd: Path) -> tuple[set[str], set[str]]:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=60,
+        timeout=HANGS,
     )
     assert ended.returncode == 0
     found = {word.strip() for word in answer.read_text().split("\n") if word.strip()}

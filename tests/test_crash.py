@@ -11,6 +11,7 @@ import torch
 
 from conftest import small_model
 from ray_imuckpt import Checkpointer, SaveFailedError
+from support.waiting import until_committed
 
 
 @pytest.mark.parametrize("call", ["pwrite", "posix_fallocate", "fsync", "link", "open", "mkdir"])
@@ -163,7 +164,8 @@ def test_a_process_killed_while_it_saves(tmp_path: Path) -> None:
         )
         assert process.stdout is not None
         assert process.stdout.readline() == f"started {reached + 1}\n"
-        time.sleep(0.3 + 0.2 * moment.random())
+        until_committed(tmp_path, reached + 1)
+        time.sleep(0.2 * moment.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()

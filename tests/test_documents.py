@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import scale, sizing
 from support.documents import Block, blocks, run, same
+from support.programs import HANGS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
@@ -50,14 +51,14 @@ def anchors(document: Path) -> set[str]:
 @pytest.mark.parametrize("name", with_block(None))
 def test_the_code_of_a_document_runs(name: str, tmp_path: Path) -> None:
     """Whoever copies the blocks of a page, one after the other, gets what it says."""
-    run(DOCUMENTS[name], [b for b in BLOCKS[name] if b.mark is None], tmp_path, seconds=300)
+    run(DOCUMENTS[name], [b for b in BLOCKS[name] if b.mark is None], tmp_path, seconds=HANGS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", with_block("slow"))
 def test_the_code_of_a_document_runs_with_what_takes_long(name: str, tmp_path: Path) -> None:
     """As above, with the blocks that start a cluster."""
-    run(DOCUMENTS[name], [b for b in BLOCKS[name] if b.mark != "not run"], tmp_path, seconds=600)
+    run(DOCUMENTS[name], [b for b in BLOCKS[name] if b.mark != "not run"], tmp_path, seconds=HANGS)
 
 
 def test_few_blocks_are_not_run_and_each_says_why() -> None:
@@ -82,7 +83,7 @@ def test_a_block_that_fails_or_prints_something_else_is_noticed(tmp_path: Path) 
     for page, told in pages.items():
         document.write_text(page)
         with pytest.raises(AssertionError, match=told):
-            run(document, blocks(document), tmp_path, seconds=60)
+            run(document, blocks(document), tmp_path, seconds=HANGS)
 
 
 def test_only_times_sizes_and_ids_may_differ() -> None:

@@ -18,6 +18,7 @@ from ray_imuckpt.encoding.chunks import Chunks
 from ray_imuckpt.storage import open_storage
 from ray_imuckpt.storage.engines import s3_options
 from ray_imuckpt.storage.engines.connection import UnknownOptionError
+from support.programs import HANGS
 from tools.simulated_store import Action, Fault, Settings, SimulatedStore
 
 BY_FSSPEC = {"config_kwargs": {"user_agent_extra": "tests"}}
@@ -236,5 +237,5 @@ def test_threads_that_begin_with_a_store_wait_for_each_others_import() -> None:
         "with raised_as_oserror('name'): pass\n"
     )
     subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": python_path()}, check=True, timeout=60
+        [sys.executable, "-c", code], env={"PYTHONPATH": python_path()}, check=True, timeout=HANGS
     )

@@ -14,6 +14,7 @@ import pytest
 
 from conftest import same_bytes
 from ray_imuckpt import Checkpointer
+from support.programs import HANGS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = REPOSITORY / "examples"
@@ -34,7 +35,7 @@ def run_example(name: str, cwd: Path, directory: Path, *options: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=HANGS,
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
     return result.stdout

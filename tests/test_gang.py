@@ -100,8 +100,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("gangs")
     train(directory / "a_rank_that_was_not_there" / "run", 2)
     lists = [*map(",".join, FORKED), f"4:{','.join(OF_FOUR)}"]
-    run_program("support.gangs", directory, ",".join(UNDER_TORCHRUN), ranks=2, timeout=240)
-    run_program("support.gangs", directory, *lists, timeout=240)
+    run_program("support.gangs", directory, ",".join(UNDER_TORCHRUN), ranks=2)
+    run_program("support.gangs", directory, *lists)
     return directory
 
 
@@ -127,6 +127,6 @@ def test_a_story_comes_to_its_end_on_four_ranks(stage: Path, name: str) -> None:
 @pytest.mark.slow
 def test_a_gang_ends_well_with_its_checkpointers(tmp_path: Path) -> None:
     """A Checkpointer at the top of a script outlives `main`; its group must not outlive Python."""
-    result = run_program("support.gangs.ending", tmp_path / "run", ranks=4, timeout=240)
+    result = run_program("support.gangs.ending", tmp_path / "run", ranks=4)
     assert result.returncode == 0, result.stderr[-3000:]
     assert Checkpointer(tmp_path / "run").list_existing_checkpoint_indices() == [1]

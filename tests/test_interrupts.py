@@ -20,6 +20,8 @@ from ray_imuckpt.saving import writer
 from ray_imuckpt.saving.operation import SaveOperation
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.threads import worker
+from support.programs import HANGS
+from support.waiting import PATIENCE
 
 
 def filled(value: float) -> nn.Module:
@@ -40,7 +42,7 @@ class Slow:
 
         def write(storage: LocalStorage, name: str, *rest: Any) -> None:
             self.reached.set()
-            assert self.open.wait(30)
+            assert self.open.wait(PATIENCE)
             real(storage, name, *rest)
 
         patch.setattr(LocalStorage, "write", write)
@@ -91,7 +93,7 @@ def test_after_an_interrupt_in_checkpoint_no_save_is_forgotten_or_written_over(
     weight.grad = torch.ones_like(weight)
     stepped = threading.Thread(target=optimizer.step, daemon=True)
     stepped.start()  # the fence must not hold it for ever
-    stepped.join(10)
+    stepped.join(PATIENCE)
     assert not stepped.is_alive()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -116,7 +118,7 @@ def test_a_process_that_is_forked_during_a_save_is_told_and_goes_on(
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
     pending = checkpointer.checkpoint(1, model=model, optimizer=optimizer)
     assert pending is not None
-    assert slow.reached.wait(10)
+    assert slow.reached.wait(PATIENCE)
 
     def waits() -> bool:
         try:
@@ -149,7 +151,7 @@ def test_a_checkpoint_in_an_atexit_handler_is_committed(tmp_path: Path) -> None:
     """)
     subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": python_path()}, check=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": python_path()}, check=True, timeout=HANGS,
     )  # fmt: skip
     assert Checkpointer(tmp_path).list_existing_checkpoint_indices() == [1, 2]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import python_path
+from support.programs import HANGS
 
 # An agent as torchrun is one: it outlives its workers, and starts them again.
 AGENT = """
@@ -43,7 +44,7 @@ def invoke(directory: Path, saves: str) -> list[int]:
     environment = {**os.environ, "PYTHONPATH": python_path(), "TORCHELASTIC_RUN_ID": "job"}
     result = subprocess.run(
         [sys.executable, "-c", AGENT, str(directory), saves],
-        env=environment, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, capture_output=True, text=True, timeout=HANGS, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return [int(line) for line in result.stdout.split()]

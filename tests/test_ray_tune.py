@@ -19,6 +19,7 @@ from torch import nn
 
 from conftest import adamw, same_bytes, small_model
 from ray_imuckpt import Checkpointer
+from support.waiting import until_committed
 
 # Made outside of the function, and a process may run one trial after another.
 SHARED = Checkpointer(save_every=2)
@@ -44,8 +45,10 @@ def trial(config: dict[str, Any]) -> None:
         started.log.append(epoch)
         starts = len(notes.read_text().split())
         if config["lr"] == 0.1 and epoch == 5 and starts < 3:
+            saved = Path(checkpointer.path_to_checkpoint(4))
+            until_committed(saved.parent, 4)
             if starts == 2:
-                Path(checkpointer.path_to_checkpoint(4), "manifest.json").write_text("{")
+                Path(saved, "manifest.json").write_text("{")
             os.kill(os.getpid(), signal.SIGKILL)
         checkpointer.checkpoint(
             epoch,
@@ -194,6 +197,7 @@ def gang(config: dict[str, Any]) -> None:
             file.write(f"{started.start_epoch} ")
     for epoch in range(started.start_epoch, 5):
         if epoch == 3 and started.start_epoch == 1:
+            until_committed(Path(checkpointer.path_to_checkpoint(2)).parent, 2)
             raise RuntimeError("as the test wants")
         checkpointer.checkpoint(
             epoch, model=model, optimizer=optimizer, metrics={"epoch": epoch, "loss": 1 / epoch}

@@ -23,9 +23,7 @@ def run(
     """Run to the end, through all kills; what each rank told."""
     directory.mkdir(exist_ok=True)
     program = "support.runs.same_run"
-    ended = run_program(
-        program, directory, last, ranks, json.dumps(kills or []), environment=more, timeout=240
-    )
+    ended = run_program(program, directory, last, ranks, json.dumps(kills or []), environment=more)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return told_by(directory, ranks)
 

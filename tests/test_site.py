@@ -15,6 +15,7 @@ import pytest
 from sphinx.util.inventory import InventoryFile
 
 import ray_imuckpt
+from support.programs import HANGS
 
 ROOT = Path(__file__).parents[1]
 CONF = """
@@ -32,7 +33,7 @@ def build(source: Path, conf: Path, target: Path) -> subprocess.CompletedProcess
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", str(conf)]
     return subprocess.run(
         [*command, "-d", str(target / ".doctrees"), str(source), str(target)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANGS,
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_how_often_something_is_tried_is_the_users_choice(simulated_store: Simul
             f"{URL}-{attempts}",
             storage_options=options,
             blocking=True,
-            retries=Retries(attempts=attempts, deadline=20),
+            retries=Retries(attempts=attempts, deadline=600),
         )
         simulated_store.fail(Fault(Action.SLOW_DOWN, kind="put", key="model-", times=1))
         if attempts == 1:

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from ray_imuckpt import Checkpointer
-from support.programs import run_program
+from support.programs import HANGS, run_program
 
 
-def storm(where: Path, seed: int, interrupts: int, snapshot: str, seconds: float) -> dict[str, int]:
+def storm(
+    where: Path, seed: int, interrupts: int, snapshot: str, seconds: float = HANGS
+) -> dict[str, int]:
     """What a process tells that has been interrupted so often; see support/runs/interrupted.py."""
     program = "support.runs.interrupted"
     process = run_program(program, where, seed, interrupts, snapshot, timeout=seconds)
@@ -28,4 +30,4 @@ def storm(where: Path, seed: int, interrupts: int, snapshot: str, seconds: float
 @pytest.mark.parametrize("snapshot", ["eager", "overlap"])
 def test_a_storm_of_interrupts_leaves_everything_as_it_was(tmp_path: Path, snapshot: str) -> None:
     """After each one: collector on, no thread at work, fence open, a further save whole."""
-    storm(tmp_path, seed=1, interrupts=150, snapshot=snapshot, seconds=300)
+    storm(tmp_path, seed=1, interrupts=150, snapshot=snapshot)

@@ -19,6 +19,7 @@ from ray_imuckpt.staging import copies
 from ray_imuckpt.storage.local import LocalStorage
 from ray_imuckpt.threads.turns import Turns
 from ray_imuckpt.threads.worker import Worker
+from support.waiting import PATIENCE
 
 
 def filled(value: float) -> nn.Module:
@@ -54,7 +55,7 @@ def on_threads(*works: Callable[[], object]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
         assert not thread.is_alive(), "it waits for ever"
     if errors:
         raise errors[0]
@@ -72,9 +73,13 @@ def test_a_worker_whose_joining_is_interrupted_still_runs(on_alarm: Any) -> None
     worker.join()  # it has not begun
     assert not worker.running()
     worker.start()
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    with pytest.raises(KeyboardInterrupt):
+
+    def join() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         worker.join()
+
+    with pytest.raises(KeyboardInterrupt):  # wherever this thread is by then
+        join()
     assert worker.running()
     go.set()
     worker.join()
@@ -211,10 +216,10 @@ def test_a_second_thread_of_a_rank_is_told_that_a_gang_cannot_take_turns() -> No
 
     def first() -> None:
         inside.set()
-        assert leave.wait(10)
+        assert leave.wait(PATIENCE)
 
     def second() -> None:
-        assert inside.wait(10)
+        assert inside.wait(PATIENCE)
         try:
             with pytest.raises(ImuckptError, match="Two threads of one rank"):
                 turns.take(lambda: None)
@@ -236,13 +241,13 @@ def test_a_process_that_is_forked_in_the_middle_of_anothers_turn_has_turns_of_it
 
     def write(storage: LocalStorage, name: str, *rest: Any) -> None:
         writes.set()
-        assert forked.wait(10)
+        assert forked.wait(PATIENCE)
         real(storage, name, *rest)
 
     monkeypatch.setattr(LocalStorage, "write", write)
 
     def fork() -> None:
-        assert writes.wait(10)
+        assert writes.wait(PATIENCE)
         try:
             assert in_a_child(lambda: checkpointer.preempted() is False)
         finally:

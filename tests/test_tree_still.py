@@ -19,6 +19,7 @@ from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.storage.local import LocalStorage
 from support.trees import TREES
+from support.waiting import PATIENCE
 
 PLAIN: dict[str, Any] = {
     "a log": [{"epoch": i, "loss": 1 / (i + 1), "name": "ä", "best": i == 3} for i in range(2500)],
@@ -106,7 +107,7 @@ def test_what_the_loop_does_to_its_log_afterwards_is_not_in_the_save(
     real = LocalStorage.write
 
     def write(storage: LocalStorage, name: str, *rest: Any) -> None:
-        assert go.wait(10)
+        assert go.wait(PATIENCE)
         real(storage, name, *rest)
 
     monkeypatch.setattr(LocalStorage, "write", write)

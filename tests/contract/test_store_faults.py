@@ -36,7 +36,7 @@ def options(request: pytest.FixtureRequest, simulated_store: SimulatedStore) -> 
 def checkpointer(options: dict[str, Any], attempts: int = 2) -> Checkpointer:
     """Return a Checkpointer that loses its patience soon."""
     made = Checkpointer(blocking=True)
-    made._opened = open_storage(URL, options, Retries(attempts=attempts, deadline=20.0))
+    made._opened = open_storage(URL, options, Retries(attempts=attempts, deadline=600.0))
     return made
 
 

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
-_PATIENCE = 30.0  # seconds until a server answers; it takes one or two
+_PATIENCE = 300.0  # seconds until a server answers; it takes one or two, on an idle machine
 
 
 class NotInstalledError(Exception):

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 
 from conftest import python_path
 
+HANGS = 600.0  # seconds after which a process is taken for one that waits for ever
+
 
 def run_program(
     module: str,
     *arguments: object,
     ranks: int = 1,
-    timeout: float | None = None,
+    timeout: float | None = HANGS,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a module in a process of its own and wait for its end, whatever that is.

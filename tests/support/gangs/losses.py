@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from ray_imuckpt.loading import reader
 from ray_imuckpt.saving import receipts
 from ray_imuckpt.storage.local import LocalStorage
 from support.logs import Messages
+from support.waiting import PATIENCE, until
 
 RANKS = 3
 
@@ -47,9 +47,10 @@ def _sharded() -> nn.Module:
     return model
 
 
-def _until(done: Callable[[], bool]) -> None:
-    while not done():
-        time.sleep(0.01)
+def _in_step(directory: Path) -> None:
+    """Import all that a start takes, and meet: no rank is to be late for such a reason."""
+    Checkpointer(directory / "other").start(nn.Linear(2, 2))
+    dist.barrier()
 
 
 def dies_after_a_save_was_begun(directory: Path, rank: int) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def dies_while_all_write(directory: Path, rank: int) -> dict[str, Any]:
     assert pending is not None
     told = _error_of(checkpointer.wait)
     if rank == 0:
-        _until(pending.done)
+        until(pending.done)
     return {"told": told, "saved": checkpointer.list_existing_checkpoint_indices()}
 
 
@@ -103,7 +104,7 @@ def _one_dies_while_both_write(directory: Path, rank: int, lost: int) -> dict[st
     assert pending is not None
     told = _error_of(checkpointer.wait)
     if rank == 0:
-        _until(pending.done)
+        until(pending.done)
     return {
         "told": told,
         "later": _error_of(lambda: checkpointer.checkpoint(2, model=model)),
@@ -113,24 +114,24 @@ def _one_dies_while_both_write(directory: Path, rank: int, lost: int) -> dict[st
 
 
 def one_of_two_never_writes(directory: Path, rank: int) -> dict[str, Any]:
-    checkpointer = Checkpointer(directory, timeout=2)
     model = _sharded()
-    dist.barrier()  # so that no rank is late for another reason
+    _in_step(directory.parent)
+    checkpointer = Checkpointer(directory, timeout=2)
     checkpointer.start(model)
     put = receipts.put
     if rank == 1:
 
         def late(*arguments: Any) -> None:
-            _until((directory.parent / "left").exists)
+            until((directory.parent / "left").exists)
             put(*arguments)
 
         receipts.put = late  # type: ignore[assignment]
     pending = checkpointer.checkpoint(1, model=model)
     assert pending is not None
     if rank == 1:
-        _until((directory.parent / "left").exists)
+        until((directory.parent / "left").exists)
         return {}
-    _until(pending.done)
+    until(pending.done)
     told = _error_of(checkpointer.wait)
     (directory.parent / "left").touch()
     return {"told": told, "saved": checkpointer.list_existing_checkpoint_indices()}
@@ -145,10 +146,11 @@ def rank_zero_dies_before_a_save(directory: Path, rank: int) -> dict[str, Any]:
 
 
 def does_not_come(directory: Path, rank: int) -> dict[str, Any]:
+    _in_step(directory.parent)
     checkpointer = Checkpointer(directory, timeout=2)
     checkpointer.start(nn.Linear(2, 2))
     if rank == 2:
-        _until(lambda: all((directory.parent / f"left-{other}").exists() for other in (0, 1)))
+        until(lambda: all((directory.parent / f"left-{other}").exists() for other in (0, 1)))
         return {}
     told = _error_of(lambda: checkpointer.checkpoint(1, model=nn.Linear(2, 2)))
     (directory.parent / f"left-{rank}").touch()
@@ -156,9 +158,10 @@ def does_not_come(directory: Path, rank: int) -> dict[str, Any]:
 
 
 def never_starts(directory: Path, rank: int) -> dict[str, Any]:
+    dist.barrier()
     checkpointer = Checkpointer(directory, timeout=2)
     if rank == 1:
-        _until(lambda: all((directory.parent / f"left-{other}").exists() for other in (0, 2)))
+        until(lambda: all((directory.parent / f"left-{other}").exists() for other in (0, 2)))
         return {}
     told = _error_of(lambda: checkpointer.start(nn.Linear(2, 2)))
     (directory.parent / f"left-{rank}").touch()
@@ -166,7 +169,7 @@ def never_starts(directory: Path, rank: int) -> dict[str, Any]:
 
 
 def _restores_where_rank_one_sees_nothing(
-    directory: Path, rank: int, on_rank_two: Callable[[], object]
+    directory: Path, rank: int, timeout: float, on_rank_two: Callable[[], object]
 ) -> dict[str, Any]:
     """Restore shards; what rank 1 needs is read by rank 2, which has least, and does this there."""
 
@@ -177,6 +180,7 @@ def _restores_where_rank_one_sees_nothing(
 
     with Checkpointer(directory) as checkpointer:
         checkpointer.checkpoint(1, model=build())
+    _in_step(directory.parent)
     reader._SMALL = 70_000  # what belongs to no tensor is small
     real = LocalStorage.read_all
 
@@ -187,19 +191,19 @@ def _restores_where_rank_one_sees_nothing(
 
     LocalStorage.read_all = read_all  # type: ignore[method-assign]
     mine = directory if rank != 1 else directory / "not-mounted-here"
-    told = _error_of(lambda: Checkpointer(mine, timeout=2).start(build()))
+    told = _error_of(lambda: Checkpointer(mine, timeout=timeout).start(build()))
     (directory.parent / f"left-{rank}").touch()
     return {"told": told}
 
 
 def dies_while_it_reads_for_another(directory: Path, rank: int) -> dict[str, Any]:
-    return _restores_where_rank_one_sees_nothing(directory, rank, lambda: os._exit(0))
+    return _restores_where_rank_one_sees_nothing(directory, rank, PATIENCE, lambda: os._exit(0))
 
 
 def reads_for_ever(directory: Path, rank: int) -> dict[str, Any]:
     left = [directory.parent / f"left-{other}" for other in (0, 1)]
     return _restores_where_rank_one_sees_nothing(
-        directory, rank, lambda: _until(lambda: all(one.exists() for one in left))
+        directory, rank, 2, lambda: until(lambda: all(one.exists() for one in left))
     )
 
 
@@ -219,7 +223,7 @@ def is_interrupted_in_a_meeting(directory: Path, rank: int) -> dict[str, Any]:
         told = _error_of(lambda: checkpointer.checkpoint(1, model=Interrupted(2, 2)))
     except KeyboardInterrupt:
         told = "interrupted"
-        _until(lambda: all((directory.parent / f"left-{other}").exists() for other in (0, 2)))
+        until(lambda: all((directory.parent / f"left-{other}").exists() for other in (0, 2)))
     (directory.parent / f"left-{rank}").touch()
     return {"told": told, "later": _error_of(checkpointer.preempted)}
 
@@ -231,11 +235,11 @@ def comes_late(directory: Path, rank: int) -> dict[str, Any]:
     model = nn.Linear(2, 2)
     checkpointer.start(model)
     if rank == 2:
-        _until((directory.parent / "told").exists)
+        until((directory.parent / "told").exists)
     elif rank == 0:
 
         def tell() -> None:
-            _until(lambda: any("Waiting for" in text for text in records))
+            until(lambda: any("Waiting for" in text for text in records))
             (directory.parent / "told").touch()
 
         threading.Thread(target=tell).start()
@@ -280,6 +284,7 @@ def _play(directory: Path, name: str, ranks: int) -> None:
 def main() -> None:
     """Play the stories named on the command line, each in a directory and a process of its own."""
     torch.set_num_threads(1)
+    watch._PATIENCE = PATIENCE  # the store answers, however busy the machine is
     for story in sys.argv[2:]:
         size, _, name = story.rpartition(":")
         child = os.fork()

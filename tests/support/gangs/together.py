@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +26,7 @@ from support.gangs import zoo
 from support.gangs.common import Position, error_of, full, same_everywhere
 from support.gangs.spread import stored
 from support.logs import Messages
+from support.waiting import PATIENCE, until
 
 
 def _names(directory: Path, epoch: int) -> list[str]:
@@ -148,13 +149,13 @@ def a_save_that_one_rank_fails_may_be_tolerated(directory: Path, rank: int) -> N
 def a_rank_that_is_late_is_named(directory: Path, rank: int) -> None:
     """Rank 0 waits for its word, says so, gives up at the deadline; what comes later is removed."""
     run = zoo.build("fsdp")
-    checkpointer = Checkpointer(directory, timeout=4)
+    checkpointer = Checkpointer(directory)
     checkpointer.checkpoint(1, model=run[0], optimizer=run[1])
     checkpointer.wait()
     real, held = receipts.put, threading.Event()
 
     def late(*arguments: Any) -> None:
-        held.wait(30)
+        held.wait(PATIENCE)
         real(*arguments)
 
     with (
@@ -166,7 +167,7 @@ def a_rank_that_is_late_is_named(directory: Path, rank: int) -> None:
         pending = checkpointer.checkpoint(2, model=run[0], optimizer=run[1])
         assert pending is not None
         if rank == 0:
-            _until(pending.done)
+            until(pending.done)
         else:
             time.sleep(1.5)
             assert not pending.done(), "it is for rank 0 to say"
@@ -203,11 +204,6 @@ def a_spread_optimizer_is_not_brought_together(directory: Path, rank: int) -> No
         assert same_bytes(zoo.whole(again), expected)
         zoo.train(again, 3, 4)
         assert same_bytes(zoo.whole(again), zoo.whole(run))
-
-
-def _until(done: Callable[[], bool]) -> None:
-    while not done():
-        time.sleep(0.01)
 
 
 def ranks_that_see_other_storage(directory: Path, rank: int) -> None:

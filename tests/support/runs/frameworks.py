@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from support.forking import import_all, on_gang, on_ranks
 from support.programs import run_program
+from support.waiting import until_committed
 
 Runs = Mapping[tuple[str, int], list[int]]
 """For each kind and number of ranks the kills: at which batch an attempt ends by SIGKILL."""
@@ -55,7 +55,7 @@ def make(directory: Path, runs: str, train: Train, misuse: Callable[[Path], obje
 def told(program: str, directory: Path, runs: Runs) -> Path:
     """Return where a program that calls `make` has told what came of the runs."""
     words = json.dumps([[name, ranks, kills] for (name, ranks), kills in runs.items()])
-    ended = run_program(program, directory, words, timeout=400)
+    ended = run_program(program, directory, words)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return directory
 
@@ -115,8 +115,7 @@ def _dies_at(call: int, directory: Path) -> Callable[[], None]:
         nonlocal calls
         calls += 1
         if calls == call:
-            while not any(directory.glob("checkpoint=*/manifest.json")):
-                time.sleep(0.01)
+            until_committed(directory)
             os.kill(os.getpid(), signal.SIGKILL)
 
     return die

@@ -29,7 +29,7 @@ from torch import nn
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.threads import parallel
 
-HANGS = 60  # seconds after which a call is taken for one that waits for ever
+HANGS = 250  # seconds after which a call is taken for one that waits for ever
 
 
 class Storm:
@@ -116,7 +116,7 @@ class Storm:
             checkpointer.wait()
         for thread in threading.enumerate():
             if thread.name.startswith("imuckpt") and thread.is_alive():
-                thread.join(10)  # its start was interrupted: it finds nothing to do
+                thread.join(HANGS)  # its start was interrupted: it finds nothing to do
                 assert not thread.is_alive(), thread
         assert gc.isenabled()
         assert gc.get_threshold() == self.thresholds

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -27,26 +26,26 @@ from torch.utils.data import DataLoader, TensorDataset
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.integrations.lightning import ImuckptCallback
 from support.forking import import_all, on_gang
+from support.waiting import until_committed
 
 
 class Net(pl.LightningModule):
     """Linear, batch norm, dropout, linear; rank 1 may die, once.
 
-    Before it does, the `first` manifest is there: on a slow disk it may still be on its way.
+    Before it does, a checkpoint is committed: on a slow disk the first may still be on its way.
     """
 
-    def __init__(self, first: Path, dies: Path | None) -> None:
+    def __init__(self, directory: str, dies: Path | None) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)
         )
-        self.first, self.dies, self.calls = first, dies, 0
+        self.directory, self.dies, self.calls = directory, dies, 0
 
     def training_step(self, batch: Any, _: int) -> Any:
         self.calls += 1
         if self.dies and self.calls == 8 and self.global_rank == 1 and not self.dies.exists():
-            while not self.first.exists():
-                time.sleep(0.01)
+            until_committed(self.directory)
             self.dies.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         loss = (self.net(batch[0])[:, 0] - batch[1]).square().mean()
@@ -79,8 +78,7 @@ def fit(
         max_epochs=3, callbacks=[callback], accelerator="cpu", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **ranks,
     )  # fmt: skip
-    first = Path(checkpointer.path_to_checkpoint(3), "manifest.json")
-    prepare(trainer).fit(Net(first, dies), loader)
+    prepare(trainer).fit(Net(str(checkpointer.dir), dies), loader)
     return callback
 
 

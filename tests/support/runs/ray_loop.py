@@ -19,6 +19,7 @@ from ray_imuckpt import Checkpointer
 from ray_imuckpt.storage import local
 from support.runs.ray_gang import training_of_worker
 from support.runs.whole_gang import LAST, Training
+from support.waiting import until_committed
 
 LOSSES = {1: 0.9, 2: 0.1, 3: 0.8, 4: 0.7, 5: 0.2, 6: 0.6}
 
@@ -36,9 +37,7 @@ def loop(config: dict[str, Any]) -> None:
 
     def fall(epoch: int) -> None:
         if config.get("die_before_report") == epoch and rank == 1 and not fallen.exists():
-            manifest = Path(checkpointer.path_to_checkpoint(epoch), "manifest.json")
-            while not manifest.exists():  # rank 0 is still writing it
-                time.sleep(0.01)
+            until_committed(str(checkpointer.dir), epoch)  # rank 0 is still writing it
             fallen.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -53,6 +52,7 @@ def loop(config: dict[str, Any]) -> None:
         training.epoch(epoch)
         started.log.append(epoch)
         if config.get("raise_at") == epoch and not fallen.exists():
+            until_committed(str(checkpointer.dir), epoch - 1)  # Ray soon ends who has raised
             fallen.touch()
             raise RuntimeError("as the test wants")
         checkpointer.checkpoint(
