@@ -117,6 +117,7 @@ def test_imu_attitude_learns_and_tests_its_last_checkpoint(tmp_path: Path) -> No
     assert "<svg" in picture.read_text()
 
 
+@pytest.mark.slow
 def test_ray_train_ddp_gives_ray_each_checkpoint(tmp_path: Path) -> None:
     """Ray's result names the last one, and the model has learned."""
     directory = tmp_path / "run"

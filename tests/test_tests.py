@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import HERE
-from support.processes import BLOCKS_WITH_RAY
+from support.processes import BLOCKS_WITH_RAY, RAY, group_of
 
 FILES = {path.relative_to(HERE).as_posix(): path for path in sorted(HERE.rglob("*.py"))}
 PACKAGES = sorted(path.parent for path in HERE.rglob("__init__.py"))
@@ -78,6 +78,20 @@ def test_the_check_lets_helpers_be() -> None:
     assert undocumented('def test_a():\n    """It works."""\ndef helper():\n    pass') == []
 
 
-def test_the_blocks_that_start_ray_are_known_to_what_deals_the_tests() -> None:
-    """They are run by the process that runs all of Ray, and other blocks are not."""
+def test_what_starts_ray_is_known_to_what_deals_the_tests(request: pytest.FixtureRequest) -> None:
+    """A cluster, an example of Ray, slow blocks: one process runs them all, two would starve."""
+    on_a_cluster = [item.nodeid for item in request.session.items if "cluster" in names_of(item)]
+    assert [node for node in on_a_cluster if group_of(node) != RAY] == []
+    examples = functions_of((HERE / "test_examples.py").read_text())
+    with_ray = [f.name for f in examples if "run_smoke('ray_" in ast.unparse(f)]
+    assert len(with_ray) == 3
+    for name in with_ray:
+        assert group_of(f"tests/test_examples.py::{name}") == RAY
     assert f"def {BLOCKS_WITH_RAY}(" in (HERE / "test_documents.py").read_text()
+    for other in ("test_examples.py::test_quickstart", "test_ray_driver.py::test_a", "test_cli.py"):
+        assert group_of(f"tests/{other}") == f"tests/{other}".partition("::")[0]
+
+
+def names_of(item: pytest.Item) -> list[str]:
+    """Return the names of the fixtures that a test uses."""
+    return item.fixturenames if isinstance(item, pytest.Function) else []

@@ -20,8 +20,11 @@ import pytest
 from support.faults.invariants import Tally
 
 RAY = "ray"
-_WITH_RAY = ("test_ray_", "test_examples", "test_surroundings")
 BLOCKS_WITH_RAY = "test_the_code_of_a_document_runs_with_what_takes_long"
+_WITH_RAY = (  # parts of the names of tests
+    *(f"/test_ray_{room}.py::" for room in ("lightning", "policies", "train", "tune")),
+    *("/test_examples.py::test_ray_", f"::{BLOCKS_WITH_RAY}"),
+)
 _LONG = (
     "test_documents",
     *("test_crash_sweep", "test_races", "test_same_run", "test_store_faults", "test_power_loss"),
@@ -58,15 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _urgency(item.nodeid))
 
 
-def _group(nodeid: str) -> str:
+def group_of(nodeid: str) -> str:
     """Return which tests have to be run by the process that runs this one."""
-    file = nodeid.partition("::")[0]
-    with_ray = Path(file).name.startswith(_WITH_RAY) or BLOCKS_WITH_RAY in nodeid
-    return RAY if with_ray else file
+    with_ray = any(part in nodeid for part in _WITH_RAY)
+    return RAY if with_ray else nodeid.partition("::")[0]
 
 
 def _urgency(nodeid: str) -> int:
-    group = _group(nodeid)
+    group = group_of(nodeid)
     return 0 if group == RAY else 1 if Path(group).name.startswith(_LONG) else 2
 
 
@@ -79,7 +81,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         # Named so in the documentation of pytest-xdist, which has no public one: "loadgroup" needs
         # an attribute that pytest 9.2 has no more. `pytest_testnodedown` notices if it is not used.
         def _split_scope(self, nodeid: str) -> str:
-            return _group(nodeid)
+            return group_of(nodeid)
 
     config.option.loadscopereorder = False
     return ByGroup(config, log)
@@ -87,7 +89,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note which group is run by this process."""
-    item.config.stash[GROUPS].setdefault(_group(item.nodeid), None)
+    item.config.stash[GROUPS].setdefault(group_of(item.nodeid), None)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
