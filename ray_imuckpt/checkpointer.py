@@ -166,10 +166,9 @@ class Checkpointer(CheckpointDirectory):
 
         Args:
             model: Bare, or wrapped in DDP or ``torch.compile``, or sharded by FSDP2.
-            optimizer: The optimizer of `model`'s parameters.
+            optimizer: Of `model`'s parameters; leave it out where these are others than saved.
             continue_from: Instead of the Checkpointer's. An epoch that does not exist falls back,
-                with a warning, to the last one before it, and to scratch when there is none; for a
-                place where no checkpoint is that is an error.
+                with a warning, to the last one before it, or to scratch; a place is an error then.
             per_rank: Objects with ``state_dict`` whose state differs by rank (samplers, loaders).
             device: Where to move `model` once all fits, before its state is loaded.
             strict: Whether names that do not match (see `load`) and renamed classes are an error.
@@ -177,10 +176,11 @@ class Checkpointer(CheckpointDirectory):
                 which ``other`` holds under that name when nothing was saved.
 
         Returns:
-            The objects as given. Where nothing is there to continue from: ``[]``, ``1``, `other`.
+            The objects as given, with ``[]``, ``1`` and `other` where nothing was to continue from.
 
         Raises:
             StateMismatchError, CheckpointNotFoundError: Unfit, or gone; nothing was changed.
+            UnsupportedStateError: A value of `other` could not be stored.
             CorruptCheckpointError: The epoch asked for, or all there are, are damaged; the message
                 says so where the objects may hold a part of it.
             UnsupportedFormatError, StorageError: Of a newer release; `dir` is out of reach.

@@ -185,12 +185,18 @@ def load(
 
     Args:
         model: Changed in place.
-        checkpoint: The path or URL of a checkpoint directory, or a ``ray.train.Checkpoint``.
+        checkpoint: The path or URL of a checkpoint directory, or a ``ray.train.Checkpoint``. For
+            the last one of a run: ``Checkpointer(dir).load(model)``.
         device: Where to move `model` before its state is loaded.
         strict: Whether names that are missing or unexpected are an error.
 
     Returns:
         `model`.
+
+    Raises:
+        CheckpointNotFoundError, UnsupportedFormatError, StateMismatchError: `model` is unchanged.
+        CorruptCheckpointError: The message says so where `model` may hold a part of it.
+        StorageError: The storage is out of reach.
     """
     finish_all()
     arguments.model(model)

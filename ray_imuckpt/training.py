@@ -45,7 +45,8 @@ from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.source import Access
 from ray_imuckpt.state.fitting import check_early
 from ray_imuckpt.state.names import check_names
-from ray_imuckpt.state.objects import check_given
+from ray_imuckpt.state.objects import check_defaults, check_given
+from ray_imuckpt.state.optimizer_options import options_of
 from ray_imuckpt.state.sharding import shard_again
 from ray_imuckpt.storage import Storage, same_directory
 from ray_imuckpt.threads.turns import Turns, in_turn
@@ -112,6 +113,7 @@ class Training:
         def request() -> tuple[tuple[Choice, Storage, Storage | None], Traits, None]:
             finish_all()  # of another Checkpointer of this process
             check_given(model, optimizer, targets.per_rank)
+            check_defaults(targets.other)
             live = (model, *targets.per_rank.values(), *targets.other.values())
             shard_again(live)
             check_names(live)
@@ -143,6 +145,7 @@ class Training:
     ) -> LoadedCheckpoint | None:
         """Restore what the gang decides on, if anything; return it."""
         gang, identity, began = session.gang, session.identity, time.perf_counter()
+        built = options_of(targets.optimizer)
         with located(storage.url, rank=gang.rank), self._journal.restoring(gang) as progress:
             run, loaded = selection.begin(
                 gang, storage, choice, identity, targets, progress, strict=strict, offer=offer
@@ -153,7 +156,7 @@ class Training:
         run.sound = self._sound
         self._saver.run, self._saved_at = run, time.monotonic()
         took, looked = time.perf_counter() - began, choice != arguments.NONE
-        self._journal.started(gang, storage.url, targets, loaded, took, looked=looked)
+        self._journal.started(gang, storage.url, targets, loaded, took, built, looked=looked)
         return loaded
 
     @in_turn

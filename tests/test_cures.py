@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from ray_imuckpt import Checkpointer, UnsupportedStateError
 from ray_imuckpt.encoding import tree
@@ -115,3 +117,14 @@ def test_the_cure_speaks_of_the_keyword_that_was_passed(tmp_path: Path) -> None:
         )
     with pytest.raises(UnsupportedStateError, match=r"Pass str\(value\) instead"):
         tree.encode([Path("data")], {}, "other.files")
+
+
+def test_what_cannot_be_stored_is_refused_before_the_first_epoch(tmp_path: Path) -> None:
+    """A value passed to ``start`` is what ``checkpoint`` will be passed, an epoch later."""
+    checkpointer = Checkpointer(tmp_path)
+    with pytest.raises(UnsupportedStateError, match=r"other\.args is an argparse\.Namespace"):
+        checkpointer.start(nn.Linear(1, 1), args=argparse.Namespace(rate=0.1))
+    with pytest.raises(UnsupportedStateError, match=r"Leave it out.*StatefulDataLoader"):
+        checkpointer.start(nn.Linear(1, 1), loader=DataLoader(TensorDataset(torch.ones(2))))
+    sparse = torch.eye(2).to_sparse()  # of tensors the save decides
+    assert checkpointer.start(nn.Linear(1, 1), first=sparse).start_epoch == 1

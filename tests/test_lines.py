@@ -100,7 +100,7 @@ def test_only_rank_0_shows_anything(
     journal = Journal(Lines(wanted=True))
     other = cast("Gang", SimpleNamespace(rank=1, world_size=2))
     targets: Any = None
-    journal.started(other, str(tmp_path), targets, None, 1.0, looked=True)
+    journal.started(other, str(tmp_path), targets, None, 1.0, [], looked=True)
     with journal.restoring(other) as progress:
         assert progress._advanced is None
     assert journal.saving(other, str(tmp_path), 1, 0.0, waits=True).progress._advanced is None

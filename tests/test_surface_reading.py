@@ -79,8 +79,8 @@ def test_nothing_to_load_is_an_error_that_says_where(tmp_path: Path) -> None:
         checkpointer.read(-1)
     with pytest.raises(CheckpointNotFoundError, match="checkpoint=4"):
         checkpointer.get(4)
-    with pytest.raises(CheckpointNotFoundError):
-        ray_imuckpt.load(small_model(), tmp_path / "nowhere")
+    with pytest.raises(CheckpointNotFoundError, match=r"Checkpointer\(dir\)\.load\(model\)"):
+        ray_imuckpt.load(small_model(), tmp_path)
 
 
 def test_device_moves_the_model_first(trained: Any) -> None:

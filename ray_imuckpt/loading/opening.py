@@ -61,7 +61,8 @@ def open_directory(
                 raise CheckpointNotFoundError(
                     "There is no committed checkpoint here: the directory holds no manifest.",
                     url=storage.url,
-                    hint="Give the path of a directory checkpoint=<epoch>.",
+                    hint="Give the path of a directory checkpoint=<epoch>; of a run's directory, "
+                    "Checkpointer(dir).load(model) takes the last one.",
                 ) from error
             storage = target
         except NotAFileError as error:

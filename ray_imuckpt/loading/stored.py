@@ -36,14 +36,13 @@ class LoadedCheckpoint:
     """A committed checkpoint; each part is read, and verified, when it is first asked for.
 
     Attributes:
-        manifest: Its commit record.
-        storage: Its directory.
-        left_out: What was not restored of it, or by it, when it was restored into live objects.
+        left_out: The names that were ``missing`` from it, and those in it that were ``unexpected``,
+            when it was restored into live objects with ``strict=False``.
     """
 
     def __init__(self, storage: Storage, manifest: Manifest, reader: Reader) -> None:
-        self.storage = storage
-        self.manifest = manifest
+        self.storage = storage  # its directory
+        self.manifest = manifest  # its commit record
         self.left_out = LeftOut()
         self._reader = reader
         self._later: Later | None = None

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ray_imuckpt import units
 from ray_imuckpt.gang import Gang
@@ -20,6 +20,7 @@ from ray_imuckpt.reporting.bars import Bar
 from ray_imuckpt.reporting.lines import Lines
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.manifest import Manifest
+from ray_imuckpt.state.optimizer_options import Options
 from ray_imuckpt.storage.names import join
 
 logger = logging.getLogger("ray_imuckpt")
@@ -57,6 +58,7 @@ class Journal:
         targets: Targets,
         loaded: LoadedCheckpoint | None,
         seconds: float,
+        built: Sequence[Options],
         *,
         looked: bool,
     ) -> None:
@@ -68,13 +70,14 @@ class Journal:
             targets: What was restored.
             loaded: What it was restored from; ``None`` from scratch.
             seconds: What it took.
+            built: The options of the optimizer's groups before.
             looked: Whether a checkpoint would have been taken, had there been one.
         """
         self.end()
         if gang.rank != 0:
             return
         if loaded is not None:
-            panel.tell(self._lines, gang, targets, loaded, seconds)
+            panel.tell(self._lines, gang, targets, loaded, seconds, built)
         elif looked:
             self._lines.tell("Beginning from scratch: there is no checkpoint in %s.", url)
         else:

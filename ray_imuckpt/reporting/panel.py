@@ -14,14 +14,23 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.reporting.lines import Lines, write
 from ray_imuckpt.state.objects import is_stateful
+from ray_imuckpt.state.optimizer_options import Options, changed, options_of
 
 Rows = Sequence[tuple[str, str]]
 """Labels and what they stand before."""
 
 _RUN_ID = 12  # characters of one that are shown
+_OPTIONS = 4  # of an optimizer that are shown
 
 
-def tell(lines: Lines, gang: Gang, targets: Targets, loaded: LoadedCheckpoint, took: float) -> None:
+def tell(
+    lines: Lines,
+    gang: Gang,
+    targets: Targets,
+    loaded: LoadedCheckpoint,
+    took: float,
+    built: Sequence[Options],
+) -> None:
     """Tell what was resumed: as a panel on a terminal if rich is there, as two lines otherwise.
 
     Args:
@@ -30,9 +39,10 @@ def tell(lines: Lines, gang: Gang, targets: Targets, loaded: LoadedCheckpoint, t
         targets: What was restored.
         loaded: What it was restored from.
         took: Seconds.
+        built: The options of the optimizer's groups before it was restored.
     """
     size = units.size(sum(entry.size for entry in loaded.manifest.files))
-    rows = list(_rows(gang, targets, loaded))
+    rows = list(_rows(gang, targets, loaded, built))
     words = (loaded.epoch, size, units.seconds(took), loaded.url)
     restored = "; ".join(f"{label}: {value}" for label, value in rows)
     drawn = lines.on_terminal() and _draw(
@@ -44,13 +54,18 @@ def tell(lines: Lines, gang: Gang, targets: Targets, loaded: LoadedCheckpoint, t
     say("%s.", restored[:1].upper() + restored[1:])
 
 
-def _rows(gang: Gang, targets: Targets, loaded: LoadedCheckpoint) -> Iterator[tuple[str, str]]:
+def _rows(
+    gang: Gang, targets: Targets, loaded: LoadedCheckpoint, built: Sequence[Options]
+) -> Iterator[tuple[str, str]]:
     manifest = loaded.manifest
     yield "restored", ", ".join(_restored(targets, loaded))
     step = "" if loaded.step is None else f", step {loaded.step}"
     yield "saved", f"{manifest.created[:19].replace('T', ' ')} UTC by run {_run(loaded)}{step}"
     yield "gang", f"{gang.world_size} rank{'s' * (gang.world_size > 1)}"
-    differences = list(_differences(gang, loaded))
+    options = changed(built, options_of(targets.optimizer))
+    differences = [*_differences(gang, loaded), *options[:_OPTIONS]]
+    if len(options) > _OPTIONS:
+        differences.append(f"and {len(options) - _OPTIONS} more options of the optimizer")
     if differences:
         yield "differs", ", ".join(differences)
 

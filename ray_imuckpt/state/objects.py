@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt import arguments
+from ray_imuckpt.encoding import tree
 from ray_imuckpt.errors import StateMismatchError, UnsupportedStateError
 from ray_imuckpt.state.kinds import kind_of, without_history
 from ray_imuckpt.state.optimizer import class_name
@@ -88,3 +89,16 @@ def check_given(model: Any, optimizer: Any, per_rank: Mapping[str, Any] | None) 
                 "load_state_dict.",
                 hint="Wrap it in an object that has both.",
             )
+
+
+def check_defaults(other: Mapping[str, Any]) -> None:
+    """Raise unless values without a state of their own are of types that can be stored.
+
+    Tensors are left to the save: who writes what of them is not known before.
+
+    Raises:
+        UnsupportedStateError: It names the path to the value, its type, and what to do.
+    """
+    for name, value in other.items():
+        if not is_stateful(value):
+            tree.encode(take_object(value), {}, f"other.{name}", lambda _tensor, _path: None)

@@ -28,6 +28,8 @@ from ray_imuckpt.threads.parallel import uncollected
 OptimizerState = dict[str, Any]
 """``class``; ``param_groups`` as torch's, ``params`` being names; ``state``: name to values."""
 
+_OR_THE_REST = "or pass optimizer=None to start() to restore the rest."
+
 
 @uncollected
 def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> OptimizerState:
@@ -75,14 +77,13 @@ class LiveOptimizer:
             raise StateMismatchError(
                 f"The checkpoint holds the state of a {saved['class']}, this optimizer is a "
                 f"{kind}.",
-                hint="Build the same optimizer, or pass optimizer=None to start() to restore the "
-                "rest.",
+                hint=f"Build the same optimizer, {_OR_THE_REST}",
             )
         if len(self._names) != len(saved["param_groups"]):
             raise StateMismatchError(
                 f"The saved optimizer had {len(saved['param_groups'])} parameter group(s), "
                 f"this one has {len(self._names)}.",
-                hint="Build the optimizer with the same groups.",
+                hint=f"Build the optimizer with the same groups, {_OR_THE_REST}",
             )
         for number, (here, group) in enumerate(
             zip(self._names, saved["param_groups"], strict=True)
@@ -94,7 +95,8 @@ class LiveOptimizer:
                     f"The parameters of the optimizer's group {number} differ.",
                     missing=missing,
                     unexpected=unexpected,
-                    hint="Give the optimizer the same parameters, in the same groups.",
+                    hint="Give the optimizer the same parameters, in the same groups, "
+                    f"{_OR_THE_REST}",
                 )
         named = zip(chain(*self._names), self._parameters(), strict=True)
         check_shapes(
@@ -114,8 +116,7 @@ class LiveOptimizer:
             raise StateMismatchError(
                 f"The imported state is not that of an optimizer {kind}: it has the options "
                 f"{', '.join(unknown)}.",
-                hint="Build the optimizer that was trained with, or pass optimizer=None to start() "
-                "to restore the rest.",
+                hint=f"Build the optimizer that was trained with, {_OR_THE_REST}",
             )
 
     def _parameters(self) -> list[torch.Tensor]:

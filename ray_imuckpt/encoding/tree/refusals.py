@@ -23,12 +23,14 @@ _LAST_KEY = re.compile(r"([^\W\d]\w*)(?:['\"]\])?$")  # of a path such as other.
 def refusal(value: Any, path: str) -> UnsupportedStateError:
     """Return the error for a value of a type that cannot be stored, with what to do instead."""
     kind = type(value)
+    called = f"{kind.__module__}.{kind.__qualname__}"
+    article = "an" if called[0] in "aeiouAEIOU" else "a"
     last = _LAST_KEY.search(path)
     name = last[1] if last else "value"
     built_in = kind.__mro__[-2:][0].__name__  # that a subclass of one is derived from
     hint = next(hint for fits, hint in _HINTS if fits(value))
     return UnsupportedStateError(
-        f"{path} is a {kind.__module__}.{kind.__qualname__}: it cannot be stored.",
+        f"{path} is {article} {called}: it cannot be stored.",
         hint=hint.format(name=name, built_in=built_in),
     )
 
@@ -97,9 +99,13 @@ _HINTS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (_has("to_dict"), "Pass {name}.to_dict() instead."),
     (_has("__array__"), "Pass numpy.asarray({name}) instead."),
     (_is(range, KeysView, ValuesView, ItemsView), "Pass list({name}) instead."),
+    (
+        _of("torch", "DataLoader"),
+        "Leave it out; to go on in mid-epoch use torchdata's StatefulDataLoader, in per_rank.",
+    ),
     (callable, "Functions and classes cannot be stored; build them anew in the program."),
     (
         lambda _: True,
-        "Store plain values, or give it state_dict and load_state_dict and pass it by keyword.",
+        "Store plain values of it, or give its class state_dict and load_state_dict, and pass it.",
     ),
 )
