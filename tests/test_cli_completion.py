@@ -73,6 +73,7 @@ def completed(line: str, cwd: Path) -> tuple[set[str], set[str]]:
         ("imuckpt cle", {"clean"}),
         ("imuckpt verify a 5 ", {"5", "9", "10", "last", "best", "a/"}),
         ("imuckpt show a best --metric ", {"loss", "f1"}),
+        ("imuckpt plot a -m loss,f", {"loss,f1"}),
     ],
 )
 def test_a_shell_is_told_what_may_come(runs: Path, line: str, expected: set[str]) -> None:

@@ -114,7 +114,8 @@ def test_several_runs_in_one_chart(runs: Path, capsys: pytest.CaptureFixture[str
     assert main(["plot", *both, "-m", "f1,lr"]) == 0
     printed = capsys.readouterr()
     assert "0.1 |" in printed.out
-    assert printed.err.count("has no finite numbers for lr") == 2
+    told = "has no finite numbers for lr; it has some for: loss, val.acc, f1"
+    assert printed.err.count(told) == 2
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
@@ -153,7 +154,7 @@ def test_what_cannot_be_drawn_is_said(
         ([str(tmp_path / "empty")], "there are none"),
         ([str(runs / "a"), "-m", "lr"], "there are: loss, val.acc, f1"),
         ([str(runs / "a"), "-o", str(tmp_path / "c.gif")], "*.png"),
-        ([str(runs / "a"), "-o", str(tmp_path / "no" / "c.png")], "No such file"),
+        ([str(runs / "a"), "-o", str(tmp_path / "no" / "c.png")], f"no directory {tmp_path}/no\n"),
         ([str(tmp_path / "nowhere")], "no such directory"),
     ):
         assert main(["plot", *words]) == 2
@@ -178,3 +179,35 @@ def test_flat_and_extreme_curves(tmp_path: Path, capsys: pytest.CaptureFixture[s
     drawn = json.loads(out[out.index("{") :])["curves"]
     assert [curve["axis"] for curve in drawn] == ["entry"] * 3
     assert main(["plot", str(tmp_path / "run"), "-m", "flat", "-o", str(tmp_path / "c.png")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["loss, f1"], ["loss", "f1"]),
+        (["loss,loss", "f1"], ["loss", "f1"]),
+        ([" a", "b,c", "a"], [" a", "b,c", "a"]),
+        ([" a,b,c"], [" a", "b", "c"]),
+        ([" lr ,"], ["lr"]),
+    ],
+)
+def test_a_name_with_spaces_or_commas_is_meant_where_there_is_one(
+    words: list[str], found: list[str]
+) -> None:
+    """Lists may have spaces behind their commas all the same."""
+    assert logs.chosen(words, ["loss", "f1", " a", "b,c"]) == found
+
+
+def test_columns_of_any_name_are_shown_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With spaces around it, a comma in it, of another script."""
+    save(tmp_path / "a run", [{" verlust ": e, "größe, λ": 2.0 * e} for e in range(1, 4)])
+    run = str(tmp_path / "a run")
+    assert main(["log", run, "--columns", "größe, λ", "--csv"]) == 0
+    assert capsys.readouterr().out == '"größe, λ"\n2.0\n4.0\n6.0\n'
+    for name in (" verlust ", "größe, λ"):
+        assert main(["plot", run, "-m", name]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == name
+    assert main(["log", run, "--columns", " verlust ,größe"]) == 2
+    assert "the log has no column größe; it has:  verlust , größe, λ." in capsys.readouterr().err

@@ -91,12 +91,11 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _log(options: argparse.Namespace) -> int:
     table = logs.rows(_opened(*options.named).log)
-    chosen = options.columns or logs.columns(table)
-    lacking = [name for name in chosen if not any(name in row for row in table)]
-    if options.columns and lacking:
-        raise ValueError(
-            f"the log has no column {listed(lacking)}; it has: {listed(logs.columns(table))}."
-        )
+    columns = logs.columns(table)
+    chosen = logs.chosen([options.columns], columns) if options.columns else columns
+    lacking = [name for name in chosen if name not in columns]
+    if lacking and table:
+        raise ValueError(f"the log has no column {listed(lacking)}; it has: {listed(columns)}.")
     if not table:
         raise ValueError("the log of this checkpoint is empty.")
     table = table[-options.tail :] if options.tail else table
@@ -111,11 +110,14 @@ def _log(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
+    if options.output:
+        pictures.check(options.output)  # before runs are read, which may be far away
     drawn = curves.curves(options.runs, options.metrics)
     for verdict in drawn.unread:
         terminal.complain(verdict.problem)
-    for run, metric in drawn.without:
-        terminal.complain(f"{run} has no finite numbers for {metric}.")
+    for run, metric, others in drawn.without:
+        there = f"; it has some for: {listed([*others])}" if others else ", nor for anything else"
+        terminal.complain(f"{run} has no finite numbers for {metric}{there}.")
     if options.output:
         pictures.draw(drawn, options.output)
     if options.json:

@@ -82,9 +82,21 @@ def checkpoints(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[
 
 def metrics(parsed_args: argparse.Namespace, **_: Any) -> list[str]:
     """Return the names of the metrics of a run's last checkpoint; argcomplete calls it."""
+    words: list[str] = parsed_args.words if "words" in parsed_args else [parsed_args.dir]
+    return _metrics_of(words)
+
+
+def metrics_of_runs(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> list[str]:
+    """Return lists of metrics of several runs that begin so: ``loss,ac``; argcomplete calls it."""
+    before, comma, _begun = prefix.rpartition(",")
+    given = before.split(",")
+    names = dict.fromkeys(name for run in parsed_args.runs or () for name in _metrics_of([run]))
+    return [f"{before}{comma}{name}" for name in names if name not in given]
+
+
+def _metrics_of(words: list[str]) -> list[str]:
     from ray_imuckpt.repository.catalog import Catalog
 
-    words: list[str] = parsed_args.words if "words" in parsed_args else [parsed_args.dir]
     run = _run_of(words)
     if run is None:
         return []

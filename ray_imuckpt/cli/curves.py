@@ -53,12 +53,12 @@ class Curves:
 
     Attributes:
         curves: By metric, and of one metric by run.
-        without: Run and metric of what was asked for and has no numbers.
+        without: Run and metric of what was asked for and has no numbers, and what of the run has.
         unread: The checkpoints that could not be read.
     """
 
     curves: tuple[Curve, ...]
-    without: tuple[tuple[str, str], ...]
+    without: tuple[tuple[str, str, tuple[str, ...]], ...]
     unread: tuple[Verdict, ...]
 
     @property
@@ -68,7 +68,11 @@ class Curves:
 
 
 def curves(runs: Sequence[str], metrics: Sequence[str] | None) -> Curves:
-    """Return the curves of some metrics, of all where ``None`` is given.
+    """Return the curves of some metrics.
+
+    Args:
+        runs: The run directories.
+        metrics: Words that choose metrics, see `logs.chosen`; ``None``: all.
 
     Raises:
         CheckpointNotFoundError: A run has no checkpoints.
@@ -78,9 +82,11 @@ def curves(runs: Sequence[str], metrics: Sequence[str] | None) -> Curves:
     unread: list[Verdict] = []
     known = {run: _of_run(run, unread) for run in runs}
     names = list({name: None for found in known.values() for name in found})
-    wanted = names if metrics is None else list(dict.fromkeys(metrics))
+    wanted = names if metrics is None else logs.chosen(metrics, names)
     drawn = [known[run][name] for name in wanted for run in known if name in known[run]]
-    without = [(run, name) for name in wanted for run in known if name not in known[run]]
+    without = [
+        (run, name, tuple(known[run])) for name in wanted for run in known if name not in known[run]
+    ]
     if not drawn:
         what = "anything" if metrics is None else listed(wanted)
         there = f"there are: {listed(names)}" if names else "there are none in log or metrics"

@@ -127,6 +127,20 @@ def _without_memory(info: tensors.TensorInfo) -> torch.Tensor:
     return torch.empty(info.shape, dtype=info.dtype, device=device)
 
 
+def check_new(name: str) -> None:
+    """Raise where no new file of this name could be made.
+
+    Raises:
+        FileExistsError: Something has the name.
+        FileNotFoundError: There is no such directory.
+    """
+    if os.path.lexists(name):
+        raise _there(name)
+    directory = os.path.dirname(name)
+    if not os.path.isdir(directory or "."):
+        raise FileNotFoundError(errno.ENOENT, f"There is no directory {directory}", name)
+
+
 @contextlib.contextmanager
 def new_file(name: str) -> Iterator[BinaryIO]:
     """Let a file be written that is there whole under its name, or not at all.
@@ -135,9 +149,9 @@ def new_file(name: str) -> Iterator[BinaryIO]:
 
     Raises:
         FileExistsError: Something has the name, from the beginning or in the end.
+        FileNotFoundError: There is no such directory.
     """
-    if os.path.lexists(name):
-        raise _there(name)
+    check_new(name)
     temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         with open(temporary, "xb") as file:

@@ -7,7 +7,7 @@ among them, of lists; or a dict of columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,22 @@ def rows(log: Any) -> list[Row]:
 def columns(table: Sequence[Row]) -> list[str]:
     """Return the names of all columns, in the order in which they are met."""
     return list({name: None for row in table for name in row})
+
+
+def chosen(words: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return the names that words such as ``loss,accuracy`` choose, each once.
+
+    A name may hold commas, or have spaces around it: where there is such a one it is meant.
+
+    Args:
+        words: As they were given.
+        names: Those that there are; others are returned too, without spaces around them.
+    """
+    named: list[str] = []
+    for word in words:
+        parts = [word] if word in names else word.split(",")
+        named += [part if part in names else part.strip() for part in parts if part.strip()]
+    return list(dict.fromkeys(named))
 
 
 def axis(table: Sequence[Row]) -> str | None:

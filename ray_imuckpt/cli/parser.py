@@ -241,15 +241,16 @@ def _add_plot(commands: Commands) -> None:
     plot = commands.add_parser("plot", help=text, description=text)
     runs = plot.add_argument("runs", nargs="+", metavar="RUN", help="a path or an fsspec URL")
     words.completed(runs, completion.directories)
-    plot.add_argument(
+    metrics = plot.add_argument(
         "-m",
         "--metric",
         dest="metrics",
         type=words.several,
-        action="extend",
+        action="append",
         metavar="A,B",
         help="names of columns or metrics; may be given again; default: all",
     )
+    words.completed(metrics, completion.metrics_of_runs)
     plot.add_argument(
         "-o", "--output", metavar="FILE", help="a picture, which must not exist: curves.png"
     )

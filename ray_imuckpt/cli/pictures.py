@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ray_imuckpt.cli.curves import Curves
-from ray_imuckpt.cli.exporting import new_file
+from ray_imuckpt.cli.exporting import check_new, new_file
 
 KINDS = (".png", ".svg", ".pdf")
 
 _FEW = 60  # points that are marked, each of them
+
+
+def check(file: str) -> None:
+    """Raise where no picture could be written.
+
+    Args:
+        file: A local path that ends in one of `KINDS`, under which nothing is yet.
+
+    Raises:
+        ValueError: It ends in something else, or matplotlib is not installed.
+        FileExistsError: Something is there.
+        FileNotFoundError: There is no such directory.
+    """
+    if _kind(file) not in KINDS:
+        raise ValueError(f"{file}: a picture is called {', '.join('*' + k for k in KINDS)}.")
+    check_new(file)
+    _figure_class()
 
 
 def draw(curves: Curves, file: str) -> None:
@@ -17,25 +35,15 @@ def draw(curves: Curves, file: str) -> None:
 
     Args:
         curves: The curves.
-        file: A local path that ends in one of `KINDS`, under which nothing is yet.
+        file: See `check`.
 
     Raises:
-        ValueError: It ends in something else, or matplotlib is not installed.
-        FileExistsError: Something is there; it was left as it is.
+        FileExistsError: Something is there by now; it was left as it is.
         OSError: It cannot be written; no file was left.
     """
-    kind = os.path.splitext(file)[1].lower()
-    if kind not in KINDS:
-        raise ValueError(f"{file}: a picture is called {', '.join('*' + k for k in KINDS)}.")
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which looks for a display
-    except ImportError:
-        raise ValueError(
-            "-o needs the package matplotlib: pip install 'ray-imuckpt[plot]'."
-        ) from None
     runs = list({curve.run: None for curve in curves.curves})
     metrics = curves.metrics
-    figure = Figure(figsize=(8, 1.2 + 2.8 * len(metrics)), layout="constrained")
+    figure = _figure_class()(figsize=(8, 1.2 + 2.8 * len(metrics)), layout="constrained")
     panels = figure.subplots(len(metrics), 1, squeeze=False)[:, 0]
     for metric, panel in zip(metrics, panels, strict=True):
         drawn = [curve for curve in curves.curves if curve.metric == metric]
@@ -58,7 +66,21 @@ def draw(curves: Curves, file: str) -> None:
             panel.xaxis.get_major_locator().set_params(integer=True)
         panel.legend(frameon=False, fontsize="small")
     with new_file(file) as target:
-        figure.savefig(target, format=kind[1:], dpi=150)
+        figure.savefig(target, format=_kind(file)[1:], dpi=150)
+
+
+def _kind(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
+
+
+def _figure_class() -> Any:
+    try:
+        from matplotlib.figure import Figure  # not pyplot, which looks for a display
+    except ImportError:
+        raise ValueError(
+            "-o needs the package matplotlib: pip install 'ray-imuckpt[plot]'."
+        ) from None
+    return Figure
 
 
 def _plain(text: str) -> str:

@@ -64,12 +64,11 @@ def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def several(word: str) -> list[str]:
-    """Return the names in a list such as ``loss,accuracy``."""
-    names = [name.strip() for name in word.split(",") if name.strip()]
-    if not names:
+def several(word: str) -> str:
+    """Return a list such as ``loss,accuracy`` as it is; see `logs.chosen`."""
+    if not word.replace(",", "").strip():
         raise argparse.ArgumentTypeError(f"{word!r} has no name in it")
-    return names
+    return word
 
 
 def depth(word: str) -> int:
