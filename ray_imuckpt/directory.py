@@ -14,6 +14,7 @@ from ray_imuckpt.loading.opening import open_directory
 from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best, Opening, Retention, Retries
+from ray_imuckpt.progress import Progress
 from ray_imuckpt.repository import paths, retention
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify, while_it_changes
@@ -22,7 +23,7 @@ from ray_imuckpt.runtime import ray_driver, registry
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
 from ray_imuckpt.state.live import LeftOut
-from ray_imuckpt.storage import Storage, absolute, open_storage, shown
+from ray_imuckpt.storage import Storage, absolute, open_storage
 from ray_imuckpt.storage.names import working_directory
 
 if TYPE_CHECKING:
@@ -51,12 +52,13 @@ class CheckpointDirectory:
         retries: Retries | None = None,
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
-        self.dir = None if dir is None else _of_checkpoints(absolute(dir))
+        self.dir = None if dir is None else source.of_checkpoints(absolute(dir))
         self._working_directory = working_directory()
         self.retries = arguments.instance(retries, Retries, "retries")
         self._opening = Opening(dict(storage_options or {}), self.retries)
         self._opened: Storage | None = None  # where there is no `dir`: see `of_result`
         self.left_out = LeftOut()
+        self.progress = True  # see `ray_imuckpt.Checkpointer`
         self.retention: Retention | None = None
         self._sound: set[str] = set()  # ids of saves that this process has written or verified
 
@@ -119,8 +121,9 @@ class CheckpointDirectory:
         arguments.model(model)
 
         def load() -> None:
-            loaded = self.read(checkpoint)
-            source.load_into(model, loaded, device, strict=strict)
+            with source.loading(shown=self.progress) as progress:
+                loaded = self._read(checkpoint, progress)
+                source.load_into(model, loaded, device, strict=strict)
             self.left_out = loaded.left_out
 
         while_it_changes(load)
@@ -133,6 +136,9 @@ class CheckpointDirectory:
         Args:
             checkpoint: As for `load`.
         """
+        return self._read(checkpoint)
+
+    def _read(self, checkpoint: Any, progress: Progress | None = None) -> LoadedCheckpoint:
         finish_all()
         if isinstance(checkpoint, Best):
             checkpoint = self._best_of_all(checkpoint)
@@ -140,7 +146,7 @@ class CheckpointDirectory:
             checkpoint = self._best_of_all(self._best())
         elif arguments.is_last(checkpoint):
             checkpoint = None
-        return source.read(checkpoint, self._storage(), self._opening)
+        return source.read(checkpoint, self._storage(), self._opening, progress)
 
     def path_to_checkpoint(self, i: int) -> str:
         """Return the path or URL of epoch `i`'s checkpoint, whether it exists or not."""
@@ -283,16 +289,3 @@ class CheckpointDirectory:
     def _catalog(self) -> Catalog:
         finish_all()
         return Catalog(self._storage())
-
-
-def _of_checkpoints(name: str) -> str:
-    """Return the directory's name, unless it is that of a single checkpoint."""
-    parent, _, last = name.rpartition("/")
-    epoch = paths.parse_checkpoint_name(last)
-    if epoch is not None:
-        raise ValueError(
-            f"dir={shown(name)!r} is a checkpoint, not a directory of checkpoints. Give "
-            f"dir={shown(parent)!r}, "
-            f"and continue_from={epoch} to begin from it."
-        )
-    return name

@@ -21,6 +21,7 @@ class Progress:
 
     def __init__(self, advanced: Callable[[Progress], object] | None = None) -> None:
         self.expected = 0
+        self._foreseen = 0
         self._advanced = advanced
         self._added = 0
         self._lock = threading.Lock()
@@ -33,6 +34,15 @@ class Progress:
     def expect(self, count: int) -> None:
         """Note that so many more bytes are to be moved."""
         self.expected += count
+
+    def foresee(self, count: int) -> None:
+        """Note how many bytes a later `expect` will be of, as far as that can be told.
+
+        So that the first of several parts is not shown as the whole. It replaces what was foreseen
+        before: 0 once the rest is expected.
+        """
+        self.expected += count - self._foreseen
+        self._foreseen = count
 
     def add(self, count: int) -> None:
         """Note that so many more bytes were moved."""

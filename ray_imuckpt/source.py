@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex
 
@@ -12,19 +13,23 @@ import torch
 from ray_imuckpt import arguments
 from ray_imuckpt.arguments import LAST, NONE
 from ray_imuckpt.errors import CheckpointNotFoundError, located, public
+from ray_imuckpt.gang import own_rank
 from ray_imuckpt.loading.decision import Choice, Offer
 from ray_imuckpt.loading.opening import open_checkpoint, open_directory
 from ray_imuckpt.loading.restore import restore_model
 from ray_imuckpt.loading.start import ModelT
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best, Opening
+from ray_imuckpt.progress import Progress
+from ray_imuckpt.reporting import bars
+from ray_imuckpt.reporting.lines import Lines
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import while_it_changes
 from ray_imuckpt.runtime import ray_driver
 from ray_imuckpt.runtime.session import Session
 from ray_imuckpt.saving.writer import finish_all
-from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.storage import Storage, absolute, open_storage, shown
 
 
 class RayCheckpoint(Protocol):
@@ -68,7 +73,12 @@ _OF_RAY = (
 )
 
 
-def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> LoadedCheckpoint:
+def read(
+    checkpoint: Any,
+    storage: Storage,
+    opening: Opening = _AS_USUAL,
+    progress: Progress | None = None,
+) -> LoadedCheckpoint:
     """Return the checkpoint that `checkpoint` speaks of.
 
     Args:
@@ -76,6 +86,7 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
             checkpoint directory, or a ``ray.train.Checkpoint`` (also a pointer to one).
         storage: The run directory.
         opening: How the directory of a path or a URL is opened.
+        progress: What is read into live memory is counted here.
 
     Raises:
         CheckpointNotFoundError: There is none.
@@ -92,14 +103,31 @@ def read(checkpoint: Any, storage: Storage, opening: Opening = _AS_USUAL) -> Loa
             )
         epoch = None if checkpoint is None else arguments.epoch(checkpoint, "checkpoint")
         with located(storage.url):
-            return _of_epoch(epoch, storage)
+            return _of_epoch(epoch, storage, progress)
     with located(directory.url):
         try:
-            return open_directory(directory, opening, storage)
+            return open_directory(directory, opening, storage, progress)
         except CheckpointNotFoundError as error:
             if ray_driver.directory_of(checkpoint) is not None:  # which is a PathLike as well
                 error.hint = _OF_RAY
             raise
+
+
+def of_checkpoints(name: str) -> str:
+    """Return the name of a directory, unless it is that of a single checkpoint.
+
+    Raises:
+        ValueError: It is; the error says what to give instead.
+    """
+    parent, _, last = name.rpartition("/")
+    epoch = paths.parse_checkpoint_name(last)
+    if epoch is not None:
+        raise ValueError(
+            f"dir={shown(name)!r} is a checkpoint, not a directory of checkpoints. Give "
+            f"dir={shown(parent)!r}, "
+            f"and continue_from={epoch} to begin from it."
+        )
+    return name
 
 
 def continue_from(value: Any) -> Any:
@@ -158,7 +186,7 @@ def _directory(value: Any, opening: Opening) -> Storage | None:
     return None
 
 
-def _of_epoch(epoch: int | None, storage: Storage) -> LoadedCheckpoint:
+def _of_epoch(epoch: int | None, storage: Storage, progress: Progress | None) -> LoadedCheckpoint:
     catalog = Catalog(storage)
     for chosen in catalog.current_branch() if epoch is None else [epoch]:
         try:
@@ -167,7 +195,8 @@ def _of_epoch(epoch: int | None, storage: Storage) -> LoadedCheckpoint:
             if epoch is None:  # it was deleted right now
                 continue
             raise
-        return open_checkpoint(storage.child(paths.checkpoint_name(chosen)), manifest)
+        directory = storage.child(paths.checkpoint_name(chosen))
+        return open_checkpoint(directory, manifest, progress=progress)
     raise CheckpointNotFoundError(
         "There is no committed checkpoint.", url=storage.url, hint="Look at `dir`, or train first."
     )
@@ -180,6 +209,7 @@ def load(
     *,
     device: torch.device | str | None = None,
     strict: bool = True,
+    progress: bool = True,
 ) -> ModelT:
     """Load a checkpoint's weights into `model`; nothing but the model's bytes is read.
 
@@ -189,6 +219,7 @@ def load(
             the last one of a run: ``Checkpointer(dir).load(model)``.
         device: Where to move `model` before its state is loaded.
         strict: Whether names that are missing or unexpected are an error.
+        progress: Whether it is shown how far this has come, should it last for more than 5 s.
 
     Returns:
         `model`.
@@ -200,9 +231,23 @@ def load(
     """
     finish_all()
     arguments.model(model)
-    return while_it_changes(
-        lambda: load_into(model, read(checkpoint, open_storage(".")), device, strict=strict)
-    )
+    shown = arguments.flag(progress, "progress")
+
+    def step() -> ModelT:
+        with loading(shown=shown) as counted:
+            loaded = read(checkpoint, open_storage("."), progress=counted)
+            return load_into(model, loaded, device, strict=strict)
+
+    return while_it_changes(step)
+
+
+def loading(*, shown: bool) -> AbstractContextManager[Progress]:
+    """Show how far the loading of a model has come, should it last; for ``with``.
+
+    Args:
+        shown: Whether the user wants to see that; of several processes rank 0 shows it.
+    """
+    return bars.shown(Lines(wanted=shown), "Loading", shows=own_rank() == 0)
 
 
 def load_into(

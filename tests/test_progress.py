@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import adamw, small_model
-from ray_imuckpt import Checkpointer
+from ray_imuckpt import Checkpointer, load, units
 from ray_imuckpt.arguments import LAST
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading import selection
@@ -106,7 +107,10 @@ def test_bytes_are_counted_on_any_thread() -> None:
 
 
 def test_all_bytes_of_a_save_and_of_a_restore_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[[], list[str]]
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    shown: Callable[[], list[str]],
 ) -> None:
     """The last chunk makes it a hundred percent; a save and a restore that last say so."""
     monkeypatch.setattr(bars, "PATIENCE", 0.0)
@@ -126,3 +130,36 @@ def test_all_bytes_of_a_save_and_of_a_restore_are_counted(
     selection.begin(Gang(), storage, LAST, RunIdentity(), targets, progress, strict=True)
     expected = sum(entry.size for entry in files if entry.suffix == "safetensors")
     assert progress.moved == progress.expected == expected
+
+    shown()
+    checkpointer.load(model, 1)
+    load(model, tmp_path / "checkpoint=1")
+    of_model = sum(e.size for e in files if e.part in ("model", "model_frozen"))
+    lines = [line for line in shown() if line.startswith("Loading: ")]
+    assert len(lines) >= 2
+    assert all(f" of {units.size(of_model)} after " in line for line in lines)
+    caplog.set_level(logging.INFO, "ray_imuckpt")
+    Checkpointer(tmp_path, progress=False).load(model, 1)
+    load(model, tmp_path / "checkpoint=1", progress=False)
+    assert not [line for line in shown() if line.startswith("Loading")]
+
+
+def test_how_far_a_restore_has_come_never_steps_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: Callable[[], list[str]]
+) -> None:
+    """What of the state is read before the model is not shown as the whole."""
+    monkeypatch.setattr(bars, "PATIENCE", 0.0)
+    model = torch.nn.Linear(300, 300)
+    optimizer = adamw(model)
+    table = torch.zeros(1_000_000)
+    checkpointer = Checkpointer(tmp_path, blocking=True)
+    checkpointer.checkpoint(1, model=model, optimizer=optimizer, table=table)
+    parts: list[tuple[int, int]] = []
+    progress = Progress(lambda counted: parts.append((counted.moved, counted.expected)))
+    targets = Targets(model, optimizer, {}, {}, None)
+    storage = open_storage(str(tmp_path))
+    selection.begin(Gang(), storage, LAST, RunIdentity(), targets, progress, strict=True)
+    shares = [moved / expected for moved, expected in parts]
+    assert shares == sorted(shares)
+    assert 0.5 < shares[0] < 1.0, "the table is not all"
+    assert shares[-1] == 1.0

@@ -3,6 +3,6 @@
 (`ray_imuckpt.state` does so as well where a state is sharded.)
 """
 
-from ray_imuckpt.gang.gang import Gang, current
+from ray_imuckpt.gang.gang import Gang, current, own_rank
 
-__all__ = ["Gang", "current"]
+__all__ = ["Gang", "current", "own_rank"]

@@ -233,6 +233,11 @@ def current(timeout: timedelta) -> Gang:
     return Gang()
 
 
+def own_rank() -> int:
+    """Return the rank of this process, 0 where it is alone; nobody meets."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def _shared(timeout: timedelta) -> Gang:
     for made in [key for key, gang in _MADE.items() if gang.stale()]:
         _MADE.pop(made).close()

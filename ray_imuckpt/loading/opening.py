@@ -38,7 +38,10 @@ def open_checkpoint(
 
 
 def open_directory(
-    storage: Storage, opening: Opening = _AS_USUAL, home: Storage | None = None
+    storage: Storage,
+    opening: Opening = _AS_USUAL,
+    home: Storage | None = None,
+    progress: Progress | None = None,
 ) -> LoadedCheckpoint:
     """Return the checkpoint whose directory this is, or that a pointer in it names.
 
@@ -46,6 +49,7 @@ def open_directory(
         storage: A directory.
         opening: How the directory that a pointer names is opened.
         home: The reader's run directory, to whose file system a pointer may lead.
+        progress: As for `open_checkpoint`.
 
     Raises:
         CheckpointNotFoundError: There is none.
@@ -69,7 +73,8 @@ def open_directory(
             raise CorruptCheckpointError(f"The manifest {error}.", url=url) from error
         else:
             epoch = paths.epoch_of_url(storage.url)
-            return open_checkpoint(storage, Manifest.from_bytes(data, url, epoch))
+            manifest = Manifest.from_bytes(data, url, epoch)
+            return open_checkpoint(storage, manifest, progress=progress)
     raise CorruptCheckpointError(
         "Pointers to a checkpoint lead to each other.",
         url=storage.url,

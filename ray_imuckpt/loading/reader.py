@@ -129,6 +129,10 @@ class Reader:
         """Return whether all bytes of files have been read already, on every rank; nobody meets."""
         return all(entry.name in self._whole for entry in entries)
 
+    def foresee(self, entries: Iterable[FileEntry]) -> None:
+        """Count files as read by a later `fill` than the next; nobody meets. None: it is due."""
+        self._progress.foresee(sum(e.size for e in entries if e.name not in self._whole))
+
     def fill(
         self, make: Callable[[], tuple[T, Files]], *, meets: bool = True, live: bool = False
     ) -> T:

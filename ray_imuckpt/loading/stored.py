@@ -131,6 +131,9 @@ class LoadedCheckpoint:
         """
         self._reader.prefetch(self.manifest.files)
         self._later = later
+        large = (*_MODEL, codec.OPTIMIZER) if optimizer else _MODEL
+        files = [entry for part in large for entry in self.manifest.files_of(part, "safetensors")]
+        self._reader.foresee(files)
         _ = self.metrics, self._state, *self._model_parts
         if optimizer:
             _ = self._optimizer_part
@@ -167,6 +170,7 @@ class LoadedCheckpoint:
         Raises:
             CorruptCheckpointError: Bytes were altered; what the tensors hold is not to be used.
         """
+        self._reader.foresee(())
         stored = [*self._model_parts]
         stored += [self._optimizer_part] if optimizer else []
         stored += [] if self._later is None else [self._state.rest]

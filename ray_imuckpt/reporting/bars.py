@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray_imuckpt import units
@@ -22,6 +22,22 @@ from ray_imuckpt.reporting.lines import Lines, imported_tqdm
 logger = logging.getLogger("ray_imuckpt")
 
 PATIENCE = 5.0  # seconds, before which nothing is shown
+
+
+@contextlib.contextmanager
+def shown(lines: Lines, what: str, *, shows: bool) -> Iterator[Progress]:
+    """Show how far something has come that this thread waits for, should it last; for ``with``.
+
+    Args:
+        lines: Where its lines go.
+        what: What goes on, such as ``Restoring``.
+        shows: Whether this process shows it.
+    """
+    bar = Bar(lines, what, moves=True)
+    try:
+        yield Progress(bar.advanced if shows else None)
+    finally:
+        bar.end()
 
 
 class Bar:

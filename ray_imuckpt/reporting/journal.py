@@ -8,14 +8,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ray_imuckpt import units
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
 from ray_imuckpt.progress import Progress
-from ray_imuckpt.reporting import panel
+from ray_imuckpt.reporting import bars, panel
 from ray_imuckpt.reporting.bars import Bar
 from ray_imuckpt.reporting.lines import Lines
 from ray_imuckpt.repository import paths
@@ -38,18 +38,13 @@ class Journal:
         self._unkept = _Unkept()
         self._thread = threading.local()
 
-    @contextlib.contextmanager
-    def restoring(self, gang: Gang) -> Iterator[Progress]:
+    def restoring(self, gang: Gang) -> contextlib.AbstractContextManager[Progress]:
         """Show how far a restore has come, should it last; for ``with``.
 
         Args:
             gang: The gang.
         """
-        bar = Bar(self._lines, "Restoring", moves=True)
-        try:
-            yield Progress(bar.advanced if gang.rank == 0 else None)
-        finally:
-            bar.end()
+        return bars.shown(self._lines, "Restoring", shows=gang.rank == 0)
 
     def started(
         self,

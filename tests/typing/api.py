@@ -99,7 +99,7 @@ def driver(model: nn.Module) -> None:
     loaded: LoadedCheckpoint = checkpointer.read(last)
     tensors: dict[str, torch.Tensor] = loaded.model
     model = checkpointer.load(model, path, device="cpu", strict=False)
-    model = ray_imuckpt.load(model, checkpointer.path_to_checkpoint(3))
+    model = ray_imuckpt.load(model, checkpointer.path_to_checkpoint(3), progress=False)
     pruned: list[int] = checkpointer.prune(keep_last=1, keep_best=("loss", "min"), dry_run=True)
     checkpointer.verify(3)
     del indices, prior, tensors, pruned
