@@ -12,7 +12,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex
 
-from ray_imuckpt import CorruptCheckpointError, UnsupportedStateError, import_checkpoint
+from ray_imuckpt import (
+    Checkpointer,
+    CorruptCheckpointError,
+    UnsupportedStateError,
+    import_checkpoint,
+)
 from ray_imuckpt.migration import unpickling
 from support.migration import write_dcp
 
@@ -143,7 +148,11 @@ def _deep() -> Any:
     return value
 
 
-@pytest.mark.parametrize("build", [_in_itself, _over_and_over, _deep])
+def _deep_key() -> Any:
+    return {_deep(): 1}
+
+
+@pytest.mark.parametrize("build", [_in_itself, _over_and_over, _deep, _deep_key])
 def test_a_tree_without_end(tmp_path: Path, build: Callable[[], Any]) -> None:
     """A few bytes may hold more values than there is time for: refused."""
     torch.save({"model": {"w": torch.ones(3)}, "value": build()}, tmp_path / "a.pt")
@@ -164,3 +173,17 @@ def test_a_tensor_that_repeats_its_bytes(tmp_path: Path) -> None:
     write_dcp(tmp_path / "dcp", {_W: torch.ones(1).expand(1000)})
     with pytest.raises(CorruptCheckpointError, match="more elements"):
         import_checkpoint(tmp_path / "dcp", tmp_path / "run", epoch=1)
+
+
+def test_a_file_that_would_fill_the_disk(tmp_path: Path) -> None:
+    """A tensor that repeats one element a petabyte long: refused. A few repetitions are brought."""
+    save = {"model": {"w": torch.ones(2), "table": torch.ones(1, 3).expand(50, 3)}, "epoch": 1}
+    torch.save(save, tmp_path / "small.pt")
+    import_checkpoint(tmp_path / "small.pt", tmp_path / "run")
+    assert Checkpointer(tmp_path / "run").read(1).model["table"].shape == (50, 3)
+    for name in ("model", "value"):
+        forged = {**save, name: {"w": torch.ones(1).expand(2**48)}, "epoch": 2}
+        torch.save(forged, tmp_path / "forged.pt")
+        with pytest.raises(UnsupportedStateError, match="repeat their bytes: a file of .* would"):
+            import_checkpoint(tmp_path / "forged.pt", tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint=1"]

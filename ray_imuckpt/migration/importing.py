@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from ray_imuckpt import arguments, staging
+from ray_imuckpt import arguments, staging, units
 from ray_imuckpt.directory import CheckpointDirectory
 from ray_imuckpt.encoding import tree
 from ray_imuckpt.encoding.tensors import Piece, check_storable, first_of_tied
 from ray_imuckpt.errors import UnsupportedStateError, located, public
 from ray_imuckpt.migration.content import Choices, sorted_out
 from ray_imuckpt.migration.remainder import Content
-from ray_imuckpt.migration.sources import open_source
+from ray_imuckpt.migration.sources import LIGHTNING, TORCH, open_source
 from ray_imuckpt.migration.trees import TensorInPieces
 from ray_imuckpt.repository import codec, paths
 from ray_imuckpt.repository.manifest import FileEntry, Manifest
@@ -30,6 +30,9 @@ from ray_imuckpt.state.model import ModelState, apart
 from ray_imuckpt.state.pieces import Share
 from ray_imuckpt.storage import Storage, open_storage
 from ray_imuckpt.storage.names import join
+
+# How much larger than the source a checkpoint may become: views that overlap are written whole.
+_MOST_TIMES, _MOST_MORE = 8, 1024**3
 
 # As a rank state: nothing of one is known.
 _NOTHING: dict[str, Any] = {"random": None, "per_rank": {}, "classes": {}}
@@ -134,12 +137,14 @@ class _Import:
         storage: The run directory.
         content: What was found in the source.
         epoch: Of the checkpoint.
+        source: The file that the tensors are views of; ``None`` where each has bytes of its own.
         pieced: Stand-ins of tensors in pieces, by their ``id()``; they have no memory of their own.
     """
 
     storage: Storage
     content: Content
     epoch: int
+    source: str | None
     pieced: dict[int, tuple[torch.Tensor, TensorInPieces]] = field(default_factory=dict)
 
     def write(self) -> Manifest:
@@ -167,6 +172,8 @@ class _Import:
             return entries
 
         plan = contents.plan(self._first if self.pieced else None)
+        if self.source is not None:
+            _check_size([*plan.tensors().values()], self.source)
         parts = codec.layout(plan.holding(staging.in_place(plan.tensors())))
         draft = job.draft_manifest(run, label, several, save_id)
         return job.commit_parts(files[0], draft, parts, run, others)
@@ -237,6 +244,22 @@ class _Import:
         return codec.Plan(tuple(files), {"ranks": {}})
 
 
+def _check_size(tensors: Sequence[torch.Tensor], source: str) -> None:
+    """Check that what is written is not far more than what was read.
+
+    A tensor of torch's may repeat its bytes (`torch.Tensor.expand`), and many may be views of the
+    same: a file of a kilobyte could fill any disk.
+    """
+    held, written = os.path.getsize(source), sum(tensor.nbytes for tensor in tensors)
+    if written > _MOST_TIMES * held + _MOST_MORE:
+        raise UnsupportedStateError(
+            f"Its tensors repeat their bytes: a file of {units.size(held)} would become "
+            f"{units.size(written)}.",
+            hint="Where you trust it, load it with the program that wrote it, and save what you "
+            "need of it.",
+        )
+
+
 def _imported(
     path: str,
     directory: CheckpointDirectory,
@@ -258,7 +281,8 @@ def _imported(
         raise ValueError(
             f"{url} is there, and nothing is written over it: give another epoch or directory."
         )
-    manifest = _Import(storage, content, chosen).write()
+    views_of = source.path if source.kind in (TORCH, LIGHTNING) else None
+    manifest = _Import(storage, content, chosen, views_of).write()
     return Imported(
         url=url,
         epoch=chosen,
