@@ -65,6 +65,17 @@ def test_options_that_were_chosen_otherwise_are_told_apart_from_those_that_move(
     assert all("_lr" in words or words.startswith("lr") for words in told)
 
 
+def test_an_option_that_cannot_be_compared_is_passed_over() -> None:
+    """What others keep in their groups must not end a start."""
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer.param_groups[0].update(mask=[torch.ones(2)], rows=torch.ones(2), span=(1, 2))
+    before = options_of(optimizer)
+    optimizer.param_groups[0].update(mask=[torch.zeros(2)], rows=torch.zeros(2), span=(1, 3))
+    told = changed(before, options_of(optimizer))
+    assert told == ["span (1, 3) as saved, (1, 2) as built"]
+
+
 def test_who_changes_an_option_is_told_what_was_saved(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,7 +12,7 @@ from ray_imuckpt.state.wrappers import bare_optimizer
 Options = dict[str, Any]
 """Of one group of parameters: the name of an option to its value, a plain one."""
 
-_PLAIN = (bool, int, float, str, tuple, list, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def options_of(optimizer: torch.optim.Optimizer | None) -> list[Options]:
@@ -33,7 +33,13 @@ def _chosen(group: dict[str, Any]) -> Options:
     if "max_momentum" in group:
         moved |= {"momentum", "betas"}
     values = {name: _plain(value) for name, value in group.items() if name not in moved}
-    return {name: value for name, value in values.items() if isinstance(value, _PLAIN)}
+    return {name: value for name, value in values.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether it is a value, or a tuple of values, that can be compared and shown."""
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return all(isinstance(part, _PLAIN) for part in parts)
 
 
 def _plain(value: Any) -> Any:
@@ -53,7 +59,7 @@ def changed(built: Sequence[Options], restored: Sequence[Options]) -> list[str]:
     return [
         f"{name}{f' of group {number}' * (len(built) > 1)} {after[name]} as saved, "
         f"{before[name]} as built"
-        for number, (before, after) in enumerate(zip(built, restored, strict=True))
+        for number, (before, after) in enumerate(zip(built, restored, strict=False))
         for name in before
         if name in after and after[name] != before[name]
     ]
