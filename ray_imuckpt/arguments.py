@@ -27,6 +27,8 @@ _LAST = (LAST, "latest", "recent")
 _NONE = (NONE, "start", "restart", "nothing")
 _LONGEST = 365 * 24 * 3600  # seconds; torch.distributed counts milliseconds in 64 bits
 LARGEST = 2**53  # what every reader of JSON has exactly
+_EPOCHS, _STEPS = "epochs count from 0 or 1", "steps count from 0 or 1"
+_COUNTED = {"step": _STEPS, **dict.fromkeys(("epoch", "checkpoint", "continue_from"), _EPOCHS)}
 _MAX_DEPTH = 16  # of metrics; each level is up to three of JSON, of which a reader takes 64
 
 
@@ -64,8 +66,8 @@ def epoch(value: Any, name: str = "epoch") -> int:
             f"{name}={value!r} is a {type(value).__name__}; an int is wanted."
         ) from None
     if number < 0:
-        counted = "steps" if name == "step" else "epochs"
-        raise ValueError(f"{name}={number} is negative; {counted} count from 0 or 1.")
+        wanted = _COUNTED.get(name, "use 1 or more")
+        raise ValueError(f"{name}={number} is negative; {wanted}.")
     if number > LARGEST:
         raise ValueError(f"{name}={number} is too large: at most 2**53 can be stored.")
     return number
@@ -175,6 +177,17 @@ def function(value: F | None, name: str) -> F | None:
     if value is not None and not callable(value):
         raise TypeError(f"{name}={value!r} is a {type(value).__name__}; a function is wanted.")
     return value
+
+
+def options(value: Any) -> dict[str, Any]:
+    """Return options for a file system, by their names; none for ``None``."""
+    if not isinstance(value, (Mapping, type(None))):
+        raise TypeError(f"storage_options is a {type(value).__name__}; a dict is wanted.")
+    named = {} if value is None else dict(value)
+    for name in named:
+        if not isinstance(name, str):
+            raise TypeError(f"storage_options has the key {name!r}; keys are strings.")
+    return named
 
 
 def flag(value: Any, name: str) -> bool:

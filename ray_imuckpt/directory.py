@@ -55,7 +55,7 @@ class CheckpointDirectory:
         self.dir = None if dir is None else source.of_checkpoints(absolute(dir))
         self._working_directory = working_directory()
         self.retries = arguments.instance(retries, Retries, "retries")
-        self._opening = Opening(dict(storage_options or {}), self.retries)
+        self._opening = Opening(arguments.options(storage_options), self.retries)
         self._opened: Storage | None = None  # where there is no `dir`: see `of_result`
         self.left_out = LeftOut()
         self.progress = True  # see `ray_imuckpt.Checkpointer`

@@ -124,6 +124,9 @@ def test_arguments_of_the_wrong_type(tmp_path: Path) -> None:
         checkpointer.checkpoint(1, model=small_model(), metrics=[1])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"metrics\['loss'\].*\(2,\)"):
         checkpointer.checkpoint(1, model=small_model(), metrics={"loss": torch.ones(2)})
+    for options, told in (("key", "a str; a dict"), ({1: "key"}, "the key 1")):
+        with pytest.raises(TypeError, match=f"storage_options .* {told}"):
+            Checkpointer(tmp_path, storage_options=options)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="epoch, a path"):
         checkpointer.read(object())
 

@@ -81,6 +81,8 @@ MEANT = {
     "": "'.'",
     "a\0b": "names no directory",
     "half\ud800": "half a character",
+    "s3://bucket/a\nb": "control character",
+    "memory://half\udcff": "control character or half of one",
 }
 
 

@@ -34,7 +34,7 @@ def test_a_value_travels_and_stays_as_it_is(value: Any) -> None:
         (Retention, ValueError, "No rule is given"),
         (lambda: Retention(keep_last=0), ValueError, "keep_last=0 keeps nothing"),
         (lambda: Retention(keep_every="a"), TypeError, "keep_every='a' is a str"),  # type: ignore[arg-type]
-        (lambda: Retention(keep_best=("loss", "min", -1)), ValueError, "is negative"),
+        (lambda: Retention(keep_best=("loss", "min", -1)), ValueError, "is negative; use 1"),
         (lambda: Saving(save_every=0), ValueError, "save_every=0"),
         (lambda: Saving(blocking="yes"), TypeError, "blocking='yes' is a str; True or False"),  # type: ignore[arg-type]
         (lambda: Saving(snapshot="lazy"), ValueError, "Choose 'eager' or 'overlap'"),

@@ -118,6 +118,20 @@ def test_run_config_takes_everything_but_another_storage(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="parent"):
         Checkpointer("/").run_config()
     assert Checkpointer().run_config(name="x").name == "x"
+    assert Checkpointer(tmp_path / "run").run_config(name=None).name == "run"
+
+
+@pytest.mark.parametrize(("wrong", "error"), [({"verbose": 1}, ValueError), ({"x": 1}, TypeError)])
+def test_what_ray_refuses_changes_nothing(
+    trained: Any, wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    """It is a wrong argument, told in Ray's words, and Ray's memory of the directory stays."""
+    directory = trained(1)
+    snapshot = directory / "checkpoint_manager_snapshot.json"
+    snapshot.write_bytes(b"cut")
+    with pytest.raises(error, match=next(iter(wrong))):
+        Checkpointer(directory).run_config(**wrong)
+    assert snapshot.read_bytes() == b"cut"
 
 
 def test_a_fsspec_directory_is_the_storage_of_the_run(tmp_path: Path) -> None:

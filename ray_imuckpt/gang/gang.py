@@ -224,11 +224,13 @@ def current(timeout: timedelta) -> Gang:
     """
     if dist.is_available() and dist.is_initialized():
         return _shared(timeout) if dist.get_world_size() > 1 else Gang()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    started = os.environ.get("WORLD_SIZE", "")
+    if started.strip().isdecimal() and int(started) > 1:
         raise ImuckptError(
-            f"A launcher started {os.environ['WORLD_SIZE']} processes, but torch.distributed is "
-            "not initialized, so this process cannot find the others.",
-            hint="Call torch.distributed.init_process_group() before the first use.",
+            f"A launcher started {started} processes, but torch.distributed is not initialized, so "
+            "that this process cannot find the others.",
+            hint="Call torch.distributed.init_process_group() before the first use, and "
+            "destroy_process_group() after the last wait().",
         )
     return Gang()
 

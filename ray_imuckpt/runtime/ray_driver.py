@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray_imuckpt.storage import Storage, to_arrow
+from ray_imuckpt.storage.names import join
 
 if TYPE_CHECKING:
     import ray.train
@@ -96,14 +97,16 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
 
     Raises:
         ImportError: Ray is not installed.
-        ValueError: `kwargs` name another storage, or the directory has no parent.
+        ValueError: `kwargs` name another storage, or what Ray does not take any more; or the
+            directory has no parent.
+        TypeError: `kwargs` name what Ray does not know.
         StorageError: The directory cannot be read or written.
     """
     import ray.train
 
     from ray_imuckpt.runtime import ray_snapshot
 
-    named = sorted(_OF_STORAGE & set(kwargs))
+    named = sorted(name for name in _OF_STORAGE if kwargs.get(name) is not None)
     if storage is not None and named:
         raise ValueError(
             f"run_config() got {', '.join(named)}, but the run's storage is the Checkpointer's dir "
@@ -116,11 +119,15 @@ def run_config(storage: Storage | None, *, fresh: bool, **kwargs: Any) -> ray.tr
             kwargs["callbacks"] = ray_tune.with_reports_to_tune(kwargs.get("callbacks") or ())
             if storage is None and not named:
                 storage, fresh = ray_tune.run_directory(), False
-    if storage is None:
-        return ray.train.RunConfig(**kwargs)
-    kwargs |= _as_ray_names(storage)
-    ray_snapshot.set_aside(storage, fresh=fresh)
-    return ray.train.RunConfig(**kwargs)
+    if storage is not None:
+        kwargs |= _as_ray_names(storage)
+    try:
+        config = ray.train.RunConfig(**kwargs)
+    except DeprecationWarning as refused:  # raised as an error, whatever the filters say
+        raise ValueError(f"run_config(): {refused}") from refused
+    if storage is not None:
+        ray_snapshot.set_aside(storage, fresh=fresh)
+    return config
 
 
 def refuse_deletions(checkpoint_config: object) -> None:
@@ -162,7 +169,7 @@ def _as_ray_names(storage: Storage) -> dict[str, Any]:
     parent, name = posixpath.split(path.rstrip("/"))
     if not name or not parent:
         raise ValueError(
-            f"{storage.url} has no parent directory; use one like {storage.url}/run-1."
+            f"{storage.url} has no parent directory; use one like {join(storage.url, 'run-1')}."
         )
     names = {"storage_path": parent, "name": name}
     # Ray knows local paths by itself, and says less about a file system that it is given.

@@ -29,6 +29,7 @@ _SIGNED = re.compile(
 )
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]*)://(.*)", re.DOTALL)
 _ALMOST_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-_]+):(/.*)?", re.DOTALL)
+_UNSENDABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _URL_INSIDE = re.compile(r"(?:/|::)([A-Za-z][A-Za-z0-9+.\-_]*)://")
 _LOCAL = ("file", "local")
 _SHOWN_WHOLE = ("http", "https")  # whose paths are URLs, with all that is in them
@@ -167,6 +168,10 @@ def _remote(text: str, scheme: str, rest: str) -> str:
         )
     if "::" in rest:
         raise ValueError(f"{text!r}: fsspec would take `::` for a chain. Use another name.")
+    if _UNSENDABLE.search(rest):
+        raise ValueError(
+            f"{text!a} holds a control character or half of one; not every store takes it."
+        )
     if _SIGNED.search(rest):
         raise ValueError(
             f"{text!r} is signed, and would be shown with its signature wherever it is told. Give "
