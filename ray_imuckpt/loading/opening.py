@@ -23,6 +23,7 @@ def open_checkpoint(
     manifest: Manifest,
     gang: Gang | None = None,
     progress: Progress | None = None,
+    ahead: bytes = b"",
 ) -> LoadedCheckpoint:
     """Return the checkpoint of `manifest`; nothing of it is read yet.
 
@@ -32,8 +33,9 @@ def open_checkpoint(
         gang: The gang that opens it together; every part must then be asked for on every rank,
             in the same order. ``None``: this process alone.
         progress: What this rank reads into live memory is counted here.
+        ahead: See `ray_imuckpt.loading.reader.Reader`.
     """
-    reader = Reader(storage, manifest, gang or Gang(), progress)
+    reader = Reader(storage, manifest, gang or Gang(), progress, ahead)
     return LoadedCheckpoint(storage, manifest, reader)
 
 

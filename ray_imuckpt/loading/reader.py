@@ -6,8 +6,10 @@ need it (`filling`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -36,22 +38,31 @@ Files = Sequence[tuple[FileEntry, Sequence[tensors.Slot]]]
 
 
 class Reader:
-    """The files of one checkpoint. In a gang methods are collectives, but for `url` and `holds`.
+    """The files of one checkpoint.
+
+    In a gang methods are collectives, but for `url`, `holds` and `read_small`.
 
     Args:
         storage: The checkpoint directory, which only rank 0 needs to see.
         manifest: Its commit record.
         gang: The gang.
         progress: What is filled is counted here.
+        ahead: What `read_ahead` gave on rank 0, told to all ranks; ``b""``: nothing.
 
     Attributes:
         filling: Whether live memory may hold a part of the checkpoint: `fill` began to read it.
     """
 
     def __init__(
-        self, storage: Storage, manifest: Manifest, gang: Gang, progress: Progress | None = None
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        gang: Gang,
+        progress: Progress | None = None,
+        ahead: bytes = b"",
     ) -> None:
         self.filling = False
+        self._ahead = ahead
         self._storage = storage
         self._manifest = manifest
         self._gang = gang
@@ -67,33 +78,31 @@ class Reader:
     def prefetch(self, files: Sequence[FileEntry]) -> None:
         """Read headers and small files in one meeting, from which the other methods take them.
 
-        Of few bytes that is all there is, so that one round trip to a store reads it.
-        A process alone has nobody to meet, and reads each when it is asked for, unless the storage
-        takes its time to answer.
+        Of few bytes that is all there is, so that one round trip to a store reads it. Nobody meets
+        where that was done ahead. A process alone has nobody to meet, and reads each when it is
+        asked for, unless the storage takes its time to answer.
 
         Args:
-            files: What is wanted.
+            files: What is wanted; all of the checkpoint's, where they were read ahead.
 
         Raises:
             CorruptCheckpointError: A file is missing or cut, or one of these was altered.
         """
         if self._gang.world_size == 1 and not self._storage.waits:
             return
-        whole = _small(files)
-        names = {entry.name for entry in whole}
-        heads = [entry.header for entry in files if entry.name not in names]
-        wanted = [*whole, *(head for head in heads if head is not None and head.size <= _LARGE)]
-
-        def read() -> bytes:
-            calls: list[Callable[[], bytes | None]] = []
-            calls += [self._file(entry).check_size for entry in files]
-            calls += [self._file(entry).whole for entry in wanted]
-            return b"".join(filter(None, self._storage.together(calls)))
-
-        data = memoryview(self._gang.run_on_zero(read))
-        for number, entry in enumerate(wanted):
+        data = memoryview(self._ahead or self._gang.run_on_zero(lambda: self.read_small(files)))
+        self._ahead = b""
+        whole, heads = _wanted(files)
+        for number, entry in enumerate((*whole, *heads)):
             kind = self._whole if number < len(whole) else self._heads
             kind[entry.name], data = bytes(data[: entry.size]), data[entry.size :]
+
+    def read_small(self, files: Sequence[FileEntry]) -> bytes:
+        """Return headers and small files, one behind the other; nobody meets."""
+        calls: list[Callable[[], bytes | None]] = []
+        calls += [self._file(entry).check_size for entry in files]
+        calls += [self._file(entry).whole for entry in chain(*_wanted(files))]
+        return b"".join(filter(None, self._storage.together(calls)))
 
     def url(self, entry: FileEntry) -> str:
         """Return where a file is."""
@@ -200,6 +209,25 @@ class Reader:
         """Return the first `size` bytes, a multiple of the chunks' size, or all there are."""
         prefix = replace(entry, size=min(size, entry.size))
         return self._gang.run_on_zero(self._file(prefix).whole)
+
+
+def read_ahead(storage: Storage, manifest: Manifest) -> bytes:
+    """Return what `Reader.prefetch` reads of a checkpoint, for a meeting before that one.
+
+    Returns:
+        ``b""`` where it cannot be read: `prefetch` then tells why.
+    """
+    with contextlib.suppress(ImuckptError, OSError):
+        return Reader(storage, manifest, Gang()).read_small(manifest.files)
+    return b""
+
+
+def _wanted(files: Sequence[FileEntry]) -> tuple[list[FileEntry], list[FileEntry]]:
+    """Return which files are read before a restore, and the headers of the others."""
+    whole = _small(files)
+    names = {entry.name for entry in whole}
+    heads = [entry.header for entry in files if entry.name not in names]
+    return whole, [head for head in heads if head is not None and head.size <= _LARGE]
 
 
 def _small(files: Sequence[FileEntry]) -> list[FileEntry]:

@@ -14,6 +14,7 @@ from ray_imuckpt.loading import notices
 from ray_imuckpt.loading.decider import Decider
 from ray_imuckpt.loading.decision import Choice, Decision, Offer
 from ray_imuckpt.loading.opening import open_checkpoint
+from ray_imuckpt.loading.reader import read_ahead
 from ray_imuckpt.loading.restore import Restore
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.loading.targets import Targets
@@ -23,6 +24,7 @@ from ray_imuckpt.repository.run import Run, RunIdentity
 from ray_imuckpt.saving import branch
 from ray_imuckpt.storage import Storage
 
+_SIZE_BYTES = 8
 _CHANGES = 10  # of what is there, while a run looks for what to continue from
 
 
@@ -158,13 +160,14 @@ def _restore_sound(
     overwritten: set[str] = set()
     changes = 0
     while True:
-        decision = Decision.from_bytes(
-            gang.run_on_zero(lambda: decider.decide().to_bytes()), storage.url
-        )
+        message = gang.run_on_zero(lambda: _decided(decider, alone=gang.world_size == 1))
+        size = int.from_bytes(message[:_SIZE_BYTES], "little")
+        decision = Decision.from_bytes(message[_SIZE_BYTES:][:size], storage.url)
         manifest = decision.manifest
         if manifest is None:
             return None
-        loaded = open_checkpoint(decider.directory(decision), manifest, gang, progress)
+        ahead = message[_SIZE_BYTES + size :]
+        loaded = open_checkpoint(decider.directory(decision), manifest, gang, progress, ahead)
         try:
             with located(loaded.url, epoch=loaded.epoch, rank=gang.rank):
                 Restore(
@@ -186,3 +189,12 @@ def _restore_sound(
             decider.pass_over(manifest.epoch, error)
         else:
             return Resumed(loaded, foreign=decision.foreign)
+
+
+def _decided(decider: Decider, *, alone: bool) -> bytes:
+    """Return a decision, behind its length, and what was read ahead of what it chose."""
+    decision = decider.decide()
+    data, ahead = decision.to_bytes(), b""
+    if decision.manifest is not None and not alone:
+        ahead = read_ahead(decider.directory(decision), decision.manifest)
+    return len(data).to_bytes(_SIZE_BYTES, "little") + data + ahead
