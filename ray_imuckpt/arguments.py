@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -151,6 +152,14 @@ def keep_best(value: Any, name: str = "keep_best") -> tuple[str, str, int]:
     if epoch(count, f"the count of {name}") == 0:
         raise ValueError(f"{name}={value!r} keeps nothing; use 1 or more, or leave it out.")
     return metric, mode, operator.index(count)
+
+
+def location(value: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """Return the `dir` of a Checkpointer, unless it is no path and no URL."""
+    if not isinstance(value, (str, os.PathLike)):
+        kind = type(value).__name__
+        raise TypeError(f"dir={value!r} is of type {kind}; a path or a URL is wanted.")
+    return value
 
 
 def duration(value: Any, name: str) -> timedelta:

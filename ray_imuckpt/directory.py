@@ -52,7 +52,7 @@ class CheckpointDirectory:
         retries: Retries | None = None,
     ) -> None:
         # A worker has another working directory than the driver: a relative path is settled here.
-        self.dir = None if dir is None else source.of_checkpoints(absolute(dir))
+        self.dir = None if dir is None else source.of_checkpoints(absolute(arguments.location(dir)))
         self._working_directory = working_directory()
         self.retries = arguments.instance(retries, Retries, "retries")
         self._opening = Opening(arguments.options(storage_options), self.retries)

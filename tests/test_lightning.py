@@ -54,6 +54,19 @@ def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
 
 
 @pytest.mark.slow
+def test_another_gang_goes_on_in_mid_epoch_behind_the_same_samples_or_says_that_it_cannot(
+    told: Path,
+) -> None:
+    """From two ranks to three each sample is trained on once; one alone draws another order."""
+    steps = frameworks.noted(told)
+    frameworks.check_each_once(steps[2] + steps[3][:2])
+    assert len(steps[1]) == 9, "of the second epoch three ranks had seen a quarter"
+    (warning,) = frameworks.warnings_of_mid_epoch(told)
+    assert "by 3 ranks and 9 samples at a time, and goes on with 1 rank and 3" in warning
+    assert "each rank passes over 3 batches" in warning
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "kind", "text"),
     [
@@ -66,6 +79,8 @@ def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
         ("steps_beside_save_every", "ValueError", "give one of them"),
         ("epochs_after_steps", "StateMismatchError", "saved under the numbers of its steps"),
         ("no_steps", "ValueError", "every_n_train_steps=0"),
+        ("fewer_than_no_steps", "ValueError", "is negative; use 1 or more"),
+        ("no_directory", "TypeError", "dir=5 is of type int; a path or a URL is wanted"),
         ("batches_of_the_user", "ImuckptError", "Leave out every_n_train_steps"),
     ],
 )
@@ -85,10 +100,24 @@ def test_what_is_over_stays_over(misuses: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_a_module_without_optimizers_goes_on(misuses: dict[str, Any]) -> None:
+    """Lightning gives it a stand-in of one, which is no part of the checkpoint."""
+    assert misuses["no_optimizer"] == [None, 1, 4]
+
+
+@pytest.mark.slow
 def test_a_callback_that_is_gone_is_named(misuses: dict[str, Any]) -> None:
     """Its state is in the checkpoint, and the run goes on without it."""
     (message,) = misuses["callback_gone"]
     assert "EarlyStopping" in message
+
+
+@pytest.mark.slow
+def test_averaging_that_cannot_be_resumed_is_told_of_before_it_begins(
+    misuses: dict[str, Any],
+) -> None:
+    """Lightning's StochasticWeightAveraging exchanges the schedulers in mid-run."""
+    assert "exchanges the schedulers when it begins" in misuses["exchanged_schedulers"][0]
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from support.runs import frameworks
 RUNS: frameworks.Runs = {  # a kind, ranks, and at which batch each attempt dies
     ("steps", 1): [25, 9],  # in mid-epoch: accumulation, evaluation, logs out of step with saves
     ("epochs", 1): [30],  # the best one is loaded at the end, which comes early
-    ("workers", 1): [12],  # and the end is in mid-epoch
+    ("workers", 1): [12],  # with a scaler, and the end is in mid-epoch
     ("stream", 1): [15],  # a loader without a length
     ("steps", 2): [17],
     ("epochs", 2): [15],
@@ -47,6 +47,15 @@ def test_a_run_that_was_killed_ends_with_the_bytes_of_one_that_was_not(
         whole, killed = frameworks.whole_and_killed(told, name, ranks, rank)
         assert whole["files"] == [], "transformers saves nothing of its own"
         assert killed == whole
+
+
+@pytest.mark.slow
+def test_another_gang_goes_on_in_mid_epoch_behind_the_same_samples(told: Path) -> None:
+    """From two ranks to three, and then to one, each sample of an epoch is trained on once."""
+    steps = frameworks.noted(told)
+    frameworks.check_each_once(steps[2] + steps[3][:2])
+    frameworks.check_each_once(steps[3][2:] + steps[1])
+    assert frameworks.warnings_of_mid_epoch(told) == []
 
 
 @pytest.mark.slow

@@ -107,6 +107,11 @@ class Batches:
         """Return the loaders."""
         return self._loader.flattened
 
+    @property
+    def length(self) -> int | None:
+        """Return how many batches an epoch has; ``None`` if that is not known."""
+        return self._length
+
     def __len__(self) -> int:
         """Return how many batches an epoch has.
 
@@ -150,18 +155,17 @@ class Batches:
         """Begin the next epoch in its middle.
 
         Args:
-            state: What `state_dict` gave; ``None`` on a rank that the checkpoint does not know.
-            trained: How many batches of it were trained on.
+            state: What `state_dict` gave; ``None`` where that is of another gang.
+            trained: How many batches of it are passed over.
         """
         self._resumed = {"state": state, "trained": trained}
 
     def _begin(self) -> Iterator[Any]:
         resumed, self._resumed = self._resumed, None
-        if resumed is None:
-            self._began = {"random": take_random(), **take_loaders(self.flattened)}
-            return iter(self._loader)
-        state, trained = resumed["state"], resumed["trained"]
+        trained = 0 if resumed is None else resumed["trained"]
+        state = None if resumed is None else resumed["state"]
         if state is None:
+            self._began = {"random": take_random(), **take_loaders(self.flattened)}
             return self._passed_over(trained)
         self._began = state["began"]
         self._again = deque(state["earlier"])

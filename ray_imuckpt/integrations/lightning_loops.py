@@ -3,8 +3,8 @@
 Lightning restores loops from a file that `fit` is given, and saves them where an epoch is not quite
 over: plateau schedulers step behind the hook, validation runs behind the other one, and what was
 logged of an unfinished epoch is not saved at all. So the loops are saved where nothing is under
-way, and take up their work as if they had never left it. All names are of Lightning 2.6;
-tests/test_lightning.py fails when one of them means something else.
+way, and take up their work as if they had never left it. All names are of Lightning 2.6; what
+fails when one is gone, or means something else, is in docs/versions.md.
 """
 
 from __future__ import annotations
@@ -15,9 +15,18 @@ from typing import Any
 import torch
 
 from ray_imuckpt.errors import ImuckptError
+from ray_imuckpt.integrations import versions
 from ray_imuckpt.integrations.batches import Batches
 
-_EPOCHS = "epoch_progress"
+_FRAMEWORK = "Lightning"
+_FIT = (
+    *("_combined_loader", "_data_fetcher", "_restarting", "_resuming_from_checkpoint"),
+    *("epoch_loop", "epoch_progress"),
+)
+_EPOCH = ("_results", "batch_progress", "restarting")
+_PROGRESS = ("processed", "ready")
+_FETCHER = ("_combined_loader", "fetched", "length", "setup")
+_EPOCHS, _BATCHES = "epoch_progress", "epoch_loop.batch_progress"
 
 
 class TrainingLoops:
@@ -25,11 +34,18 @@ class TrainingLoops:
 
     Args:
         trainer: The trainer.
+
+    Raises:
+        ImuckptError: Its loops lack what is read or set here.
     """
 
     def __init__(self, trainer: Any) -> None:
-        self._fit = trainer.fit_loop
-        self._epoch = trainer.fit_loop.epoch_loop
+        self._fit = fit = trainer.fit_loop
+        versions.check_names(_FRAMEWORK, "Trainer.fit_loop", fit, _FIT)
+        self._epoch = epoch = fit.epoch_loop
+        versions.check_names(_FRAMEWORK, "Trainer.fit_loop.epoch_loop", epoch, _EPOCH)
+        for progress in (fit.epoch_progress, epoch.batch_progress):
+            versions.check_names(_FRAMEWORK, "a loop's progress", progress.current, _PROGRESS)
 
     @property
     def epochs(self) -> int:
@@ -78,6 +94,7 @@ class TrainingLoops:
                 "not know how many were trained on: there is no place to save between two of them.",
                 hint="Leave out every_n_train_steps, or let training_step() take a batch.",
             )
+        versions.check_names(_FRAMEWORK, "the fetcher of batches", fetcher, _FETCHER)
         ahead = 0 if fetcher.length is not None else fetcher.prefetch_batches
         batches = Batches(self._fit._combined_loader, fetcher.length, ahead, between)
         fetcher.setup(batches)
@@ -102,6 +119,18 @@ class TrainingLoops:
         self._fit.load_state_dict(state)
         self.go_on(between_epochs=False)
         self._fit._data_fetcher.fetched = self._epoch.batch_progress.current.ready
+
+    @staticmethod
+    def trained(state: dict[str, Any]) -> int:
+        """Return how many batches of the epoch under way a state was trained on."""
+        return int(state[_BATCHES]["current"]["ready"])
+
+    @staticmethod
+    def standing(state: dict[str, Any], batches: int) -> dict[str, Any]:
+        """Return the same state behind another number of batches."""
+        progress = state[_BATCHES]
+        current = dict.fromkeys(progress["current"], batches)
+        return {**state, _BATCHES: {**progress, "current": current}}
 
     def logged(self) -> dict[str, Any]:
         """Return what this rank has logged of the epoch under way, and not averaged yet."""
@@ -141,6 +170,7 @@ def apply_metric_states(module: torch.nn.Module, saved: dict[str, Any]) -> None:
     for name, metric in _metrics(module):
         if name not in saved:
             continue
+        versions.check_names("torchmetrics", "a Metric", metric, ("_computed", "_update_count"))
         for part, value in saved[name]["state"].items():
             setattr(metric, part, _moved(value, metric.device))
         metric._update_count = saved[name]["updates"]  # running means weigh by it

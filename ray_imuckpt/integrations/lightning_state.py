@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from ray_imuckpt.errors import StateMismatchError
+from ray_imuckpt.integrations import refusals
 from ray_imuckpt.integrations.batches import Batches, take_loaders
+from ray_imuckpt.integrations.deals import Deal
 from ray_imuckpt.integrations.lightning_loops import (
     TrainingLoops,
     apply_metric_states,
@@ -56,9 +58,14 @@ class TrainerState:
         ]
 
     @property
+    def deal(self) -> Deal:
+        """Return how samples are dealt to the ranks, once there are loaders."""
+        return Deal.of(self._loops.loaders, self._trainer.world_size)
+
+    @property
     def trained(self) -> int:
         """Return how many batches of its epoch the loaded state was trained on."""
-        return int(self.loaded["loops"]["epoch_loop.batch_progress"]["current"]["ready"])
+        return self._loops.trained(self.loaded["loops"])
 
     @contextlib.contextmanager
     def saving(self, *, between_epochs: bool) -> Iterator[None]:
@@ -80,6 +87,7 @@ class TrainerState:
         data = trainer.datamodule
         return {
             "by_steps": self._by_steps,
+            "deal": self.deal._asdict(),
             "between_epochs": self.between_epochs,
             "optimizers": len(self.optimizers),
             "schedulers": len(trainer.lr_scheduler_configs),
@@ -132,8 +140,8 @@ class TrainerState:
                 raise StateMismatchError(
                     f"configure_optimizers() gave {state[what]} {what} when this was saved, and "
                     f"gives {number} now. Nothing was changed.",
-                    hint="Let it give the same, in the same order. To begin with the weights "
-                    "alone: ray_imuckpt.load(module, path) before fit(), and another directory.",
+                    hint="Let it give the same, in the same order. "
+                    + refusals.weights_alone("fit()"),
                 )
         if state["by_steps"] and not self._by_steps:  # which would never be the last ones
             raise StateMismatchError(

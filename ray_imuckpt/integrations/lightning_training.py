@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import nn
 
 from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
+from ray_imuckpt.integrations import refusals
 from ray_imuckpt.integrations.batches import Batches, apply_loaders
+from ray_imuckpt.integrations.deals import Deal, position_of, tell
 from ray_imuckpt.integrations.lightning_loops import TrainingLoops
 from ray_imuckpt.integrations.lightning_state import RankState, TrainerState
 
+logger = logging.getLogger("ray_imuckpt")
+
 _NAME = "lightning"
+_FIT = "fit()"
 _OUT_OF_REACH = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
@@ -79,9 +85,23 @@ class LightningTraining:
             return
         self._batches = self._loops.batches(self._between)
         if not between_epochs:
-            self._batches.resume(self._rank.position, self._state.trained)
+            self._find(self._batches)
         if not (self._resuming and between_epochs):  # there the loop itself will
             self._loops.begin()
+
+    def _find(self, batches: Batches) -> None:
+        """Let the batches go on behind those that were trained on."""
+        state, trainer, loops = self._state, self._trainer, self._state.loaded["loops"]
+        then, now = Deal(**state.loaded["deal"]), state.deal
+        if now[:2] == then[:2]:
+            batches.resume(self._rank.position, state.trained)
+            return
+        multiple = trainer.accumulate_grad_batches
+        position = position_of(then, now, state.trained, multiple=multiple, length=batches.length)
+        if trainer.is_global_zero:
+            tell(then, now, position)
+        state.loaded["loops"] = self._loops.standing(loops, position.batches)
+        batches.resume(None, position.batches)
 
     def begin_epoch(self) -> None:
         """Save what is behind the end of the epoch before."""
@@ -164,6 +184,14 @@ class LightningTraining:
                 f"{unfit} keeps parameters and optimizer in flat pieces that no name leads to.",
                 hint="Use DDPStrategy, or ModelParallelStrategy, which shards with FSDP2.",
             )
+        averaging = "StochasticWeightAveraging"
+        callbacks = [type(each).__name__ for each in self._trainer.callbacks]
+        if averaging in callbacks and self._trainer.is_global_zero:
+            logger.warning(
+                "%s exchanges the schedulers when it begins: from then on no fit() can go on from "
+                "what is saved here. Use WeightAveraging, which can be resumed.",
+                averaging,
+            )
         if self._trainer.ckpt_path is not None:
             raise ValueError(
                 f"fit() was given ckpt_path={str(self._trainer.ckpt_path)!r}, and ImuckptCallback "
@@ -175,21 +203,12 @@ class LightningTraining:
 def _explained(error: StateMismatchError) -> StateMismatchError:
     """Return the error in words of Lightning, where the names of our keywords say nothing to it."""
     if _NAME in error.missing:
-        message = (
-            "This checkpoint was not made by ImuckptCallback: it holds no state of a Lightning "
-            "Trainer, so that no fit() can go on from it."
-        )
-        hint = "Is it the right directory? "
-    elif any(name.startswith(("optimizer_", "scheduler_")) for name in error.missing):
+        return refusals.made_otherwise(error, "ImuckptCallback", "Lightning", _FIT)
+    if any(name.startswith(("optimizer_", "scheduler_")) for name in error.missing):
         message = (
             "configure_optimizers() gives more optimizers or schedulers than when this was saved: "
-            f"{', '.join(error.missing)}."
+            f"{', '.join(error.missing)}. Nothing was changed."
         )
-        hint = "Let it give the same, in the same order. "
-    else:
-        return error
-    hint += (
-        "To begin with the weights alone: ray_imuckpt.load(module, path) before fit(), and another "
-        "directory for the new run."
-    )
-    return StateMismatchError(f"{message} Nothing was changed.", **{**error.facts(), "hint": hint})
+        hint = f"Let it give the same, in the same order. {refusals.weights_alone(_FIT)}"
+        return StateMismatchError(message, **{**error.facts(), "hint": hint})
+    return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from importlib import metadata
 from typing import Any
@@ -12,6 +13,7 @@ from ray_imuckpt.integrations.transformers_training import TransformersTraining
 
 try:
     from transformers import Trainer, TrainerCallback
+    from transformers.trainer_callback import ExportableState
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         "transformers is not installed. Install it: pip install 'ray-imuckpt[transformers]'"
@@ -19,14 +21,50 @@ except ModuleNotFoundError as missing:
 
 __all__ = ["ImuckptTrainer", "ImuckptTrainerMixin"]
 
-TRIED = ("5.24",)
+TRIED = ("5.22", "5.23", "5.24")
+_EPOCH = (
+    *("model", "epoch", "train_dataloader", "steps_in_epoch", "num_update_steps_per_epoch"),
+    *("trial", "ignore_keys_for_eval", "start_time", "resume_from_checkpoint", "epochs_trained"),
+    "steps_trained_in_current_epoch",
+)
+_OVERRIDDEN = {  # what is called by a Trainer under a private name: with which parameters
+    "_init_training_state": (
+        *("max_steps", "num_update_steps_per_epoch", "num_train_epochs"),
+        *("resume_from_checkpoint", "trial"),
+    ),
+    "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
+    "_run_epoch": _EPOCH,
+    "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+    "_load_rng_state": ("checkpoint",),
+    "_save_checkpoint": ("model", "trial"),
+    "_load_best_model": (),
+    "_finalize_training": ("trial", "num_train_samples", "start_time"),
+}
 
 
 class ImuckptTrainerMixin:
     """Lets a transformers ``Trainer`` save its run, and resume it bit for bit.
 
     For a trainer of your own or of another library, ``class Mine(ImuckptTrainerMixin, SFTTrainer)``
-    for example. Everything else is as for `ImuckptTrainer`.
+    for example: it comes before the trainer's class. What is saved, and when, is as for
+    `ImuckptTrainer`.
+
+    Args:
+        *args: As for the trainer's class.
+        checkpointer: A `Checkpointer`, or its `dir`; ``None`` in a worker of Ray: the run's own.
+        untried_version: Whether to go on with a version of transformers that this was not tried
+            with.
+        **kwargs: As for the trainer's class.
+
+    Attributes:
+        checkpointer: The `Checkpointer`.
+        resumed_from: The number of optimizer steps that ``train`` has continued from; ``None`` from
+            scratch.
+
+    Raises:
+        ImuckptError: This version of transformers was not tried, or its ``Trainer`` lacks a method
+            that is overridden here, or calls it with other parameters.
+        TypeError: `checkpointer` is no `Checkpointer`, path or URL.
     """
 
     def __init__(
@@ -38,12 +76,16 @@ class ImuckptTrainerMixin:
     ) -> None:
         installed = metadata.version("transformers")
         versions.check("transformers", installed, TRIED, untried_version=untried_version)
+        versions.check_names("transformers", "Trainer", Trainer, (*_OVERRIDDEN, "store_flos"))
+        for name, parameters in _OVERRIDDEN.items():
+            here = inspect.signature(getattr(Trainer, name)).parameters
+            versions.check_parameters("transformers", f"Trainer.{name}", here, parameters)
         super().__init__(*args, **kwargs)
         if not isinstance(checkpointer, Checkpointer):
             checkpointer = Checkpointer(checkpointer)
         self.checkpointer = checkpointer
         self.resumed_from: int | None = None
-        self._training = TransformersTraining(self, checkpointer)
+        self._training = TransformersTraining(self, checkpointer, ExportableState)
         handler: Any = self.callback_handler  # type: ignore[attr-defined]
         handler.callbacks.insert(0, _First(self))
 
@@ -60,14 +102,20 @@ class ImuckptTrainerMixin:
             trial: Nothing.
             ignore_keys_for_eval: As for ``Trainer.train``.
 
+        Returns:
+            The ``TrainOutput``: ``global_step`` counts optimizer steps from the run's beginning,
+            ``training_loss`` is the mean loss of the steps of this call.
+
         Raises:
             StateMismatchError: The checkpoint is of another model or optimizer, or of no
                 `ImuckptTrainer`; nothing was changed.
             ValueError: An option of the ``TrainingArguments`` is about transformers' own
                 checkpoints, or `resume_from_checkpoint` is a directory of them.
+            UnsupportedStateError: The model is sharded by FSDP1.
+            SaveFailedError: A checkpoint could not be made; on every rank.
             ImuckptError: The trainer is run by DeepSpeed, which keeps the state itself.
         """
-        self._training = TransformersTraining(self, self.checkpointer)
+        self._training = TransformersTraining(self, self.checkpointer, ExportableState)
         self._training.refuse(resume_from_checkpoint, trial)
         with self.checkpointer:
             return super().train(None, None, ignore_keys_for_eval)  # type: ignore[misc]
@@ -89,11 +137,21 @@ class ImuckptTrainerMixin:
         return self._prepared, train_dataloader
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        kwargs |= self._training.enter_epoch(kwargs["epoch"], kwargs["train_dataloader"])
+        epoch, loader = kwargs["epoch"], kwargs["train_dataloader"]
+        kwargs |= self._training.enter_epoch(epoch, loader, kwargs["steps_in_epoch"])
         super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Return the batches of the next optimizer step; between two steps the run is saved."""
+        """Return the batches of the next optimizer step; between two steps the run is saved.
+
+        Args:
+            epoch_iterator: What the batches come from.
+            num_batches: How many micro-batches the step is made of.
+            device: As for ``Trainer.get_batch_samples``.
+
+        Returns:
+            The micro-batches, at most `num_batches`, and the number of items in them or ``None``.
+        """
         batches = self._training.between(epoch_iterator)
         return super().get_batch_samples(batches, num_batches, device)  # type: ignore[misc]
 

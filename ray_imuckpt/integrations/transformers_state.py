@@ -9,6 +9,7 @@ from typing import Any
 
 from ray_imuckpt.errors import StateMismatchError
 from ray_imuckpt.integrations.batches import apply_generators, take_generators
+from ray_imuckpt.integrations.deals import Deal
 from ray_imuckpt.state.random_state import apply_random, take_random
 
 _NOT_SAVED = frozenset(  # of a TrainerState: what the arguments of this process say, and the log
@@ -25,15 +26,19 @@ class TrainerProgress:
 
     Args:
         trainer: The trainer.
+        exportable: The class of the callbacks that have a state.
 
     Attributes:
         loaded: What was loaded; ``None`` from scratch.
         epoch: The epoch to go on with, counted from 0.
         trained: How many batches of it were trained on.
+        deal: How its samples are dealt to the ranks; ``None`` before one is entered.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, exportable: type) -> None:
+        self._exportable_state = exportable
         self.loaded: Any = None
+        self.deal: Deal | None = None
         self.epoch = 0
         self.trained = 0
         self._trainer = trainer
@@ -54,6 +59,7 @@ class TrainerProgress:
         return {
             "epoch": self.epoch,
             "trained": self.trained,
+            "deal": None if self.deal is None else self.deal._asdict(),
             "stopped": self._trainer.control.should_training_stop and not self.over,
             "state": {name: getattr(self._trainer.state, name) for name in names},
             "callbacks": dict(callbacks),
@@ -96,7 +102,7 @@ class TrainerProgress:
         return [
             each
             for each in self._trainer.callback_handler.callbacks
-            if any(cls.__name__ == "ExportableState" for cls in type(each).__mro__)
+            if isinstance(each, self._exportable_state)
         ]
 
 
@@ -146,8 +152,8 @@ class EpochBatches:
         """Go to a position; what is drawn from random generators on the way is not put back.
 
         Args:
-            state: What `state_dict` gave; ``None`` on a rank that the checkpoint does not know.
-            trained: How many batches were trained on.
+            state: What `state_dict` gave; ``None`` where that is of another gang.
+            trained: How many batches are passed over.
         """
         if state is not None:
             self._began = state["began"]

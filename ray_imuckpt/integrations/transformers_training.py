@@ -3,8 +3,8 @@
 transformers restores from files of its own, at several moments; it counts batches, and draws random
 numbers again for those that its loader has fetched ahead; the loss since the last log is lost. So a
 save that is asked for is made where nothing is under way: before the next optimizer step's batches
-are fetched, or before an epoch begins. A restart comes back to that line. What is private here is
-of transformers 5.24; tests/test_transformers.py fails when it means something else.
+are fetched, or before an epoch begins. A restart comes back to that line. What is private here,
+and what fails when it is gone or means something else, is in docs/versions.md.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import Any
 
 from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
+from ray_imuckpt.integrations import refusals, versions
+from ray_imuckpt.integrations.deals import Deal, position_of, tell
 from ray_imuckpt.integrations.transformers_state import EpochBatches, RankProgress, TrainerProgress
 
 _NAME = "transformers"
+_COUNTERS = ("_globalstep_last_logged", "_total_loss_scalar", "_tr_loss")
 _TIMINGS = ("_runtime", "_per_second")
 
 
@@ -27,16 +30,17 @@ class TransformersTraining:
     Args:
         trainer: The trainer.
         checkpointer: Saves and restores.
+        exportable: The class of the callbacks that have a state, ``ExportableState``.
 
     Attributes:
         due: Whether a save is asked for.
     """
 
-    def __init__(self, trainer: Any, checkpointer: Checkpointer) -> None:
+    def __init__(self, trainer: Any, checkpointer: Checkpointer, exportable: type) -> None:
         self.due = False
         self._trainer = trainer
         self._checkpointer = checkpointer
-        self._progress = TrainerProgress(trainer)
+        self._progress = TrainerProgress(trainer, exportable)
         self._rank = RankProgress(trainer)
         self._batches: Any = None  # `EpochBatches`, once an epoch was entered
         self._log: list[dict[str, Any]] = []
@@ -97,15 +101,8 @@ class TransformersTraining:
         except StateMismatchError as error:
             if _NAME not in error.missing:
                 raise
-            text = (
-                "This checkpoint was not made by ImuckptTrainer: it holds no state of a "
-                "transformers Trainer, so that no train() can go on from it. Nothing was changed."
-            )
-            hint = (
-                "Is it the right directory? To begin with the weights alone: "
-                "ray_imuckpt.load(model, path) before train(), and another directory for the run."
-            )
-            raise StateMismatchError(text, **{**error.facts(), "hint": hint}) from error
+            adapter, call = "ImuckptTrainer", "train()"
+            raise refusals.made_otherwise(error, adapter, _NAME, call) from error
         if self._progress.loaded is None:
             return None
         self._resuming = self._counting = True
@@ -124,13 +121,14 @@ class TransformersTraining:
             self._go_on()
         self._save_if_due(between_epochs=True)
 
-    def enter_epoch(self, epoch: int, loader: Any) -> dict[str, Any]:
-        """Note where an epoch begins; return what its loop is to be told.
+    def enter_epoch(self, epoch: int, loader: Any, length: int) -> dict[str, Any]:
+        """Note where an epoch of so many batches begins; return what its loop is to be told.
 
         Where it begins in its middle, the loop counts from there. It makes itself a loader that
         passes over batches, of which none is asked for: `between` has its own.
         """
         trainer, self._epoch = self._trainer, epoch
+        versions.check_names(_NAME, "Trainer", trainer, _COUNTERS)
         if self._counting:  # these were set to nothing when the loop began
             self._counting = False
             if self._rank.loss is not None:
@@ -138,8 +136,10 @@ class TransformersTraining:
                 trainer._total_loss_scalar = -trainer._tr_loss.item()  # of before
                 trainer._globalstep_last_logged = self._rank.last_logged
         self._batches = EpochBatches(loader)
+        self._progress.deal = now = Deal.of([loader], trainer.accelerator.num_processes)
         if not self._resuming:
             return {}
+        self._find(now, length)
         inner: Any = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
         for each in (loader, inner):
             if hasattr(each, "set_epoch"):
@@ -150,6 +150,19 @@ class TransformersTraining:
             "epochs_trained": epoch,
             "steps_trained_in_current_epoch": trained,
         }
+
+    def _find(self, now: Deal, length: int) -> None:
+        """Go on behind what was trained on, where another gang begins in mid-epoch."""
+        progress, trainer, then = self._progress, self._trainer, self._progress.loaded["deal"]
+        if progress.trained == 0 or now[:2] == Deal(**then)[:2]:
+            return
+        multiple = trainer.args.gradient_accumulation_steps
+        position = position_of(
+            Deal(**then), now, progress.trained, multiple=multiple, length=length
+        )
+        if trainer.is_world_process_zero():
+            tell(Deal(**then), now, position)
+        progress.trained, self._rank.position = position.batches, None
 
     def between(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Return the batches of this epoch; between two optimizer steps, where the run is saved."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from support.waiting import until_committed
 
 Runs = Mapping[tuple[str, int], list[int]]
 """For each kind and number of ranks the kills: at which batch an attempt ends by SIGKILL."""
+GANGS = ((2, 4), (3, 4), (1, 0))
+"""The attempts of a run whose gang changes in mid-epoch: ranks, and at which batch they die."""
 Train = Callable[[Path, int, int, str, Callable[[], None]], None]
 """Trains, given the run directory, the rank, the number of ranks, the kind, and what to call at
 every batch, which may not return; at its end it writes what came of it by `tell`."""
@@ -41,8 +44,10 @@ def make(directory: Path, runs: str, train: Train, misuse: Callable[[Path], obje
     """
     import_all()
     for name, ranks, kills in json.loads(runs):
-        _run(directory / f"{name}-{ranks}-whole", ranks, name, [], train)
-        _run(directory / f"{name}-{ranks}", ranks, name, kills, train)
+        _run(directory / f"{name}-{ranks}-whole", name, [(ranks, 0)], train)
+        attempts = [(ranks, die_at) for die_at in [*kills, 0]]
+        _run(directory / f"{name}-{ranks}", name, attempts, train)
+    _run(directory / "elastic", "elastic", GANGS, train)
     misuses = directory / "misuses"
     misuses.mkdir()
 
@@ -88,10 +93,43 @@ def check_refused(misuse: dict[str, Any], kind: str, text: str) -> None:
     assert misuse["same"]
 
 
-def _run(directory: Path, ranks: int, name: str, kills: list[int], train: Train) -> None:
+def note(directory: Path, ranks: int, rank: int, samples: Any) -> None:
+    """Add the samples of a batch, each known by its number, to those that a rank was trained on."""
+    with (directory / f"samples-{ranks}-{rank}").open("a") as file:
+        file.write(json.dumps(samples.tolist()) + "\n")
+
+
+def noted(told: Path) -> dict[int, list[list[float]]]:
+    """Return, for each size of the run whose gang changes, the samples of each step in order."""
+    batches = {
+        ranks: [
+            [json.loads(line) for line in path.read_text().splitlines()]
+            for path in sorted((told / "elastic").glob(f"samples-{ranks}-*"))
+        ]
+        for ranks, _ in GANGS
+    }
+    return {
+        ranks: [sorted(chain.from_iterable(step)) for step in zip(*each, strict=True)]
+        for ranks, each in batches.items()
+    }
+
+
+def check_each_once(steps: list[list[float]]) -> None:
+    """Check that these steps are an epoch: 36 samples, each of them once."""
+    samples = list(chain.from_iterable(steps))
+    assert len(samples) == len(set(samples)) == 36
+
+
+def warnings_of_mid_epoch(told: Path) -> list[str]:
+    """Return what the last attempt of the run whose gang changes was told of its epoch."""
+    messages = json.loads((told / "elastic" / "told-0.json").read_text())["messages"]
+    return [message for message in messages if "in the middle of an epoch" in message]
+
+
+def _run(directory: Path, name: str, attempts: Iterable[tuple[int, int]], train: Train) -> None:
     """Begin, kill and begin again, until an attempt comes to its end."""
     directory.mkdir()
-    for die_at in [*kills, 0]:
+    for ranks, die_at in attempts:
         ended = on_gang(ranks, partial(_attempt, directory, ranks, name, die_at, train))
         first = next(iter(ended.values()))
         assert first == (-signal.SIGKILL if die_at else 0), ended

@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -55,6 +55,22 @@ class Several(Small):
 
     def configure_optimizers(self) -> Any:
         return [super().configure_optimizers(), torch.optim.SGD([self.net.bias], 0.01)]
+
+
+class Unoptimized(Small):
+    """Counts, and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.steps: torch.Tensor
+        self.register_buffer("steps", torch.zeros(()))
+
+    def training_step(self, *_: Any) -> Any:
+        self.steps += 1
+
+    def configure_optimizers(self) -> Any:
+        return None
 
 
 class OfIterator(Small):
@@ -120,6 +136,21 @@ def no_steps(at: Path) -> Any:
     return refused(lambda: ImuckptCallback(at, every_n_train_steps=0))
 
 
+def fewer_than_no_steps(at: Path) -> Any:
+    return refused(lambda: ImuckptCallback(at, every_n_train_steps=-1))
+
+
+def no_directory(at: Path) -> Any:
+    return refused(lambda: ImuckptCallback(5))  # type: ignore[arg-type]
+
+
+def exchanged_schedulers(at: Path) -> Any:
+    """A callback after which nothing can be resumed is told of before it begins."""
+    with Messages() as told:
+        fit(Small(), at, callbacks=[StochasticWeightAveraging(0.1)])
+    return told
+
+
 def batches_of_the_user(at: Path) -> Any:
     callback = ImuckptCallback(at, every_n_train_steps=1)
     return refused(lambda: fit(OfIterator(), at, callback=callback))
@@ -137,6 +168,15 @@ def nothing_left(at: Path) -> Any:
     module = Small()
     callback = fit(module, at, 2)
     return [callback.resumed_from, before == sorted(path.name for path in at.rglob("*"))]
+
+
+def no_optimizer(at: Path) -> Any:
+    """A module that configures no optimizer is resumed as well, for what it counts."""
+    resumed = []
+    for epochs in (1, 2):
+        module = Unoptimized()
+        resumed.append(fit(module, at, epochs).resumed_from)
+    return [*resumed, module.steps.item()]
 
 
 def stopped_early(at: Path) -> Any:
@@ -190,8 +230,9 @@ def epochs_after_steps(at: Path) -> dict[str, Any]:
 
 CASES = (
     another_module, fewer_optimizers, more_optimizers, another_framework, beside_ckpt_path,
-    two_callbacks, steps_beside_save_every, no_steps, batches_of_the_user, fast_dev_run,
-    nothing_left, stopped_early, callback_gone, other_name, epochs_after_steps,
+    two_callbacks, steps_beside_save_every, no_steps, fewer_than_no_steps, no_directory,
+    exchanged_schedulers, batches_of_the_user, fast_dev_run,
+    nothing_left, no_optimizer, stopped_early, callback_gone, other_name, epochs_after_steps,
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +64,20 @@ class Count(pl.Callback):
     """A callback with a state, and with hooks that draw."""
 
     def __init__(self) -> None:
-        self.batches = 0
+        self.batches = self.last = 0
 
     def on_train_epoch_start(self, *_: Any) -> None:
         self.epoch_noise = random.random()
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.batches += 1
+        self.last += trainer.is_last_batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches}
+        return {"batches": self.batches, "last": self.last}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches = state_dict["batches"]
+        self.batches, self.last = state_dict["batches"], state_dict["last"]
 
 
 class Net(pl.LightningModule):
@@ -89,10 +91,13 @@ class Net(pl.LightningModule):
         self.error = MeanSquaredError()
         self.note = 0
         self.die = die
+        self.samples: Callable[[Any], None] | None = None
 
     def loss(self, batch: Any) -> Any:
         self.die()
         x, y = batch
+        if self.samples is not None:
+            self.samples(y)
         made = self.net(x)[:, 0]
         self.error.update(made.detach().float(), y)
         return (made - y).square().mean()
@@ -173,6 +178,8 @@ class Sharded(Net):
 
     def configure_model(self) -> None:
         mesh: Any = self.device_mesh
+        if mesh is None:  # another strategy
+            return
         for layer in (self.net[0], self.net[3], self.net):
             fully_shard(layer, mesh=mesh["data_parallel"])
 
@@ -195,9 +202,11 @@ def kind(name: str, die: Callable[[], None]) -> tuple[Net, Any, dict[str, Any], 
         options = {"max_epochs": 3, "callbacks": averaging}
         net = Net if name == "averaged" else Sharded
         return net(die), DataLoader(Noisy(), 6, shuffle=True), options, 4
-    if name == "workers":
-        loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=2)
-        return Net(die), loader, {"max_epochs": 2, "reload_dataloaders_every_n_epochs": 1}, 3
+    if name in {"workers", "elastic"}:
+        workers = name == "workers"
+        loader = DataLoader(Noisy(), 3, shuffle=True, num_workers=2 * workers)
+        options = {"max_epochs": 2, "reload_dataloaders_every_n_epochs": int(workers)}
+        return (Net if workers else Sharded)(die), loader, options, 3
     scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=5)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     loader = StatefulDataLoader(Noisy(), 3, shuffle=True)
@@ -214,7 +223,11 @@ def fit(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], Non
     told = Messages().begin()
     count = Count()
     stop = EarlyStopping("val", patience=3, check_on_train_epoch_end=False)
-    callback = ImuckptCallback(Checkpointer(directory), every_n_train_steps=every)
+    elastic = name == "elastic"
+    if elastic:
+        module.samples = partial(frameworks.note, directory, ranks, rank)
+    checkpointer = Checkpointer(directory, blocking=elastic)
+    callback = ImuckptCallback(checkpointer, every_n_train_steps=every)
     callbacks = [count, stop, callback, *options.pop("callbacks", [])]
     strategy: Any = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
     if name == "sharded":
@@ -235,6 +248,7 @@ def fit(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], Non
         "schedulers": [digest(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
         "callbacks": digest(count.state_dict(), stop.state_dict()),
         "metrics": {n: v.item() for n, v in sorted(trainer.callback_metrics.items())},
+        "updates": [module.error.update_count, module.error._update_count],
         "loops": digest(trainer.fit_loop.state_dict()),
         "at": [trainer.current_epoch, trainer.global_step, module.note, trainer.should_stop],
         "log": callback.log,

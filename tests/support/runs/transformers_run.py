@@ -13,6 +13,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from accelerate.utils import (  # type: ignore[import-untyped]
     FullyShardedDataParallelPlugin,
 )
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -68,10 +69,13 @@ class Net(nn.Module):
             nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Dropout(0.3), nn.Linear(16, 1)
         )
         self.die = die
+        self.samples: Callable[[Any], None] | None = None
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         if self.training:
             self.die()
+            if self.samples is not None:
+                self.samples(labels)
         made = self.net(x)[:, 0]
         return {"loss": (made - labels).square().mean(), "logits": made}
 
@@ -114,6 +118,9 @@ def kind(name: str) -> tuple[Any, dict[str, Any], list[Any]]:
             "greater_is_better": True,  # so that the best is an early one
         }  # fmt: skip
         return Noisy(), more, [EarlyStoppingCallback(early_stopping_patience=3)]
+    if name == "elastic":
+        more = {"per_device_train_batch_size": 3, "num_train_epochs": 2, "save_steps": 3}
+        return Subset(Noisy(), range(36)), {**steps, **more}, []
     if name == "sharded":
         more = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
         return Noisy(), {**steps, **more, "save_steps": 3, "max_steps": 8}, []
@@ -133,21 +140,27 @@ def shard(trainer: Any) -> None:
 def train(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], None]) -> None:
     """Train until the end, or until it is killed."""
     torch.manual_seed(0)
-    model = Sharded(die) if name == "sharded" else Net(die)
+    elastic = name == "elastic"
+    model = Sharded(die) if name in {"sharded", "elastic"} else Net(die)
+    if elastic:
+        model.samples = partial(frameworks.note, directory, ranks, rank)
     data, options, callbacks = kind(name)
     count = Count()
     told = Messages().begin()
     args = TrainingArguments(
-        output_dir=str(directory / "output"), per_device_train_batch_size=4, learning_rate=1e-2,
+        output_dir=str(directory / "output"), learning_rate=1e-2,
         use_cpu=True, report_to=[], disable_tqdm=True, seed=5, remove_unused_columns=False,
-        ddp_backend="gloo" if ranks > 1 else None, **options,
+        ddp_backend="gloo" if ranks > 1 else None,
+        **{"per_device_train_batch_size": 4, **options},
     )  # fmt: skip
     trainer: Any = ImuckptTrainer(
         model, args, train_dataset=data, eval_dataset=Noisy(), callbacks=[count, *callbacks],
-        checkpointer=Checkpointer(directory),
+        checkpointer=Checkpointer(directory, blocking=elastic),
     )  # fmt: skip
     if name == "sharded":
         shard(trainer)
+    if name == "workers":  # as fp16 does on GPUs alone
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", 64.0, growth_interval=5)
     trainer.train()
     last = trainer.checkpointer.read()
     result = {
@@ -155,6 +168,7 @@ def train(directory: Path, rank: int, ranks: int, name: str, die: Callable[[], N
         "model": digest(model.state_dict()),
         "optimizer": digest(trainer.optimizer.state_dict()),
         "scheduler": digest(trainer.lr_scheduler.state_dict()),
+        "scaler": digest(trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict()),
         "counted": [count.steps, count.epochs],
         "log": [
             {key: value for key, value in row.items() if not key.endswith(TIMINGS)}
