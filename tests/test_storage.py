@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -51,6 +52,20 @@ def test_urls_mean_the_same_from_another_directory(
     assert absolute("file:///x/y") == "/x/y"
     assert absolute("s3://bucket/x/") == "s3://bucket/x"
     assert absolute("~/x") == os.path.expanduser("~/x")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_reserves_no_room_takes_files_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """To reserve it finds a full disk early, and is nothing that a checkpoint needs."""
+
+    def reserve(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    open_storage(str(tmp_path)).write("a/f", Chunks([b"new"]), lambda index, views: None)
+    assert (tmp_path / "a" / "f").read_bytes() == b"new"
 
 
 def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import small_model
-from ray_imuckpt import Checkpointer
+from ray_imuckpt import Checkpointer, ImuckptError
 from ray_imuckpt.runtime import ray_driver, registry
 
 MINUTE = timedelta(seconds=60)
@@ -69,6 +69,18 @@ def test_a_session_stays_while_its_surroundings_do(monkeypatch: pytest.MonkeyPat
     assert registry.session(MINUTE, first) is first
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert registry.session(MINUTE).identity == (first.identity.id, True)
+
+
+def test_a_launcher_that_started_several_is_known_by_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would all write one checkpoint; a variable without a number starts nothing."""
+    for alone in ("", "1", "auto"):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        assert registry.session(MINUTE).gang.world_size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ImuckptError, match="init_process_group"):
+        registry.session(MINUTE)
 
 
 @pytest.mark.parametrize("thing", [None, 3, "checkpoint=3", Path("checkpoint=3"), object()])

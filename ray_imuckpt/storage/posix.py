@@ -18,6 +18,8 @@ if _SYNC_FILE_RANGE is not None:
     _SYNC_FILE_RANGE.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE = 2  # begin to write out dirty pages that are not being written yet
 
+# What some mounted file systems answer to a call that they do not have.
+_UNKNOWN_HERE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _RUN = 1024 * 1024  # read at once: what fits into a core's own cache, to be hashed there
 _VIEWS = 1024  # IOV_MAX of Linux
 
@@ -43,7 +45,11 @@ def open_file(path: str) -> int:
 def preallocate(descriptor: int, size: int) -> None:
     """Find a full disk before the first byte is written; parallel writes stay contiguous."""
     if size and hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in _UNKNOWN_HERE:
+                raise
 
 
 def pwrite_all(descriptor: int, views: list[memoryview], offset: int) -> None:
@@ -128,8 +134,8 @@ def sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
-    except OSError as error:  # some mounted file systems cannot sync a directory
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+    except OSError as error:
+        if error.errno not in _UNKNOWN_HERE:
             raise
     finally:
         os.close(descriptor)
