@@ -13,12 +13,16 @@ import torch
 from numpy.random import mtrand
 
 from conftest import same_bytes, small_model
-from ray_imuckpt import Checkpointer, StateMismatchError
+from ray_imuckpt import Checkpointer, StateMismatchError, UnsupportedStateError
 from ray_imuckpt.state import random_state
 
 KINDS: dict[str, tuple[Callable[[int], Any], Callable[[Any], list[float]]]] = {
     "python": (random.Random, lambda g: [g.random(), g.gauss(0, 1)]),
     "PCG64": (np.random.default_rng, lambda g: g.standard_normal(3).tolist()),
+    "children": (
+        lambda seed: np.random.default_rng([seed, 7]),
+        lambda g: [child.random() for child in g.spawn(2)],
+    ),
     "MT19937": (
         lambda seed: np.random.Generator(np.random.MT19937(seed)),
         lambda g: g.integers(0, 9, 5, dtype=np.int32).tolist(),
@@ -32,6 +36,10 @@ KINDS: dict[str, tuple[Callable[[int], Any], Callable[[Any], list[float]]]] = {
         lambda g: g.random(3).tolist(),
     ),
     "RandomState": (np.random.RandomState, lambda g: g.randn(3).tolist()),
+    "RandomState of PCG64": (
+        lambda seed: np.random.RandomState(np.random.PCG64(seed)),
+        lambda g: g.randn(3).tolist(),
+    ),
     "torch": (
         lambda seed: torch.Generator().manual_seed(seed),
         lambda g: torch.rand(3, generator=g).tolist(),
@@ -58,6 +66,12 @@ def test_a_generator_goes_on_where_it_was(tmp_path: Path, kind: str, how: str) -
     assert [draw(other) for _ in range(3)] == expected
     if how == "other":
         assert started.other["g"] is other
+
+
+def test_a_generator_without_a_state_is_refused(tmp_path: Path) -> None:
+    """The system's cannot go on where it was; the error names it."""
+    with pytest.raises(UnsupportedStateError, match=r"other\.rng is a random\.SystemRandom"):
+        Checkpointer(tmp_path).checkpoint(1, model=small_model(), rng=random.SystemRandom())
 
 
 def test_a_generator_of_another_algorithm_changes_nothing(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ class Adapter(nn.Module):
         state = super().state_dict(*arguments, **options)
         return {name: value for name, value in state.items() if "adapter" in name}
 
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
 
 def test_trained_parameters_that_the_state_dict_leaves_out_are_refused(tmp_path: Path) -> None:
     """A body that is trained with its adapter would begin anew; alone the adapter may be saved."""

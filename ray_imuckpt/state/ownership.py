@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ray_imuckpt.encoding.tensors import is_plain
+from ray_imuckpt.state.model import is_extra
 from ray_imuckpt.state.objects import is_stateful, may_be_sharded
 from ray_imuckpt.state.random_state import is_generator
 from ray_imuckpt.state.rehearsal import custom_loading, has_custom_saving
@@ -46,19 +46,17 @@ def unsaved_parameters(model: nn.Module, passed: Mapping[str, Any]) -> list[str]
 def _saved_by(module: nn.Module) -> Iterator[torch.Tensor]:
     """Yield those parameters and buffers that the module's ``state_dict`` gives.
 
-    One that modules of it load in their own way may hold them under names of its own: it is
-    believed to.
+    Under names that are not theirs it may give something made of any of them, and is believed to
+    where modules load in a way of their own.
     """
-    if not has_custom_saving(module) or custom_loading(module):
-        yield from chain(module.parameters(), module.buffers())
-        return
-    state = module.state_dict(keep_vars=True)
-    saved = {id(value) for value in state.values()}
-    for name, tensor in chain(
-        module.named_parameters(remove_duplicate=False), module.named_buffers()
-    ):
-        if name in state or id(tensor) in saved:
-            yield tensor
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+    if has_custom_saving(module):
+        state = module.state_dict(keep_vars=True)
+        names, saved = {name for name, _ in named}, {id(value) for value in state.values()}
+        strange = any(key not in names and not is_extra(key) for key in state)
+        if not (strange and custom_loading(module)):
+            named = [(name, t) for name, t in named if name in state or id(t) in saved]
+    yield from (tensor for _, tensor in named)
 
 
 def _address(tensor: torch.Tensor) -> int | None:

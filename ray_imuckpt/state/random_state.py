@@ -90,9 +90,14 @@ def seed_generator(value: Any, rank_zero: dict[str, Any], rank: int, name: str) 
     """Seed a generator that such a rank passed in ``per_rank``, in place."""
     seed = _seed(rank_zero, rank, name)
     if isinstance(value, np.random.Generator):
-        value.bit_generator.state = type(value.bit_generator)(_words(seed)).state
+        seeded = np.random.Generator(type(value.bit_generator)(_words(seed)))
+        apply_generator(value, take_generator(seeded))
     elif isinstance(value, np.random.RandomState):
-        value.set_state(np.random.RandomState(_words(seed)).get_state())
+        algorithm = value.get_state(legacy=False)["bit_generator"]
+        words: Any = _words(seed)
+        if algorithm != "MT19937":
+            words = getattr(np.random, algorithm)(words)
+        value.set_state(np.random.RandomState(words).get_state(legacy=False))
     elif isinstance(value, random.Random):
         value.seed(seed)
     else:
@@ -109,20 +114,26 @@ def _words(seed: int) -> list[int]:
 
 
 _LOW = 2**63 - 1
+_TRUE_RANDOM = random.SystemRandom  # which has no state
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 
 
 def is_generator(value: Any) -> bool:
     """Return whether it is a generator of random numbers that a user passes."""
-    return isinstance(value, _GENERATORS)
+    return isinstance(value, _GENERATORS) and not isinstance(value, _TRUE_RANDOM)
 
 
 def take_generator(value: Any) -> dict[str, Any]:
     """Return the state of a generator, with the name of its algorithm."""
     if isinstance(value, np.random.Generator):
         state: Any = value.bit_generator.state
+        sequence = value.bit_generator.seed_seq
+        if type(sequence) is np.random.SeedSequence:  # else it is the user's own
+            return {"generator": _algorithm(value), "state": state, "seeds": sequence.state}
     elif isinstance(value, random.Random):
         state = value.getstate()
+    elif isinstance(value, np.random.RandomState):
+        state = value.get_state(legacy=False)  # a tuple in older checkpoints
     else:
         state = value.get_state()
     return {"generator": _algorithm(value), "state": state}
@@ -142,10 +153,30 @@ def apply_generator(value: Any, state: dict[str, Any]) -> None:
     """Apply the state of a generator, in place."""
     if isinstance(value, np.random.Generator):
         value.bit_generator.state = state["state"]
+        if "seeds" in state:  # not in older checkpoints
+            _apply_seeds(value.bit_generator, state["seeds"])
     elif isinstance(value, random.Random):
         value.setstate(state["state"])
     else:
         value.set_state(state["state"])
+
+
+def _apply_seeds(bits: Any, saved: dict[str, Any]) -> None:
+    """Have ``Generator.spawn`` go on where it was: its children are counted beside the state."""
+    now = getattr(bits.seed_seq, "state", saved)  # where it is the user's own, it stays
+    if now == saved:
+        return
+    if isinstance(bits.__getstate__(), tuple):  # NumPy 2
+        bits.__setstate__((bits.state, np.random.SeedSequence(**saved)))
+        return
+    spawned = "n_children_spawned"
+    if {**now, spawned: 0} == {**saved, spawned: 0} and now[spawned] < saved[spawned]:
+        bits.seed_seq.spawn(saved[spawned] - now[spawned])
+    elif saved[spawned]:
+        raise StateMismatchError(
+            f"A generator had spawned {saved[spawned]} others, from another seed than here.",
+            hint="Build it with the same seed, or install NumPy 2, which can change it.",
+        )
 
 
 def _algorithm(value: Any) -> str:
