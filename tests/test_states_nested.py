@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,4 +106,36 @@ def test_state_under_a_key_that_would_not_come_back_is_refused(tmp_path: Path, k
     optimizer.state[key] = {"n": 1}
     with pytest.raises(UnsupportedStateError, match="keeps state under"):
         Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer)
+    del optimizer.state[key]
+    group: dict[Any, Any] = optimizer.param_groups[0]
+    group[7] = 0.5
+    with pytest.raises(UnsupportedStateError, match="keeps an option under 7"):
+        Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer)
     assert not list(tmp_path.glob("checkpoint=*"))
+
+
+class Named(torch.optim.SGD):
+    """Has words of its own in its state, as keywords are."""
+
+    words: Mapping[Any, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.words}
+
+
+@pytest.mark.parametrize("word", ["class", 3])
+def test_a_word_of_its_own_that_would_not_come_back_is_refused(tmp_path: Path, word: Any) -> None:
+    """What a checkpoint calls something else, or what is no text."""
+    model = small_model()
+    optimizer = Named(model.parameters(), lr=0.1)
+    optimizer.words = {word: 1}
+    with pytest.raises(UnsupportedStateError, match=f"keeps a value under {word!r}"):
+        Checkpointer(tmp_path).checkpoint(1, model=model, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("word", ["$", "\ud83d\ude00"], ids=ascii)
+def test_a_keyword_that_would_not_come_back_is_refused(tmp_path: Path, word: str) -> None:
+    """It would be damage to every reader, or another word."""
+    values: dict[str, Any] = {word: {"a": 1}}
+    with pytest.raises(UnsupportedStateError, match="other has the key"):
+        Checkpointer(tmp_path).checkpoint(1, model=small_model(), **values)

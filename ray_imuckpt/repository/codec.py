@@ -161,6 +161,7 @@ class Contents:
 
     def put_other(self, name: str, value: Any) -> None:
         """Add a value that was given by keyword, or the state of an object that was."""
+        tree.check_key(name, "other")
         if self.leads:
             stored = tree.encode_later(value, self.tensors[STATE], f"other.{name}", check_part)
             self.trees["other"][name] = stored

@@ -46,7 +46,7 @@ def take_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> Optimi
         for group in plain["param_groups"]
     ]
     state = {names.get(index, index): _detached(values) for index, values in plain["state"].items()}
-    _check_keys(optimizer, plain["state"], names)
+    _check_keys(optimizer, plain, names)
     rest = {key: value for key, value in plain.items() if key not in ("param_groups", "state")}
     return {"class": class_name(optimizer), "param_groups": groups, "state": state, **rest}
 
@@ -198,21 +198,24 @@ def _names_by_index(
 
 
 def _check_keys(
-    optimizer: torch.optim.Optimizer, state: Mapping[Any, Any], names: Mapping[Any, str]
+    optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], names: Mapping[Any, str]
 ) -> None:
-    """Raise `UnsupportedStateError` where what is of no parameter is under a key that is lost."""
-    strange = [key for key in state if key not in names]
+    """Raise `UnsupportedStateError` where something is under a key that would not come back."""
+    strange = [key for key in plain["state"] if key not in names]
     if is_torchs(optimizer):  # which puts parameters under their numbers, beside all other keys
         live: Iterable[Any] = optimizer.state
         strange += [key for key in live if not isinstance(key, torch.Tensor)]
     taken = {*names, *names.values()} if strange else set()
-    for key in strange:
-        if type(key) not in (int, str) or key in taken:
-            raise UnsupportedStateError(
-                f"The optimizer, a {type(optimizer).__name__}, keeps state under {key!r}, "
-                "which would not come back: it is no text, or what a parameter is called.",
-                hint="Keep what is of no parameter under a text of its own: state['shared'].",
-            )
+    lost = [("state", key) for key in strange if type(key) not in (int, str) or key in taken]
+    options = (key for group in plain["param_groups"] for key in group)
+    lost += [("an option", key) for key in options if type(key) is not str]
+    lost += [("a value", key) for key in plain if type(key) is not str or key == "class"]
+    for what, key in lost:
+        raise UnsupportedStateError(
+            f"The optimizer, a {type(optimizer).__name__}, keeps {what} under {key!r}, which would "
+            "not come back: it is no text, or what something else is called.",
+            hint="Keep it under a text of its own, such as 'shared'.",
+        )
 
 
 def class_name(value: Any) -> str:

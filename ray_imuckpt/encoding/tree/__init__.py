@@ -15,13 +15,14 @@ from collections.abc import Callable
 
 from ray_imuckpt.encoding.tree.decoding import decode, decode_dict
 from ray_imuckpt.encoding.tree.encoding import JSON, encode
-from ray_imuckpt.encoding.tree.references import of_pairs, renamed
+from ray_imuckpt.encoding.tree.references import check_key, of_pairs, renamed
 from ray_imuckpt.encoding.tree.still import Still, encode_later
 from ray_imuckpt.errors import CorruptCheckpointError
 
 __all__ = [
     "JSON",
     "Still",
+    "check_key",
     "decode",
     "decode_dict",
     "dumps",
