@@ -275,7 +275,7 @@ class CheckpointDirectory:
     def _best_of_all(self, best: Best) -> int:
         epoch = self._epoch_of_best(best)
         if epoch is None:
-            raise without_number(best, self._storage().url)
+            raise without_number(best, self._storage())
         return epoch
 
     def _storage(self, session: Session | None = None) -> Storage:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ray_imuckpt import Checkpointer
+from ray_imuckpt import Best, Checkpointer, CheckpointNotFoundError
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,15 @@ def test_epochs_without_the_metric_are_passed_over(
     assert kept[11] == [5, 10, 11]
 
 
-def test_keep_best_alone_deletes_nothing_while_no_best_is_known(tmp_path: Path) -> None:
-    """A metric that was misspelt must not cost a run its checkpoints."""
+def test_keep_best_alone_deletes_nothing_while_no_best_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A metric that was misspelt must not cost a run its checkpoints; those there are, are told."""
     checkpointer = Checkpointer(tmp_path, blocking=True)
     for epoch in (1, 2, 3):
         checkpointer.checkpoint(epoch, model=nn.Linear(1, 1), metrics={"val": epoch})
     assert checkpointer.prune(keep_best=("vall", "min")) == []
+    assert "There are: val." in caplog.text
+    with pytest.raises(CheckpointNotFoundError, match=r"There are: val\. Name one of these"):
+        checkpointer.load(nn.Linear(1, 1), Best("vall", "min"))
     assert checkpointer.list_existing_checkpoint_indices() == [1, 2, 3]

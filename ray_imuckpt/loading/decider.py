@@ -147,7 +147,7 @@ class Decider:
                 "and newly built objects.",
             ) from self._damaged
         if isinstance(choice, Best) and any(True for _ in here.branch()):
-            raise without_number(choice, here.storage.url)
+            raise without_number(choice, here.storage)
         self._warn_of_scratch(here.committed())
         return Decision()
 

@@ -18,9 +18,10 @@ from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.files import verify
 from ray_imuckpt.repository.manifest import Manifest, Stored
-from ray_imuckpt.repository.metrics import number_of
+from ray_imuckpt.repository.metrics import metrics_of, number_of
 from ray_imuckpt.storage import Storage
 from ray_imuckpt.storage.names import join
+from ray_imuckpt.units import listed
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -72,22 +73,23 @@ def judgement(
         CorruptCheckpointError: There are checkpoints, but none is sound.
     """
     catalog = Catalog(storage)
-    listed = catalog.listed()
-    stored = known.stored if listed.record == known.record else {}
-    for epoch in stored.keys() - {*listed.epochs}:
+    listing = catalog.listed()
+    stored = known.stored if listing.record == known.record else {}
+    for epoch in stored.keys() - {*listing.epochs}:
         del stored[epoch]
     manifests = {epoch: found.manifest for epoch, found in stored.items()}
-    epochs = sorted(catalog.current_branch(overview=replace(listed, manifests=manifests)))
-    abandoned = tuple(sorted({*listed.epochs} - {*epochs}))
+    epochs = sorted(catalog.current_branch(overview=replace(listing, manifests=manifests)))
+    abandoned = tuple(sorted({*listing.epochs} - {*epochs}))
     if not epochs:
-        return Judgement(abandoned=abandoned, record=listed.record)
+        return Judgement(abandoned=abandoned, record=listing.record)
     newest = _newest_sound(catalog, storage, epochs, sound, stored)
     best = best_epochs(storage, epochs, rules.best, stored) if rules.best else []
     reasons = _reasons(epochs, newest, best, rules, protected)
     if rules.best and not best:
         logger.warning(
-            "No checkpoint has a number for the metric %r yet: keep_best keeps none.",
+            "No checkpoint has a number for the metric %r yet: keep_best keeps none. %s",
             rules.best.metric,
+            _metrics_there_are(stored),
         )
         if rules.keep_last is None and rules.keep_every is None:
             reasons = {epoch: reasons.get(epoch, ["no rule tells"]) for epoch in epochs}
@@ -99,7 +101,7 @@ def judgement(
         reasons,
         abandoned,
         tuple(witnesses.values()),
-        listed.record,
+        listing.record,
         stored,
     )
 
@@ -203,10 +205,19 @@ def best_of(manifests: Iterable[Manifest], best: Best) -> list[int]:
     return ranked[: best.count]
 
 
-def without_number(best: Best, url: str) -> CheckpointNotFoundError:
+def without_number(best: Best, storage: Storage) -> CheckpointNotFoundError:
     """Return the error that no checkpoint of a directory has a number by which to be the best."""
+    known: dict[int, Stored] = {}
+    best_epochs(storage, list(Catalog(storage).current_branch()), best, known)
     return CheckpointNotFoundError(
         f"No checkpoint has a number for the metric {best.metric!r}.",
-        url=url,
-        hint="Pass it to checkpoint(..., metrics={...}), or name another checkpoint.",
+        url=storage.url,
+        hint=f"{_metrics_there_are(known)} Name one of these, or another checkpoint; or pass it to "
+        "checkpoint(..., metrics={...}).",
     )
+
+
+def _metrics_there_are(stored: Mapping[int, Stored]) -> str:
+    """Return in words which metrics checkpoints have, for those who have misspelt one."""
+    names = sorted({name for found in stored.values() for name in metrics_of(found.manifest)})
+    return f"There are: {listed(names)}." if names else "There are no metrics at all."
