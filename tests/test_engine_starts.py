@@ -19,7 +19,8 @@ from ray_imuckpt.storage import open_storage
 from ray_imuckpt.storage.engines import s3_options
 from ray_imuckpt.storage.engines.connection import UnknownOptionError
 from support.programs import HANGS
-from tools.simulated_store import Action, Fault, Settings, SimulatedStore
+from support.round_trips import check_round_trips
+from tools.simulated_store import Action, Fault, SimulatedStore
 
 BY_FSSPEC = {"config_kwargs": {"user_agent_extra": "tests"}}
 
@@ -133,34 +134,39 @@ def test_a_tiny_save_takes_four_round_trips(
     options: dict[str, Any], simulated_store: SimulatedStore
 ) -> None:
     """Data, then sizes and records, then the manifest, then a look at the record."""
-    with Checkpointer("s3://bucket/run", storage_options=options, blocking=True) as checkpointer:
-        checkpointer.start(nn.Linear(2, 2))
-        checkpointer.checkpoint(1, model=nn.Linear(2, 2))
-        simulated_store.configure(Settings(latency=0.4))  # what is asked at once comes at once
-        simulated_store.reset()
-        checkpointer.checkpoint(2, model=nn.Linear(2, 2))
-    assert simulated_store.report().round_trips <= 4
+
+    def saved() -> Checkpointer:
+        made = Checkpointer("s3://bucket/run", storage_options=options, blocking=True)
+        made.start(nn.Linear(2, 2))
+        made.checkpoint(1, model=nn.Linear(2, 2))
+        return made
+
+    check_round_trips(
+        simulated_store, 4, saved, lambda made: made.checkpoint(2, model=nn.Linear(2, 2))
+    )
 
 
 def test_a_tiny_restore_takes_four_round_trips(
     options: dict[str, Any], simulated_store: SimulatedStore
 ) -> None:
     """A probe, then the listing and the record, then the manifest, then all data."""
-    with Checkpointer("s3://bucket/run", storage_options=options, blocking=True) as checkpointer:
-        model = nn.Linear(2, 2)
-        optimizer = torch.optim.AdamW(model.parameters())
-        model(torch.ones(2)).sum().backward()
-        optimizer.step()
-        checkpointer.start(model, optimizer)
-        checkpointer.checkpoint(1, model=model, optimizer=optimizer)
-    simulated_store.configure(Settings(latency=0.4))  # what is asked at once comes at once
-    simulated_store.reset()
-    started = Checkpointer("s3://bucket/run", storage_options=options).start(model, optimizer)
-    assert started.start_epoch == 2
-    assert simulated_store.report().round_trips <= 4
-    simulated_store.reset()
-    Checkpointer("s3://bucket/run", storage_options=options).load(model, 1)
-    assert simulated_store.report().round_trips <= 2, "the manifest, then all of the model"
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+
+    def saved() -> Checkpointer:
+        with Checkpointer("s3://bucket/run", storage_options=options, blocking=True) as made:
+            made.start(model, optimizer)
+            made.checkpoint(1, model=model, optimizer=optimizer)
+        return Checkpointer("s3://bucket/run", storage_options=options)
+
+    def start(another: Checkpointer) -> None:
+        assert another.start(model, optimizer).start_epoch == 2
+
+    check_round_trips(simulated_store, 4, saved, start)
+    # the manifest, then all of the model
+    check_round_trips(simulated_store, 2, saved, lambda another: another.load(model, 1))
 
 
 @pytest.mark.parametrize("more", [{}, BY_FSSPEC], ids=["obstore", "s3fs"])

@@ -88,7 +88,7 @@ def test_pyarrow_is_given_no_more_than_it_may_hold(
 ) -> None:
     """What it has copied is waited for, however fast it takes more than the store does."""
     monkeypatch.setattr(fsspec_uploads, "_AHEAD", 16 * MIB)
-    simulated_store.configure(Settings(rate=50e6))
+    simulated_store.configure(Settings(rate=20e6))
     filesystem = pyarrow.fs.S3FileSystem(
         access_key="nobody",
         secret_key="nothing",
@@ -97,7 +97,7 @@ def test_pyarrow_is_given_no_more_than_it_may_hold(
     )
     held: list[int] = []
     observe = lambda *_: held.append(pyarrow.total_allocated_bytes())  # noqa: E731
-    data = os.urandom(MIB) * 60
+    data = os.urandom(MIB) * 40
     from_arrow(filesystem, "bucket/run").write("a", Chunks([data], MIB), observe)
     assert 16 * MIB < max(held) < (16 + 8 + 2 * 10) * MIB
     assert simulated_store.get("run/a") == data

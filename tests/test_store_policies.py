@@ -9,7 +9,8 @@ import pytest
 from torch import nn
 
 from ray_imuckpt import Checkpointer, Retention, Retries, SaveFailedError, StorageError
-from tools.simulated_store import Action, Fault, Settings, SimulatedStore
+from support.round_trips import check_round_trips
+from tools.simulated_store import Action, Fault, SimulatedStore
 
 MODEL = nn.Linear(2, 2)
 URL = "s3://bucket/run"
@@ -17,16 +18,18 @@ URL = "s3://bucket/run"
 
 def test_many_checkpoints_are_deleted_at_once(simulated_store: SimulatedStore) -> None:
     """23 go in fewer round trips than there are of them; no data file is read for it."""
-    options = simulated_store.options
-    checkpointer = Checkpointer(URL, storage_options=options, blocking=True)
-    for epoch in range(1, 25):
-        checkpointer.checkpoint(epoch, model=MODEL, metrics={"loss": epoch})
-    simulated_store.reset()
-    simulated_store.configure(Settings(latency=0.1))
-    assert checkpointer.prune(keep_last=1) == list(range(1, 24))
-    simulated_store.configure(Settings())
-    report = simulated_store.report()
-    assert report.round_trips <= 28, report.round_trips
+
+    def saved() -> Checkpointer:
+        made = Checkpointer(URL, storage_options=simulated_store.options, blocking=True)
+        for epoch in range(1, 25):
+            made.checkpoint(epoch, model=MODEL, metrics={"loss": epoch})
+        return made
+
+    def prune(checkpointer: Checkpointer) -> None:
+        assert checkpointer.prune(keep_last=1) == list(range(1, 24))
+
+    report = check_round_trips(simulated_store, 28, saved, prune)
+    checkpointer = Checkpointer(URL, storage_options=simulated_store.options)
     assert not [seen for seen in report.log if seen.kind == "get" and ".safetensors" in seen.key]
     assert checkpointer.list_existing_checkpoint_indices() == [24]
     checkpointer.verify(24)
@@ -34,22 +37,24 @@ def test_many_checkpoints_are_deleted_at_once(simulated_store: SimulatedStore) -
 
 def test_after_a_commit_one_goes_in_a_few_round_trips(simulated_store: SimulatedStore) -> None:
     """A listing, a look, three to delete; read are the manifests of what goes and what stays."""
-    checkpointer = Checkpointer(
-        URL,
-        storage_options=simulated_store.options,
-        blocking=True,
-        retention=Retention(keep_last=2, keep_best=("loss", "min")),
-    )
-    for epoch in range(1, 6):
-        checkpointer.checkpoint(epoch, model=MODEL, metrics={"loss": epoch})
-    assert checkpointer.list_existing_checkpoint_indices() == [1, 4, 5]
-    simulated_store.configure(Settings(latency=0.1))
-    simulated_store.reset()
-    checkpointer.checkpoint(6, model=MODEL, metrics={"loss": 6})
-    report = simulated_store.report()
-    simulated_store.configure(Settings())
-    log = report.log
-    assert report.round_trips <= 4 + 5
+
+    def saved() -> Checkpointer:
+        made = Checkpointer(
+            URL,
+            storage_options=simulated_store.options,
+            blocking=True,
+            retention=Retention(keep_last=2, keep_best=("loss", "min")),
+        )
+        for epoch in range(1, 6):
+            made.checkpoint(epoch, model=MODEL, metrics={"loss": epoch})
+        assert made.list_existing_checkpoint_indices() == [1, 4, 5]
+        return made
+
+    def save(checkpointer: Checkpointer) -> None:
+        checkpointer.checkpoint(6, model=MODEL, metrics={"loss": 6})
+
+    log = check_round_trips(simulated_store, 4 + 5, saved, save).log
+    checkpointer = Checkpointer(URL, storage_options=simulated_store.options)
     read = [seen.key for seen in log if seen.kind == "get" and "manifest" in seen.key]
     assert sorted(read) == [f"run/checkpoint={epoch}/manifest.json" for epoch in (1, 4, 6, 6)]
     assert checkpointer.list_existing_checkpoint_indices() == [1, 5, 6]

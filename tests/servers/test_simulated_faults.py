@@ -179,10 +179,12 @@ def test_requests_are_counted(wire: Wire, simulated_store: SimulatedStore) -> No
     wire.ask("GET", "/bucket/old", Range="bytes=0-9")
     wire.ask("GET", "/bucket/none")
     simulated_store.configure(Settings(latency=0.05))
+    answered = threading.Barrier(4)  # nobody hangs up before all have come
 
     def ask(_: int) -> None:
         with contextlib.closing(Wire(simulated_store.endpoint)) as another:
             another.ask("GET", "/bucket/new")
+            answered.wait()
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(ask, range(4)))

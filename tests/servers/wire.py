@@ -11,7 +11,7 @@ class Wire:
     """Plain HTTP to a store, without a client that would try again."""
 
     def __init__(self, endpoint: str) -> None:
-        self._connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=30)
+        self._connection = http.client.HTTPConnection(endpoint.removeprefix("http://"), timeout=300)
 
     def ask(
         self, method: str, path: str, body: bytes = b"", **headers: str

@@ -6,6 +6,6 @@
 - `disk`: a model of a file system that knows what a crash leaves.
 - `damage`, `fuzz`: what lies on disk and no save has made; texts altered where a parser looks.
 - `programs`, `forking`, `logs`: processes of their own, and what they log.
-- `waiting`: waits for the thing itself, so that no test depends on how fast the machine is.
+- `waiting`, `round_trips`: waits and counts that do not depend on how fast the machine is.
 - `documents`, `schema`, `plateaus`, `trees`, `wrappers`: readers, references and stand-ins.
 """

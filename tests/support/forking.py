@@ -29,7 +29,7 @@ def on_ranks(ranks: int, play: Callable[[int], None]) -> dict[int, int]:
     Once one has not ended well, the others are told to go by SIGTERM, as torchrun does.
 
     Returns:
-        How each rank ended, in the order in which they did: 0, a status, or minus a signal.
+        How each rank ended: 0, a status, or minus a signal.
     """
     children: dict[int, int] = {}
     for rank in range(ranks):

@@ -11,10 +11,9 @@ import torch
 
 from ray_imuckpt.gang import Gang
 from ray_imuckpt.gang.transport import Alone
+from support.waiting import PATIENCE
 
 T = TypeVar("T")
-
-_PATIENCE = 60.0  # seconds, after which a rank that waits for another one fails
 
 
 class Crowd:
@@ -26,7 +25,7 @@ class Crowd:
 
     def __init__(self, world_size: int) -> None:
         self.world_size = world_size
-        self._barrier = Barrier(world_size, timeout=_PATIENCE)
+        self._barrier = Barrier(world_size, timeout=PATIENCE)
         self._brought: list[Any] = [None] * world_size
 
     def bring(self, rank: int, mine: Any, take: Callable[[list[Any]], T]) -> T:

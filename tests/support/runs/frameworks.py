@@ -131,8 +131,11 @@ def _run(directory: Path, name: str, attempts: Iterable[tuple[int, int]], train:
     directory.mkdir()
     for ranks, die_at in attempts:
         ended = on_gang(ranks, partial(_attempt, directory, ranks, name, die_at, train))
-        first = next(iter(ended.values()))
-        assert first == (-signal.SIGKILL if die_at else 0), ended
+        if die_at:  # the other rank dies as well, or ends once it is alone
+            assert -signal.SIGKILL in ended.values(), ended
+            assert all(ended.values()), ended
+        else:
+            assert not any(ended.values()), ended
 
 
 def _attempt(directory: Path, ranks: int, name: str, die_at: int, train: Train, rank: int) -> None:

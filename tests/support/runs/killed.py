@@ -32,6 +32,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from ray_imuckpt import Checkpointer, ImuckptError, Retention
+from support.waiting import until_committed
 
 PATIENCE = 60  # seconds within which the other rank of a gang has to end
 
@@ -152,7 +153,11 @@ class Campaign:
         told = b""
         # Who has not met the others waits for them; what is sharded is killed in its saves.
         while told.count(b"ready\n" if self.sharded else b"joined\n") < self.ranks:
-            told += os.read(read, 4096)
+            more = os.read(read, 4096)
+            assert more, f"the ranks have ended before they were killed: {told.decode()}"
+            told += more
+        if number > 1:  # however slow the disk is, there is something to lose
+            until_committed(self.where / "run")
         time.sleep(self.draw.uniform(0, 0.2 if self.ranks == 1 else 1.5 if self.sharded else 0.6))
         struck = self.draw.randrange(self.ranks)
         os.kill(pids[struck], signal.SIGKILL)

@@ -23,6 +23,7 @@ from ray.train.torch import TorchTrainer
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.saving import receipts
 from support.gangs import zoo
+from support.programs import HANGS
 
 LAST = 6
 KILLED_IN, GROWS_AFTER = 3, 4  # epochs
@@ -80,7 +81,7 @@ def loop(config: dict[str, Any]) -> None:
 def _wait_to_be_resized(rank: int) -> None:
     if rank == 0:  # the other job ends
         ray.get(get_or_create_autoscaling_coordinator().cancel_request.remote(_OTHERS))
-    end = time.monotonic() + 120
+    end = time.monotonic() + HANGS
     while time.monotonic() < end:
         time.sleep(0.1)
     raise TimeoutError("Ray has not resized the gang.")
@@ -95,7 +96,7 @@ def fit(notes: Path, checkpointer: Checkpointer) -> Any:
     notes.mkdir()
     coordinator = get_or_create_autoscaling_coordinator()
     asked = coordinator.request_resources.remote(
-        _OTHERS, [{"CPU": 1}] * 2, expire_after_s=600, priority=ResourceRequestPriority.HIGH
+        _OTHERS, [{"CPU": 1}] * 2, expire_after_s=3600, priority=ResourceRequestPriority.HIGH
     )
     ray.get(asked)
     # Ray's annotations do not know that: an option, and that it is a pair of numbers.

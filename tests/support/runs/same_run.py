@@ -15,7 +15,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from ray_imuckpt import Checkpointer, PlateauDetector, staging
 from ray_imuckpt.encoding.chunks import checksum
 from ray_imuckpt.schedules import Exponential
 from ray_imuckpt.storage import local, posix
-from support.forking import import_all, on_ranks
+from support.forking import import_all, on_gang
 from support.logs import Messages
 
 
@@ -176,20 +175,17 @@ def main(directory: Path, last: int, ranks: int, kills: list[list[Any]]) -> None
     """Begin, kill and begin again, until an attempt comes to its end."""
     import_all()
     for where, struck, call in [*kills, ["", 0, 0]]:
-        with tempfile.TemporaryDirectory() as place:
 
-            def play(rank: int) -> None:
-                if ranks > 1:
-                    store = dist.FileStore(f"{place}/store", ranks)
-                    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-                step = die_at(where if rank == struck else "", call)  # noqa: B023
-                train(directory, last, rank, ranks, step)
-                if ranks > 1:
-                    dist.destroy_process_group()
+        def play(rank: int) -> None:
+            step = die_at(where if rank == struck else "", call)  # noqa: B023
+            train(directory, last, rank, ranks, step)
+            if ranks > 1:
+                dist.destroy_process_group()
 
-            ended = on_ranks(ranks, play)
-        if where:
-            assert next(iter(ended.items())) == (struck, -signal.SIGKILL), ended
+        ended = on_gang(ranks, play)
+        if where:  # the others may have ended before anyone looked
+            assert ended[struck] == -signal.SIGKILL, ended
+            assert all(ended.values()), ended
         else:
             assert not any(ended.values()), ended
 
