@@ -173,22 +173,32 @@ def test_objects_and_uploads_outlive_a_crash(wire: Wire, simulated_store: Simula
     assert upload
 
 
-def test_requests_are_counted(wire: Wire, simulated_store: SimulatedStore) -> None:
+@pytest.fixture
+def store() -> Iterator[SimulatedStore]:
+    """A store of this test alone: clients of others may have left connections open."""
+    with SimulatedStore() as made:
+        yield made
+
+
+def test_requests_are_counted(store: SimulatedStore) -> None:
     """By kind, with their bytes, those at once, and those one after the other."""
-    wire.ask("PUT", "/bucket/new", bytes(30))
-    wire.ask("GET", "/bucket/old", Range="bytes=0-9")
-    wire.ask("GET", "/bucket/none")
-    simulated_store.configure(Settings(latency=0.05))
+    store.put("old", bytes(range(200)))
+    store.reset()
     answered = threading.Barrier(4)  # nobody hangs up before all have come
 
     def ask(_: int) -> None:
-        with contextlib.closing(Wire(simulated_store.endpoint)) as another:
+        with contextlib.closing(Wire(store.endpoint)) as another:
             another.ask("GET", "/bucket/new")
             answered.wait()
 
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(ask, range(4)))
-    report = simulated_store.report()
+    with contextlib.closing(Wire(store.endpoint)) as wire:
+        wire.ask("PUT", "/bucket/new", bytes(30))
+        wire.ask("GET", "/bucket/old", Range="bytes=0-9")
+        wire.ask("GET", "/bucket/none")
+        store.configure(Settings(latency=0.05))
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(ask, range(4)))
+    report = store.report()
     assert report.requests == {"put": 1, "get": 6}
     assert report.bytes_in == 30
     assert report.bytes_out >= 10 + 4 * 30
