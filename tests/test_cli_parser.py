@@ -75,7 +75,7 @@ def test_help_lists_each_command_and_each_exit_status(capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert all(f"\n    {name}" in out for name in {**commands.COMMANDS, **overviews.COMMANDS})
     told = out.split("exit status:")[1].split("\n\n")[0]
-    assert [line.split()[0] for line in told.strip().splitlines()] == ["0", "1", "2", "141"]
+    assert [line.split()[0] for line in told.strip().splitlines()] == ["0", "1", "2", "130", "141"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from conftest import small_model
 from ray_imuckpt import Checkpointer
 from ray_imuckpt.cli import main
+from ray_imuckpt.cli.tables import Column, Table
 
 
 def save(directory: str | Path, **losses: float) -> None:
@@ -235,3 +236,10 @@ def test_a_url_with_nothing_at_it_is_no_empty_run(
     assert capsys.readouterr().out == "0 checkpoints\n", "a directory of a disk is there"
     assert main(["diff", store, "1", "2"]) == 2
     assert "Name one of the runs below it: a, deep/er/b." in capsys.readouterr().err
+
+
+def test_signs_that_take_two_columns_keep_tables_straight() -> None:
+    """What follows them begins below its title."""
+    names = ["ab", "日本語", "e\u0301"]
+    table = Table((Column("run"), Column("n", right=True)), tuple((name, "1") for name in names))
+    assert [*table.lines()] == ["run     n", "ab      1", "日本語  1", "e\u0301       1"]

@@ -53,6 +53,54 @@ def shown(monkeypatch: pytest.MonkeyPatch, columns: int, *words: str) -> str:
     return terminal.getvalue()
 
 
+class Narrow(io.StringIO):
+    """Standard output that takes ASCII alone."""
+
+    encoding = "ascii"
+
+    def write(self, text: str) -> int:
+        text.encode("ascii")
+        return super().write(text)
+
+
+def test_what_a_stream_has_no_bytes_for_is_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of any script are shown in any locale, in a table, a line, CSV and by --help."""
+    with Checkpointer(tmp_path / "größe") as checkpointer:
+        log, metrics = [{"verlust\udcff": 0.5, "é": 1}], {"λ": 1.0}
+        checkpointer.checkpoint(1, model=small_model(), log=log, metrics=metrics)
+    run = str(tmp_path / "größe")
+    for words, told in (
+        (["ls", run], "\\u03bb=1"),
+        (["ls", str(tmp_path)], "gr\\xf6\\xdfe"),
+        (["show", run], "\\u03bb=1"),
+        (["log", run, "--csv"], "\\udcff,\\xe9"),
+        (["log", run], "\\udcff"),
+        (["prune", run, "--keep-last", "1", "--dry-run"], "stays"),
+    ):
+        out = Narrow()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", out)
+            assert main(words) == 0
+        assert told in out.getvalue()
+
+
+def test_an_interrupt_is_told_in_a_word(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 130, no traceback, and no half file."""
+
+    def interrupted(_descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupted)
+    file = directory.parent / "interrupted.safetensors"
+    assert main(["export", str(directory), "1", str(file)]) == 130
+    assert capsys.readouterr() == ("", "imuckpt: interrupted.\n")
+    assert not [*directory.parent.glob("interrupted*")]
+
+
 def whole(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:
     """What a program gets."""
     with monkeypatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as out:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from ray_imuckpt.cli import completion, parser, terminal
 from ray_imuckpt.errors import ImuckptError
 
+_INTERRUPTED = 130  # what a shell says of a program that SIGINT ended: 128 + 2
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -18,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 if all is well, 1 if damage or a difference was found, 2 if it could not
-        be done, for want of checkpoints too, and 141 if the reader of the output left.
+        be done, for want of checkpoints too, 130 if it was interrupted, and 141 if the reader of
+        the output left.
 
     Raises:
         SystemExit: With status 2 for words that are no command, with 0 for ``--help``.
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return terminal.reader_left()
+    except KeyboardInterrupt:
+        terminal.complain("interrupted.")
+        return _INTERRUPTED
     except (ImuckptError, ValueError, OSError) as error:
         terminal.complain(_message(error))
         return 2

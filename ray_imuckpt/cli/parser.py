@@ -25,6 +25,7 @@ exit status:
   0    all is well
   1    damage or a difference was found
   2    it could not be done
+  130  it was interrupted
   141  the reader of the output left
 
 "imuckpt COMMAND --help" says what a
@@ -147,7 +148,7 @@ def _add_looking(commands: Commands) -> None:
     show.add_argument("--tensors", action="store_true", help="list each tensor of the model, too")
     words.add_json(show)
     verify = words.of_checkpoints(
-        commands, "verify", "Read every byte and check it; default: of all checkpoints.", "…"
+        commands, "verify", "Read every byte and check it; default: of all checkpoints.", "..."
     )
     words.add_json(verify)
 

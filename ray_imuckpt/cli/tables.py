@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,13 +49,14 @@ class Table:
             yield [text_of(cell) for cell in row]
 
     def widths(self) -> list[int]:
-        """Return how many characters the longest cell of each column has."""
-        return [max(map(len, texts)) for texts in zip(*self.texts(), strict=True)]
+        """Return how many columns of a terminal the widest cell of each column takes."""
+        return [max(map(width_of, texts)) for texts in zip(*self.texts(), strict=True)]
 
     def fits(self, width: int) -> bool:
         """Return whether so many columns are enough, if the last one is wrapped between words."""
         *fixed, last = self.widths()
-        longest = max(len(word) for texts in self.texts() for word in (texts[-1].split() or [""]))
+        words = [word for texts in self.texts() for word in texts[-1].split()]
+        longest = max(map(width_of, words), default=0)
         return sum(fixed) + len(_GAP) * len(fixed) + min(last, max(longest, _LEAST)) <= width
 
     def lines(self, width: int | None = None) -> Iterator[str]:
@@ -114,5 +116,16 @@ def joined(words: Sequence[str]) -> str:
     return ", ".join(filter(None, words))
 
 
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a text takes: signs of the far east take two."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(sign) else 1 + (unicodedata.east_asian_width(sign) in "WF")
+        for sign in text
+    )
+
+
 def _padded(column: Column, width: int, text: str) -> str:
-    return text.rjust(width) if column.right else text.ljust(width)
+    room = " " * (width - width_of(text))
+    return room + text if column.right else text + room

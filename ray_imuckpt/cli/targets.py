@@ -18,7 +18,7 @@ from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.judgement import best_epochs
 from ray_imuckpt.repository.manifest import Stored
-from ray_imuckpt.repository.metrics import metrics_of
+from ray_imuckpt.repository.metrics import metrics_of, number_of
 from ray_imuckpt.source import read
 from ray_imuckpt.storage import Storage, absolute, open_storage
 from ray_imuckpt.units import listed
@@ -131,11 +131,15 @@ def _best(run: Storage, catalog: Catalog, rule: Rule) -> int | None:
     best = next(iter(best_epochs(run, epochs, Best(*rule), known)), None)
     if epochs and best is None:
         manifests = [stored.manifest for stored in known.values()]
-        metrics = sorted({name for manifest in manifests for name in metrics_of(manifest)})
+        metrics = sorted(
+            {n for m in manifests for n in metrics_of(m) if number_of(m, n) is not None}
+        )
         raise CheckpointNotFoundError(
             f"No checkpoint has a number for the metric {rule.metric!r}.",
             url=run.url,
-            hint=f"There are: {listed(metrics)}." if metrics else "There are no metrics at all.",
+            hint=f"There are: {listed(metrics)}."
+            if metrics
+            else "There are no metrics at all that are numbers.",
         )
     return best
 

@@ -33,7 +33,7 @@ def say(items: Iterable[str | Table]) -> None:
 
 def write(text: str) -> None:
     """Write a text for programs to standard output: not folded, escaped for a terminal alone."""
-    sys.stdout.write(_escaped(text) if sys.stdout.isatty() else text)
+    sys.stdout.write(_encodable(_escaped(text) if sys.stdout.isatty() else text, sys.stdout))
 
 
 def complain(text: str) -> None:
@@ -79,7 +79,7 @@ def _print(text: str, file: TextIO) -> None:
         plain = "\n".join(
             line for part in plain.split("\n") for line in folded(part, columns) or [""]
         )
-    print(plain, file=file)
+    print(_encodable(plain, file), file=file)
 
 
 def _show(table: Table) -> None:
@@ -91,12 +91,12 @@ def _show(table: Table) -> None:
     columns = width()
     if columns is None or not table.fits(columns) or not _show_in_colours(table, columns):
         for line in table.lines(columns):
-            print(line)
+            print(_encodable(line, sys.stdout))
 
 
 def _show_in_colours(table: Table, columns: int) -> bool:
-    """Print a table by rich; False where it is not installed, or no colours are wanted."""
-    if os.environ.get("NO_COLOR"):
+    """Print a table by rich; False where it is not installed, or could or should not show it."""
+    if os.environ.get("NO_COLOR") or not _encoding_of(sys.stdout).lower().startswith("utf"):
         return False
     try:
         from rich.box import SIMPLE_HEAD
@@ -124,6 +124,16 @@ def _show_in_colours(table: Table, columns: int) -> bool:
 
 def _escaped(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def _encodable(text: str, file: TextIO) -> str:
+    """Return a text in which what a stream has no bytes for is escaped, and is no error."""
+    encoding = _encoding_of(file)
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _encoding_of(file: TextIO) -> str:
+    return file.encoding or "utf-8"  # a stream in memory has none, and takes all
 
 
 def _in_a_line(text: str) -> str:
