@@ -115,7 +115,9 @@ class _Encoder:
 
     def mapping(self, value: Mapping[Any, Any], path: str) -> JSON:
         """Return a dict: as a JSON object where its keys allow it."""
-        texts = _STRINGS.issuperset(map(type, value)) and all(map(is_json_text, value))
+        texts = _STRINGS.issuperset(map(type, value)) and (
+            all(map(str.isascii, value)) or all(map(is_json_text, value))  # the first takes no time
+        )
         if TAG in value or not texts:
             return {TAG: "dict", "v": self.pairs(value, path)}
         self._enter(value, path)
@@ -227,7 +229,7 @@ def _is_json(value: Any) -> bool:
     if kind is int:
         return bool(value.bit_length() <= _PLAIN_BITS)
     if kind is str:
-        return is_json_text(value)
+        return bool(value.isascii() or is_json_text(value))
     return kind is bool or value is None
 
 

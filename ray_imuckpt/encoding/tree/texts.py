@@ -14,7 +14,7 @@ _PAIRED = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # which JSON reads as on
 
 def is_json_text(value: str) -> bool:
     """Return whether JSON brings a text back as it was."""
-    return value.isascii() or not _PAIRED.search(value)
+    return not _PAIRED.search(value)
 
 
 def fits_in_text(items: Sequence[str | bytes], dtype: np.dtype[Any]) -> bool:
