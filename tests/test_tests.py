@@ -78,9 +78,16 @@ def test_the_check_lets_helpers_be() -> None:
     assert undocumented('def test_a():\n    """It works."""\ndef helper():\n    pass') == []
 
 
-def test_what_starts_ray_is_known_to_what_deals_the_tests(request: pytest.FixtureRequest) -> None:
+def test_what_starts_ray_is_known_to_what_deals_the_tests() -> None:
     """A cluster, an example of Ray, slow blocks: one process runs them all, two would starve."""
-    on_a_cluster = [item.nodeid for item in request.session.items if "cluster" in names_of(item)]
+    on_a_cluster = [
+        f"tests/{name}::{function.name}"
+        for name, path in FILES.items()
+        if name.startswith("test_")
+        for function in functions_of(path.read_text())
+        if any("usefixtures('cluster'" in ast.unparse(mark) for mark in function.decorator_list)
+    ]
+    assert len(on_a_cluster) >= 10
     assert [node for node in on_a_cluster if group_of(node) != RAY] == []
     examples = functions_of((HERE / "test_examples.py").read_text())
     with_ray = [f.name for f in examples if "run_smoke('ray_" in ast.unparse(f)]
@@ -90,8 +97,3 @@ def test_what_starts_ray_is_known_to_what_deals_the_tests(request: pytest.Fixtur
     assert f"def {BLOCKS_WITH_RAY}(" in (HERE / "test_documents.py").read_text()
     for other in ("test_examples.py::test_quickstart", "test_ray_driver.py::test_a", "test_cli.py"):
         assert group_of(f"tests/{other}") == f"tests/{other}".partition("::")[0]
-
-
-def names_of(item: pytest.Item) -> list[str]:
-    """Return the names of the fixtures that a test uses."""
-    return item.fixturenames if isinstance(item, pytest.Function) else []

@@ -22,7 +22,8 @@ from support.faults.invariants import Tally
 RAY = "ray"
 BLOCKS_WITH_RAY = "test_the_code_of_a_document_runs_with_what_takes_long"
 _WITH_RAY = (  # parts of the names of tests
-    *(f"/test_ray_{room}.py::" for room in ("lightning", "policies", "train", "tune")),
+    *(f"/test_ray_{name}.py::" for name in ("lightning", "policies", "train", "transformers")),
+    "/test_ray_tune.py::",
     *("/test_examples.py::test_ray_", f"::{BLOCKS_WITH_RAY}"),
 )
 _LONG = (
