@@ -71,6 +71,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert "timeout: float | timedelta = 1800.0" in text, "a default is shown as its value"
     assert "_AS_BUILT" not in text
     assert "Return type" not in text, "what stands before a colon in Returns is taken for one"
+    assert "Create a new string object" not in text, "a value has no docstring of its own"
 
 
 def test_no_link_of_the_site_leads_nowhere(site: Path) -> None:

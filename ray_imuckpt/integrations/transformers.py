@@ -103,8 +103,8 @@ class ImuckptTrainerMixin:
             ignore_keys_for_eval: As for ``Trainer.train``.
 
         Returns:
-            The ``TrainOutput``: ``global_step`` counts optimizer steps from the run's beginning,
-            ``training_loss`` is the mean loss of the steps of this call.
+            The ``TrainOutput``. Its ``global_step`` counts optimizer steps from the run's
+            beginning, ``training_loss`` is the mean loss of the steps of this call.
 
         Raises:
             StateMismatchError: The checkpoint is of another model or optimizer, or of no
