@@ -205,7 +205,12 @@ def test_metrics_and_versions(
     assert main(["diff", str(tmp_path), "1", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [change["name"] for change in found["metrics"]] == ["c", "d", "e"]
-    assert found["metrics"][1] == {"name": "d", "first": 2, "second": None}
+    assert found["metrics"][1] == {
+        "name": "d",
+        "first": 2,
+        "second": None,
+        "only": "first",
+    }
     assert found["versions"] == []
 
 

@@ -217,14 +217,13 @@ def test_every_command_that_tells_something_speaks_json(
 
 
 def keys_of(value: Any) -> set[str]:
-    """All keys of an object and of what is in it; those of metrics and versions are the user's."""
+    """All keys of an object and of what is in it, without those that are the user's own."""
     if isinstance(value, list):
         return set().union(*map(keys_of, value))
     if not isinstance(value, dict):
         return set()
-    inside = [
-        v for key, v in value.items() if key not in {"metrics", "versions"} or type(v) is list
-    ]
+    free = {"metrics", "versions", "values", "objects"}
+    inside = [v for key, v in value.items() if key not in free or type(v) is list]
     return set(value).union(*map(keys_of, inside))
 
 

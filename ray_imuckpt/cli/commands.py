@@ -40,7 +40,7 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         terminal.say([structured.dumps({"manifest": facts, "parts": parts})])
     else:
-        terminal.say(text.of_parts(parts, tensors=options.tensors))
+        terminal.say(text.of_parts(parts, tensors=options.tensors, width=terminal.width()))
     return 0
 
 
@@ -85,7 +85,10 @@ def _import(options: argparse.Namespace) -> int:
 def _diff(options: argparse.Namespace) -> int:
     first, second = (_opened(name) for name in options.named)
     compared = comparison.compare(first, second)
-    terminal.say([structured.dumps(compared)] if options.json else text.of_comparison(compared))
+    if options.json:
+        terminal.say([structured.dumps(compared)])
+    else:
+        terminal.say(text.of_comparison(compared, terminal.width()))
     return 1 if compared.differences else 0
 
 

@@ -1,4 +1,4 @@
-"""The differences that `diff` shows. Reads the chunks of two models that differ."""
+"""The differences that `diff` shows. Reads the chunks of two models that differ, and trees."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ray_imuckpt.cli import keywords
 from ray_imuckpt.cli.contents import TensorRow, tensor_row
 from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.encoding.tensors import TensorInfo
@@ -40,17 +41,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Change:
-    """A metric, or the version of a package, that is not the same in both.
+    """A metric, a value, or the version of a package, that is not the same in both.
 
     Attributes:
         name: Its name.
         first: What it is in the first checkpoint, ``None`` if it is not there.
         second: What it is in the second one.
+        only: ``first`` or ``second`` where it is in that one alone, else ``""``.
     """
 
     name: str
     first: Any
     second: Any
+    only: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Comparison:
         tensors: How many names of tensors there are in both together.
         differences: The tensors that are not the same, by name.
         metrics: The metrics that are not.
+        other: What was passed by keyword and is not: values, each by itself where a name stands for
+            several; objects by their class, and tensors by dtype and shape, alone.
         versions: The packages that wrote them, where these are not.
     """
 
@@ -79,6 +84,7 @@ class Comparison:
     tensors: int
     differences: tuple[Difference, ...]
     metrics: tuple[Change, ...]
+    other: tuple[Change, ...]
     versions: tuple[Change, ...]
 
 
@@ -103,6 +109,7 @@ def compare(first: LoadedCheckpoint, second: LoadedCheckpoint) -> Comparison:
         tuple(sorted((d for d in differences if d is not None), key=lambda d: d.name)),
         # As they are stored: values of any type can be compared there.
         _changes(manifests[0].metrics, manifests[1].metrics, first.metrics, second.metrics),
+        _changes_of_other(first, second),
         _changes(*[manifest.versions for manifest in manifests] * 2),
     )
 
@@ -116,10 +123,26 @@ def _changes(
     """Return which names stand for something else in `stored` than in `other`."""
     absent = object()
     return tuple(
-        Change(name, shown.get(name), other_shown.get(name))
+        _change(name, name, shown, other_shown)
         for name in sorted(stored.keys() | other.keys())
         if stored.get(name, absent) != other.get(name, absent)
     )
+
+
+def _changes_of_other(first: LoadedCheckpoint, second: LoadedCheckpoint) -> tuple[Change, ...]:
+    """Return which values that were passed by keyword differ, each by itself."""
+    one, two = (keywords.leaves(keywords.shown(side.saved_state)) for side in (first, second))
+    return tuple(
+        _change(keywords.joined(path), path, one, two)
+        for path in sorted(one.keys() | two.keys())
+        if (path in one) is not (path in two) or not keywords.same(one[path], two[path])
+    )
+
+
+def _change(name: str, key: Any, one: Mapping[Any, Any], two: Mapping[Any, Any]) -> Change:
+    """Return what `key` stands for in two mappings, one of which may lack it."""
+    only = "second" if key not in one else "first" if key not in two else ""
+    return Change(name, one.get(key), two.get(key), only)
 
 
 def _difference(name: str, first: Weights, second: Weights) -> Difference | None:

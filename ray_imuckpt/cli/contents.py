@@ -1,4 +1,4 @@
-"""The contents of one checkpoint, for `show`. Reads its manifest, headers and state; no weights."""
+"""The contents of one checkpoint, for `show`. Reads its manifest, headers and trees; no tensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
+from ray_imuckpt.cli import keywords
 from ray_imuckpt.encoding.tensors import TensorInfo
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.units import natural
@@ -86,6 +87,8 @@ class Parts:
         modules: The totals of its modules, by name; the whole model last.
         optimizer: The name of the optimizer's class, ``None`` if none was saved.
         other: The names of everything passed by keyword.
+        values: What of that is no object, see `keywords.values`.
+        objects: The classes of the others, ``None`` where that was not saved.
         log_entries: How many entries the training log has, 1 where it has no length.
     """
 
@@ -93,6 +96,8 @@ class Parts:
     modules: tuple[ModuleRow, ...]
     optimizer: str | None
     other: tuple[str, ...]
+    values: Mapping[str, Any]
+    objects: Mapping[str, str | None]
     log_entries: int
 
 
@@ -118,7 +123,7 @@ def facts(loaded: LoadedCheckpoint) -> Facts:
 
 
 def parts(loaded: LoadedCheckpoint, depth: int = 1) -> Parts:
-    """Return what the data files hold; headers and state are read, and checked.
+    """Return what the data files hold; headers and trees are read, and checked.
 
     Args:
         loaded: The checkpoint.
@@ -128,13 +133,15 @@ def parts(loaded: LoadedCheckpoint, depth: int = 1) -> Parts:
         CorruptCheckpointError: One of them is damaged, or a file is missing or cut.
     """
     model = loaded.saved_model.tensors
-    optimizer = loaded.saved_optimizer
+    state = loaded.saved_state
     return Parts(
         tuple(tensor_row(name, model[name]) for name in sorted(model, key=natural)),
         _modules(loaded, depth),
-        None if optimizer is None else str(optimizer["class"]),
-        tuple(loaded.other),
-        len(loaded.log) if isinstance(loaded.log, Sized) else 1,
+        loaded.optimizer_class,
+        tuple(state.other),
+        keywords.values(state),
+        keywords.objects(state),
+        len(state.log) if isinstance(state.log, Sized) else 1,
     )
 
 

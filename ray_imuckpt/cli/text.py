@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
-from ray_imuckpt.cli import checking
+from ray_imuckpt.cli import checking, keywords
 from ray_imuckpt.cli.checking import Verdict
 from ray_imuckpt.cli.comparison import Change, Comparison, Difference
 from ray_imuckpt.cli.contents import Facts, Parts, TensorRow
 from ray_imuckpt.cli.exporting import Exported
-from ray_imuckpt.cli.tables import Column, Table
-from ray_imuckpt.cli.text_listing import of_metrics, short
+from ray_imuckpt.cli.tables import Column, Table, width_of
+from ray_imuckpt.cli.text_listing import number_of, of_metrics, short
 from ray_imuckpt.migration import Imported
 from ray_imuckpt.units import size
 
+_WIDTH = 120  # columns, where it is no terminal that tells
+_GAP = 2  # columns between those of a table
+_LEAST = 20  # columns of a value, however little room there is
+_BECAME = " became "
+_ONLY = "only in the "
 _STATES = {checking.DAMAGED: "damaged", checking.NEWER_FORMAT: "of a newer format"}
 
 
@@ -22,8 +29,9 @@ def of_facts(facts: Facts) -> Iterator[str]:
     """Yield what a manifest says."""
     origin = "scratch" if facts.continued_from is None else f"epoch {facts.continued_from}"
     step = "" if facts.step is None else f", step {facts.step},"
+    ranks = number_of(facts.world_size, "rank")
     yield f"epoch {facts.epoch}{step} at {facts.url}"
-    yield f"made {facts.created} by run {facts.run_id} with {facts.world_size} rank(s)"
+    yield f"made {facts.created} by run {facts.run_id} with {ranks}"
     yield f"continued from {origin}"
     yield "written with " + ", ".join(f"{k} {v}" for k, v in facts.versions.items())
     for file in facts.files:
@@ -31,8 +39,16 @@ def of_facts(facts: Facts) -> Iterator[str]:
     yield f"metrics: {of_metrics(facts.metrics) or 'none'}"
 
 
-def of_parts(parts: Parts, *, tensors: bool = False) -> Iterator[str | Table]:
-    """Yield what a checkpoint's files hold; `tensors`: each of the model's, too."""
+def of_parts(
+    parts: Parts, *, tensors: bool = False, width: int | None = None
+) -> Iterator[str | Table]:
+    """Yield what a checkpoint's files hold.
+
+    Args:
+        parts: What they hold.
+        tensors: Whether to list each tensor of the model, too.
+        width: To how many columns long values are shortened; ``None``: to 120.
+    """
     if tensors:
         columns = Column("dtype"), Column("shape"), Column("tensor")
         rows = [(tensor.dtype, str(tensor.shape), tensor.name) for tensor in parts.model]
@@ -57,8 +73,20 @@ def of_parts(parts: Parts, *, tensors: bool = False) -> Iterator[str | Table]:
         ),
     )
     yield f"optimizer: {parts.optimizer or 'none'}"
-    yield f"other: {', '.join(parts.other) or 'nothing'}"
-    yield f"log: {parts.log_entries} entries"
+    entries = "1 entry" if parts.log_entries == 1 else f"{parts.log_entries} entries"
+    yield f"log: {entries}"
+    yield _of_other(parts, width or _WIDTH) if parts.other else "other: nothing"
+
+
+def _of_other(parts: Parts, width: int) -> Table:
+    """Return a table of what was passed by keyword, the values of dicts each by itself."""
+    known = keywords.in_order(parts.other, parts.values, parts.objects)
+    rows = [(keywords.joined(path), v) for path, v in keywords.leaves(known, 1).items()]
+    room = max(width - max(width_of(name) for name, _ in [("other", ""), *rows]) - _GAP, _LEAST)
+    return Table(
+        (Column("other"), Column("value")),
+        tuple((name, keywords.shortened(value, room)) for name, value in rows),
+    )
 
 
 def of_verdict(verdict: Verdict, *, by_url: bool = False) -> str:
@@ -89,13 +117,18 @@ def of_imported(imported: Imported) -> Iterator[str]:
         yield f"  {name}: {reason}"
 
 
-def of_comparison(comparison: Comparison) -> Iterator[str]:
-    """Yield the tensors that differ, and how many those are."""
+def of_comparison(comparison: Comparison, width: int | None = None) -> Iterator[str]:
+    """Yield the tensors that differ, and how many those are; `width` as for `of_parts`."""
     for difference in comparison.differences:
         yield f"  {difference.name}: {_of_difference(difference)}"
     for kind, changes in (("metric", comparison.metrics), ("version", comparison.versions)):
         for change in changes:
-            yield f"  {kind} {change.name}: {_of_change(change)}"
+            yield f"  {kind} {change.name}: {_of_change(change, short)}"
+    for change in comparison.other:
+        start = f"  other {change.name}: "
+        room = (width or _WIDTH) - width_of(start)
+        room = room - len(f"{_ONLY}{change.only}: ") if change.only else (room - len(_BECAME)) // 2
+        yield start + _of_change(change, partial(keywords.shortened, most=max(room, _LEAST)))
     one, two = comparison.first, comparison.second
     same_run = posixpath.dirname(one.url) == posixpath.dirname(two.url)
     names = (one.epoch, two.epoch) if same_run else (one.url, two.url)
@@ -114,13 +147,11 @@ def _of_difference(difference: Difference) -> str:
     return f"largest difference {difference.largest:.6g}"
 
 
-def _of_change(change: Change) -> str:
-    if change.first is None or change.second is None:
-        which, value = (
-            ("second", change.second) if change.first is None else ("first", change.first)
-        )
-        return f"only in the {which}: {short(value)}"
-    return f"{short(change.first)} became {short(change.second)}"
+def _of_change(change: Change, text_of: Callable[[Any], str]) -> str:
+    first, second = text_of(change.first), text_of(change.second)
+    if change.only:
+        return f"{_ONLY}{change.only}: {first if change.only == 'first' else second}"
+    return f"{first}{_BECAME}{second}"
 
 
 def _of_tensor(tensor: TensorRow) -> str:

@@ -18,7 +18,7 @@ from ray_imuckpt.errors import CorruptCheckpointError, located
 from ray_imuckpt.loading import parts
 from ray_imuckpt.loading.parts import StoredPart
 from ray_imuckpt.loading.reader import Reader
-from ray_imuckpt.loading.stored_state import Later, StoredState
+from ray_imuckpt.loading.stored_state import Later, StoredState, saved_state
 from ray_imuckpt.loading.targets import in_per_rank
 from ray_imuckpt.repository import codec, decoding
 from ray_imuckpt.repository.manifest import Manifest
@@ -152,6 +152,19 @@ class LoadedCheckpoint:
     def saved_optimizer(self) -> OptimizerState | None:
         """Return `optimizer`, a `TensorInfo` for each tensor: only headers are read."""
         return self._decoded_optimizer(self._optimizer_part.header.tensors)
+
+    @cached_property
+    def saved_state(self) -> decoding.DecodedState:
+        """Return log, `other` and more, a `TensorInfo` for each tensor: only headers are read."""
+        with located(self.url, epoch=self.epoch):
+            return saved_state(self._reader, self.manifest, self.url)
+
+    @property
+    def optimizer_class(self) -> str | None:
+        """Return the name of the optimizer's class, ``None`` if it was not saved; as above."""
+        known = self._optimizer_part.header.tensors
+        saved = decoding.decode_optimizer(self.saved_state.optimizer, known, self.url)
+        return None if saved is None else str(saved["class"])
 
     def fill(self, make_room: Callable[[], Memory], *, optimizer: bool) -> Callable[[], Filled]:
         """Read the tensors of the model, of the optimizer, and of what `prepare` has left for it.

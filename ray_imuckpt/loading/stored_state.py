@@ -56,14 +56,11 @@ class StoredState:
     def __init__(
         self, reader: Reader, manifest: Manifest, url: str, later: Later | None = None
     ) -> None:
-        entries = manifest.files_of(codec.STATE, "json")
-        if not entries:
-            raise CorruptCheckpointError("The checkpoint has no state part.", url=url)
         self._reader = reader
         self._url = url
         self._world_size = manifest.world_size
         self._later = later or Later()
-        self._texts = [reader.whole(entry) for entry in entries]
+        self._texts = _texts(reader, manifest, url)
         self._part = parts.open_part(reader, manifest, codec.STATE, url)
         self._stored = self._part.header.tensors
         shards = {name for name in self._stored if name.startswith(SHARDS)}
@@ -158,3 +155,21 @@ class StoredState:
 
     def _decoded(self, rank: int, stored: Mapping[str, Any]) -> dict[str, Any]:
         return decoding.decode_rank(self.shared.ranks[rank], stored, self._url)
+
+
+def saved_state(reader: Reader, manifest: Manifest, url: str) -> decoding.DecodedState:
+    """Return what all ranks hold alike, a `TensorInfo` for each tensor: only headers are read.
+
+    It is a collective in a gang; arguments and errors as for `StoredState`.
+    """
+    texts = _texts(reader, manifest, url)
+    header = parts.open_part(reader, manifest, codec.STATE, url).header
+    return decoding.decode_state(texts, header.tensors, manifest.world_size, url)
+
+
+def _texts(reader: Reader, manifest: Manifest, url: str) -> list[bytes]:
+    """Return the trees of the part; errors as for `StoredState`."""
+    entries = manifest.files_of(codec.STATE, "json")
+    if not entries:
+        raise CorruptCheckpointError("The checkpoint has no state part.", url=url)
+    return [reader.whole(entry) for entry in entries]
