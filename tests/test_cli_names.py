@@ -167,7 +167,7 @@ def test_several_runs_are_verified_at_once(runs: Path, capsys: pytest.CaptureFix
         ("{runs}/a 9", "Choose one of [1, 2, 3]"),
         ("{runs}/a/checkpoint=9", "Beside it there are the epochs 1, 2, 3"),
         ("{runs}/a min:los", "There are: loss, val/acc"),
-        ("{runs}/b max:loss", "There are no metrics at all"),
+        ("{runs}/b max:loss", "There are no metrics that are numbers. Name another checkpoint"),
         ("{runs}/c", "There is no such directory"),
         ("{runs}/c last", "There is no such directory"),
         ("{runs}/a checkpoint_000009", "holds no manifest"),

@@ -65,7 +65,7 @@ def test_keep_best_alone_deletes_nothing_while_no_best_is_known(
     """A metric that was misspelt must not cost a run its checkpoints; those there are, are told."""
     checkpointer = Checkpointer(tmp_path, blocking=True)
     for epoch in (1, 2, 3):
-        checkpointer.checkpoint(epoch, model=nn.Linear(1, 1), metrics={"val": epoch})
+        checkpointer.checkpoint(epoch, model=nn.Linear(1, 1), metrics={"val": epoch, "by": "me"})
     assert checkpointer.prune(keep_best=("vall", "min")) == []
     assert "There are: val." in caplog.text
     with pytest.raises(CheckpointNotFoundError, match=r"There are: val\. Name one of these"):

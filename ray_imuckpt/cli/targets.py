@@ -16,9 +16,8 @@ from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.options import Best
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
-from ray_imuckpt.repository.judgement import best_epochs
+from ray_imuckpt.repository.judgement import best_epochs, without_number
 from ray_imuckpt.repository.manifest import Stored
-from ray_imuckpt.repository.metrics import metrics_of, number_of
 from ray_imuckpt.source import read
 from ray_imuckpt.storage import Storage, absolute, open_storage
 from ray_imuckpt.units import listed
@@ -130,17 +129,7 @@ def _best(run: Storage, catalog: Catalog, rule: Rule) -> int | None:
     known: dict[int, Stored] = {}
     best = next(iter(best_epochs(run, epochs, Best(*rule), known)), None)
     if epochs and best is None:
-        manifests = [stored.manifest for stored in known.values()]
-        metrics = sorted(
-            {n for m in manifests for n in metrics_of(m) if number_of(m, n) is not None}
-        )
-        raise CheckpointNotFoundError(
-            f"No checkpoint has a number for the metric {rule.metric!r}.",
-            url=run.url,
-            hint=f"There are: {listed(metrics)}."
-            if metrics
-            else "There are no metrics at all that are numbers.",
-        )
+        raise without_number(Best(*rule), run, known)
     return best
 
 

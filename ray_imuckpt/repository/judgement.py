@@ -89,7 +89,7 @@ def judgement(
         logger.warning(
             "No checkpoint has a number for the metric %r yet: keep_best keeps none. %s",
             rules.best.metric,
-            _metrics_there_are(stored),
+            _in_words(_numbered(stored)),
         )
         if rules.keep_last is None and rules.keep_every is None:
             reasons = {epoch: reasons.get(epoch, ["no rule tells"]) for epoch in epochs}
@@ -205,19 +205,33 @@ def best_of(manifests: Iterable[Manifest], best: Best) -> list[int]:
     return ranked[: best.count]
 
 
-def without_number(best: Best, storage: Storage) -> CheckpointNotFoundError:
-    """Return the error that no checkpoint of a directory has a number by which to be the best."""
-    known: dict[int, Stored] = {}
-    best_epochs(storage, list(Catalog(storage).current_branch()), best, known)
+def without_number(
+    best: Best, storage: Storage, stored: dict[int, Stored] | None = None
+) -> CheckpointNotFoundError:
+    """Return the error that no checkpoint of a directory has a number by which to be the best.
+
+    Args:
+        best: What was asked for.
+        storage: The run directory.
+        stored: The manifests of its current branch; ``None``: they are read, to tell what there is.
+    """
+    known = {} if stored is None else stored
+    if stored is None:
+        best_epochs(storage, list(Catalog(storage).current_branch()), best, known)
+    names = _numbered(known)
+    there = f"{_in_words(names)} Name {'one of these, or ' if names else ''}another checkpoint"
     return CheckpointNotFoundError(
         f"No checkpoint has a number for the metric {best.metric!r}.",
         url=storage.url,
-        hint=f"{_metrics_there_are(known)} Name one of these, or another checkpoint; or pass it to "
-        "checkpoint(..., metrics={...}).",
+        hint=f"{there}; or pass it to checkpoint(..., metrics={{...}}).",
     )
 
 
-def _metrics_there_are(stored: Mapping[int, Stored]) -> str:
-    """Return in words which metrics checkpoints have, for those who have misspelt one."""
-    names = sorted({name for found in stored.values() for name in metrics_of(found.manifest)})
-    return f"There are: {listed(names)}." if names else "There are no metrics at all."
+def _numbered(stored: Mapping[int, Stored]) -> list[str]:
+    """Return the metrics of which a checkpoint has a number, for those who have misspelt one."""
+    manifests = [found.manifest for found in stored.values()]
+    return sorted({n for m in manifests for n in metrics_of(m) if number_of(m, n) is not None})
+
+
+def _in_words(names: list[str]) -> str:
+    return f"There are: {listed(names)}." if names else "There are no metrics that are numbers."
