@@ -92,7 +92,7 @@ def check_given(model: Any, optimizer: Any, per_rank: Mapping[str, Any] | None) 
 
 
 def check_defaults(other: Mapping[str, Any]) -> None:
-    """Raise unless values without a state of their own are of types that can be stored.
+    """Raise unless names, and values without a state of their own, are such as can be stored.
 
     Tensors are left to the save: who writes what of them is not known before.
 
@@ -100,5 +100,6 @@ def check_defaults(other: Mapping[str, Any]) -> None:
         UnsupportedStateError: It names the path to the value, its type, and what to do.
     """
     for name, value in other.items():
+        tree.check_key(name, "other")
         if not is_stateful(value):
             tree.encode(take_object(value), {}, f"other.{name}", lambda _tensor, _path: None)
