@@ -82,7 +82,7 @@ MEANT = {
     "a\0b": "names no directory",
     "half\ud800": "half a character",
     "s3://bucket/a\nb": "control character",
-    "memory://half\udcff": "control character or half of one",
+    "memory://half\udcff": "control character or half a character",
 }
 
 

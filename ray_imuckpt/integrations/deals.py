@@ -107,9 +107,8 @@ def _samples(loader: Any, ranks: int) -> int:
 
 def _order(loader: Any) -> str | None:
     batches = getattr(loader, "batch_sampler", None)
-    batches = getattr(
-        batches, "batch_sampler", batches
-    )  # accelerate's: for a rank, of that for all
+    # accelerate's is for a rank, and holds that for all.
+    batches = getattr(batches, "batch_sampler", batches)
     if batches is None:
         sampler: Any = getattr(loader, "sampler", None)
     elif type(batches) is BatchSampler:  # any other one may have an order of its own

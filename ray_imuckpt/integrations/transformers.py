@@ -193,7 +193,7 @@ class ImuckptTrainer(ImuckptTrainerMixin, Trainer):
         resumed_from: The step that ``train`` has continued from; ``None`` from scratch.
 
     Raises:
-        ImuckptError: This version of transformers was not tried.
+        ImuckptError, TypeError: As for `ImuckptTrainerMixin`.
     """
 
 

@@ -170,7 +170,7 @@ def _remote(text: str, scheme: str, rest: str) -> str:
         raise ValueError(f"{text!r}: fsspec would take `::` for a chain. Use another name.")
     if _UNSENDABLE.search(rest):
         raise ValueError(
-            f"{text!a} holds a control character or half of one; not every store takes it."
+            f"{text!a} holds a control character or half a character; not every store takes it."
         )
     if _SIGNED.search(rest):
         raise ValueError(
