@@ -70,6 +70,8 @@ def test_what_is_a_day_old_goes_and_nothing_else(
 ) -> None:
     """Once more there is nothing to do."""
     before = names(directory)
+    assert main(["clean", str(directory)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing to remove"
     told = cleaned(capsys, directory)
     assert told["removed"] == []
     assert {spared["reason"] for spared in told["spared"]} == {"younger than is asked for"}
@@ -87,6 +89,8 @@ def test_what_is_a_day_old_goes_and_nothing_else(
         "spared": [],
         "dry_run": False,
     }
+    assert main(["clean", str(directory)]) == 0
+    assert capsys.readouterr().out == "nothing to remove: no save has left anything here\n"
 
 
 def test_a_save_of_which_something_is_young_stays_whole(

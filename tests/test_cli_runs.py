@@ -101,12 +101,36 @@ def test_the_best_of_each_run_and_of_all(made: Path, capsys: pytest.CaptureFixtu
     assert told["run9"]["best"] == {"epoch": 2, "value": 1.0}
     assert told["exp/trial_a"]["best"] == {"epoch": 2, "value": 0.25}
     assert told["killed"]["best"] is None
+    assert main(["ls", str(made), "--metric", "loss", "--mode", "min", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["best"]
+    assert best == {"run": "exp/trial_a", "epoch": 2, "value": 0.25}
     assert main(["ls", str(made), "--metric", "loss", "--mode", "max"]) == 0
     assert "best loss: 4, run10 at epoch 1\n" in capsys.readouterr().out
     assert main(["ls", str(made / "run9"), "--metric", "loss", "--mode", "min"]) == 0
     assert "committed, best" in capsys.readouterr().out.splitlines()[2]
     assert main(["ls", str(made), "--metric", "accuracy", "--mode", "max"]) == 0
     assert "best accuracy:" not in capsys.readouterr().out
+
+
+def test_runs_in_the_order_that_is_asked_for(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best or youngest first; last what has no best or no age."""
+    least, most = (["--metric", "loss", "--mode", mode] for mode in ("min", "max"))
+    named = ["exp/trial_a", "exp/trial_b", "killed", "run9", "run10"]
+    assert list(rows(capsys, str(made), "--sort", "name")) == named
+    least_first = list(rows(capsys, str(made), "--sort", "best", *least))
+    assert least_first == ["exp/trial_a", "run9", "run10", "exp/trial_b", "killed"]
+    most_first = list(rows(capsys, str(made), "--sort", "best", *most))
+    assert most_first == ["run10", "run9", "exp/trial_a", "exp/trial_b", "killed"]
+    by_age = rows(capsys, str(made), "--sort", "age")
+    ages = [row["age"] for row in by_age.values() if row["age"] is not None]
+    assert ages == sorted(ages)
+    assert list(by_age)[-1] == "killed"
+    assert main(["ls", str(made), "--sort", "best"]) == 2
+    assert "--sort best needs --metric and --mode" in capsys.readouterr().err
+    assert main(["ls", str(made / "run9"), "--sort", "age"]) == 2
+    assert "whose checkpoints are told by epoch" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_a_run_hides_no_other(

@@ -19,6 +19,7 @@ import torch
 
 from ray_imuckpt.cli.weights import Weights
 from ray_imuckpt.encoding import tensors
+from ray_imuckpt.storage import shown
 
 _PIECE = 8 * 1024 * 1024  # bytes that are written at once
 _METADATA = {"format": "pt"}  # which some readers ask for
@@ -55,6 +56,7 @@ def export(weights: Weights, file: str, largest: int | None = None) -> Exported:
         FileExistsError: Something is there; it was left as it is, and no tensor was read.
         CorruptCheckpointError: The model's bytes are damaged; no file was left.
         OSError: It cannot be written; no file was left.
+        ValueError: It is a URL.
     """
     shards = _shards(weights, largest)
     if len(shards) == 1:
@@ -133,11 +135,17 @@ def check_new(name: str) -> None:
     Raises:
         FileExistsError: Something has the name.
         FileNotFoundError: There is no such directory.
+        ValueError: It is a URL.
     """
     if os.path.lexists(name):
         raise _there(name)
     directory = os.path.dirname(name)
     if not os.path.isdir(directory or "."):
+        if "://" in name:
+            raise ValueError(
+                f"{shown(name)} is a URL, and the file is written to a local path: name one, and "
+                "copy the file from there."
+            )
         raise FileNotFoundError(errno.ENOENT, f"There is no directory {directory}", name)
 
 
@@ -150,6 +158,7 @@ def new_file(name: str) -> Iterator[BinaryIO]:
     Raises:
         FileExistsError: Something has the name, from the beginning or in the end.
         FileNotFoundError: There is no such directory.
+        ValueError: The name is a URL.
     """
     check_new(name)
     temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"

@@ -18,6 +18,8 @@ from ray_imuckpt.repository import paths
 
 WAYS = "an epoch, last, best, min:METRIC, max:METRIC or checkpoint=EPOCH"
 
+NAME, BEST, AGE = "name", "best", "age"  # the orders of runs
+
 _LAST = "last"
 _BEST = "best"
 _EPOCH = re.compile(r"-?[0-9]+", re.ASCII)

@@ -12,6 +12,7 @@ from ray_imuckpt.cli import (
     completion,
     directories,
     listing,
+    naming,
     pruning,
     runs,
     structured,
@@ -34,6 +35,11 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _ls_run(storage: Storage, options: argparse.Namespace) -> int:
+    if options.sort:
+        raise ValueError(
+            f"--sort puts runs in order, and {storage.url} is one, whose checkpoints are told by "
+            "epoch. Name the directory above it."
+        )
     overview = listing.listing(storage, options.best)
     if options.json:
         terminal.say([structured.dumps({"kind": "run", **vars(overview)})])
@@ -106,4 +112,8 @@ def _below(storage: Storage, options: argparse.Namespace) -> RunsBelow | None:
     """Return the runs below a directory; ``None``: it is to be shown as a run itself."""
     below = directories.runs_below(storage, directories.LEVELS)
     alone = not below or (below.keys() == {""} and not below[""].pointers)
-    return None if alone and not options.runs else runs.rows_of(storage, below, options.best)
+    return (
+        None
+        if alone and not options.runs
+        else runs.rows_of(storage, below, options.best, options.sort or naming.NAME)
+    )

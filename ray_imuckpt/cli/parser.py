@@ -70,6 +70,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         _check_rules(options)
     if "metric" in options and "mode" in options:
         options.best = _best(options)
+    if options.command == "ls" and options.sort == naming.BEST and options.best is None:
+        raise ValueError("--sort best needs --metric and --mode: --metric loss --mode min.")
     if "words" in options:
         options.named = _named(options, options.best)
     return options
@@ -138,6 +140,11 @@ def _add_looking(commands: Commands) -> None:
     )
     ls.add_argument("--runs", action="store_true", help="list runs, also where this is one itself")
     words.add_best(ls, "tell the best checkpoint by this metric; of each run")
+    ls.add_argument(
+        "--sort",
+        choices=(naming.NAME, naming.BEST, naming.AGE),
+        help="the order of runs: by name, or the best or the youngest first; default: name",
+    )
     words.add_json(ls)
     show = words.of_checkpoints(
         commands, "show", "Show what a checkpoint holds; default: the last one."

@@ -152,13 +152,24 @@ class RunRow:
 
 
 @dataclass(frozen=True)
+class BestRunRow:
+    """The best checkpoint of several runs: the name of its run, its epoch, and its number."""
+
+    run: str
+    epoch: int
+    value: float
+
+
+@dataclass(frozen=True)
 class RunsBelow:
     """The runs below a directory.
 
     Attributes:
         url: The directory.
-        runs: A row each, by name.
+        runs: A row each, by name or as was asked for.
+        best: The best checkpoint of all, where a metric was asked for and one has a number for it.
     """
 
     url: str
     runs: tuple[RunRow, ...]
+    best: BestRunRow | None = None

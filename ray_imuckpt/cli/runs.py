@@ -6,15 +6,17 @@ checkpoint, or of all where the best one is asked for. Imports nothing that impo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 from ray_imuckpt.cli import listing
 from ray_imuckpt.cli.directories import RunFiles
-from ray_imuckpt.cli.naming import Rule
+from ray_imuckpt.cli.naming import BEST, NAME, Rule
 from ray_imuckpt.cli.rows import (
     ELSEWHERE,
     UNREADABLE,
+    BestRunRow,
     RunRow,
     RunsBelow,
 )
@@ -32,14 +34,19 @@ from ray_imuckpt.units import natural
 
 
 def rows_of(
-    storage: Storage, files_of: Mapping[str, RunFiles], best: Rule | None = None
+    storage: Storage,
+    files_of: Mapping[str, RunFiles],
+    best: Rule | None = None,
+    order: str = NAME,
 ) -> RunsBelow:
     """Return the runs below a directory; one that cannot be read is a row that says so.
 
     Args:
         storage: The directory.
         files_of: The files of each, by its name.
-        best: By which rule to tell the best checkpoint of each.
+        best: By which rule to tell the best checkpoint of each, and of all.
+        order: In which order, as `naming` calls it: by name, by best, which needs that rule, or by
+            age, the youngest first; what has no such number comes last.
     """
     below = sorted(files_of.items(), key=lambda run: natural(run[0]))
     rows: list[RunRow | None] = [None] * len(below)
@@ -55,7 +62,25 @@ def rows_of(
             rows[index] = replace(row, state=UNREADABLE, problem=problem)
 
     parallel.each(look, len(below))
-    return RunsBelow(storage.url, tuple(row for row in rows if row is not None))
+    known = [row for row in rows if row is not None]
+    by_best = [row for row in _in_order(known, BEST, best) if row.best is not None]
+    return RunsBelow(
+        storage.url,
+        tuple(_in_order(known, order, best)),
+        next((BestRunRow(row.name, *astuple(row.best)) for row in by_best if row.best), None),
+    )
+
+
+def _in_order(rows: Sequence[RunRow], order: str, best: Rule | None) -> list[RunRow]:
+    """Return rows, which are in the order of their names, in another; see `rows_of`."""
+    sign = -1 if best is not None and best.mode == "max" else 1
+
+    def rank(row: RunRow) -> float:
+        if order == BEST:
+            return math.inf if row.best is None else sign * row.best.value
+        return math.inf if row.age is None else row.age
+
+    return [*rows] if order == NAME else sorted(rows, key=rank)
 
 
 def _looked_into(run: Storage, files: RunFiles, row: RunRow, best: Rule | None) -> RunRow:

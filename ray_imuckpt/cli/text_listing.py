@@ -79,7 +79,9 @@ def of_runs(below: RunsBelow, rule: Rule | None = None) -> Iterator[str | Table]
         return
     rows = [cells for row in below.runs for cells in _of_run(row, best=rule is not None)]
     yield Table(tuple(columns), tuple(rows))
-    yield from _best_of(below, rule)
+    if rule is not None and below.best is not None:
+        best = below.best
+        yield f"best {rule.metric}: {short(best.value)}, {best.run} at epoch {best.epoch}"
     left, begun = (
         sum(row.leftovers for row in below.runs),
         sum(row.uploads for row in below.runs),
@@ -125,6 +127,9 @@ def of_cleaned(cleaned: Cleaned) -> Iterator[str | Table]:
         yield Table(
             (*columns, Column("what happens" if cleaned.dry_run else "what happened")), tuple(rows)
         )
+    if not cleaned.removed:
+        yield "nothing to remove" + ("" if rows else ": no save has left anything here")
+        return
     total = size(sum(row.size for row in cleaned.removed))
     yield f"{removed} {total} of {number_of(len(cleaned.removed), 'save')}"
 
@@ -243,16 +248,6 @@ def _of_run(row: RunRow, *, best: bool) -> Iterator[tuple[str | Cell, ...]]:
     )
     if row.problem:
         yield (*[""] * (6 + best), Cell(row.problem, style.get(row.state, BAD)))
-
-
-def _best_of(below: RunsBelow, rule: Rule | None) -> Iterator[str]:
-    """Yield which run has the best checkpoint of all."""
-    rows = [
-        (row.best.value, row.name, row.best.epoch) for row in below.runs if row.best is not None
-    ]
-    if rule is not None and rows:
-        value, name, epoch = (min if rule.mode == "min" else max)(rows)
-        yield f"best {rule.metric}: {short(value)}, {name} at epoch {epoch}"
 
 
 def _of_judged(pruned: Pruned) -> list[tuple[str | Cell, ...]]:
