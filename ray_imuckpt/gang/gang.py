@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _DONE, _FAILED = b".", b"!"
 _HERE = b"r"
-_SMALL = 400  # bytes of a result that fit into the first block of an exchange (`gloo`)
+_SMALL = 400  # bytes of a result that fit into the first block of an exchange (`blocks`)
 
 
 class Gang:

@@ -8,6 +8,7 @@ error on every rank.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -19,12 +20,11 @@ import torch.distributed as dist
 
 from ray_imuckpt import units
 from ray_imuckpt.errors import GangBrokenError
+from ray_imuckpt.gang.blocks import from_block, padded, to_block, unpadded
 from ray_imuckpt.gang.watch import Register, Store, Watch, ask
 
 _BROADCAST_BYTES = 256 * 1024 * 1024
-_BLOCK_BYTES = 512  # what is no longer needs one collective, not two
-_SIZE_BYTES = 8
-_TICK = 1.0  # seconds of waiting before, and between, looks at who has come
+_TICK = 1.0  # seconds of waiting between looks at who has come
 
 
 class GlooTransport:
@@ -47,7 +47,7 @@ class GlooTransport:
         self._world = dist.group.WORLD
         self._timeout = timeout.total_seconds()
         self._tick = min(_TICK, self._timeout / 4)
-        self._register = self._new_register("being-made")
+        self._register = Register(_store(self._world, self.rank), self.rank, self.world_size)
         self._meeting = 0
         self._broken: GangBrokenError | None = None
         self._group: Any = None
@@ -55,11 +55,7 @@ class GlooTransport:
 
     def _make(self, timeout: timedelta) -> None:
         with Watch(self._register, self._meeting, self._tick):
-            group: Any = dist.new_group(backend="gloo", timeout=timeout)
-        self._group, self._register = group, self._new_register(group.group_name)
-
-    def _new_register(self, name: str) -> Register:
-        return Register(_store(self._world, f"imuckpt-{name}"), self.rank, self.world_size)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def stale(self) -> bool:
         """Return whether the default process group is another one; see `Transport.stale`."""
@@ -85,30 +81,30 @@ class GlooTransport:
         sizes, small = self._exchange(payload)
         if small is not None:
             return small
-        buffer = _padded(payload, max(sizes))
+        buffer = padded(payload, max(sizes))
         buffers = [torch.empty_like(buffer) for _ in sizes]
         self._do(lambda: dist.all_gather(buffers, buffer, group=self._group, async_op=True))
-        return [_bytes(tensor, size) for tensor, size in zip(buffers, sizes, strict=True)]
+        return [unpadded(tensor, size) for tensor, size in zip(buffers, sizes, strict=True)]
 
     def gather(self, payload: bytes, sizes: Sequence[int]) -> list[bytes]:
         """Return the payloads of all ranks on rank 0; see `Transport.gather`."""
-        buffer = _padded(payload, max(sizes))
+        buffer = padded(payload, max(sizes))
         buffers = [torch.empty_like(buffer) for _ in sizes] if self.rank == 0 else None
         self._do(
             lambda: dist.gather(buffer, buffers, group=self._group, group_dst=0, async_op=True)
         )
-        return [_bytes(tensor, size) for tensor, size in zip(buffers or [], sizes, strict=False)]
+        return [unpadded(tensor, size) for tensor, size in zip(buffers or [], sizes, strict=False)]
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Return rank 0's payload; see `Transport.broadcast`."""
-        block = _block(payload or b"")
+        block = to_block(payload or b"")
         self.broadcast_into(block)
-        size, small = _unblocked(block)
+        size, small = from_block(block)
         if small is not None:
             return small
-        buffer = _padded(payload or b"", size)
+        buffer = padded(payload or b"", size)
         self.broadcast_into(buffer)
-        return _bytes(buffer, size)
+        return unpadded(buffer, size)
 
     def broadcast_into(self, buffer: torch.Tensor) -> None:
         """Fill the buffer with rank 0's bytes; see `Transport.broadcast_into`."""
@@ -143,10 +139,10 @@ class GlooTransport:
 
     def _exchange(self, payload: bytes) -> tuple[list[int], list[bytes] | None]:
         """Return the sizes of all payloads and, where all are small, the payloads."""
-        block = _block(payload)
+        block = to_block(payload)
         blocks = [torch.empty_like(block) for _ in range(self.world_size)]
         self._do(lambda: dist.all_gather(blocks, block, group=self._group, async_op=True))
-        unpacked = [_unblocked(block) for block in blocks]
+        unpacked = [from_block(block) for block in blocks]
         small = [payload for _, payload in unpacked if payload is not None]
         return [size for size, _ in unpacked], small if len(small) == len(unpacked) else None
 
@@ -184,21 +180,23 @@ class GlooTransport:
 
     def _wait(self, work: Any) -> None:
         """Wait for a collective in pieces: then a signal is heard, and a rank that has left."""
-        if _ended(work, self._tick):
+        # A rank whose neighbours live may not notice that the meeting has failed on another: so it
+        # writes down that it is here well before that other one, a tick later, looks who is.
+        soon = self._tick / 2
+        if _ended(work, soon):
             return
-        with Watch(self._register, self._meeting, self._tick, self._tick) as watch:
+        with Watch(self._register, self._meeting, self._tick, soon) as watch:
             while not _ended(work, self._tick):
                 if watch.left is not None:
-                    raise GangBrokenError(watch.left, rank=self.rank, hint=_RESTART)
+                    raise self._error_of(watch.left)
 
     def _why(self, error: Exception, waited: float) -> GangBrokenError:
         """Return what a collective's error means, and let the others know."""
-        left = ask(self._register.left)
-        if left is not None:
-            return GangBrokenError(left, rank=self.rank, hint=_RESTART)
         late = waited >= 0.9 * self._timeout
-        missing = self._missing(late=late)
-        whom = missing or "another rank"
+        missing, left = self._missing(late=late)
+        if left is not None:
+            return self._error_of(left)
+        whom = units.ranks(missing) if missing else "another rank"
         if late:
             broken = GangBrokenError(
                 f"The ranks waited {self._timeout:g} s for {whom}, in vain.",
@@ -208,33 +206,38 @@ class GlooTransport:
                 f"Checkpointer(..., timeout=<seconds>). {_RESTART}",
             )
         else:
+            some = "one or more of " if len(missing) > 1 else ""  # or they will notice later
             broken = GangBrokenError(
-                f"The connection to {whom} was lost: a process has ended, or the network failed "
-                f"({_shortened(error)}).",
+                f"The connection to {some}{whom} was lost: a process has ended, or the network "
+                f"failed ({_shortened(error)}).",
                 rank=self.rank,
                 hint=f"Look for the reason in the log of {whom}. {_RESTART}",
             )
         self._announce(broken)
         return broken
 
-    def _missing(self, *, late: bool) -> str | None:
-        """Return in words which ranks have not come, as far as that is known."""
-        if self.world_size == 2:
-            return f"rank {1 - self.rank}"
+    def _missing(self, *, late: bool) -> tuple[list[int], str | None]:
+        """Return which ranks are missing as far as is known, and what another has announced."""
+        pair = self.world_size == 2
 
-        def look() -> list[int] | None:
-            self._register.come(self._meeting)
-            if not late:  # the others may be about to notice, and to write that they are here
+        def look() -> tuple[list[int] | None, str | None]:
+            if (left := self._register.left()) is not None:
+                return None, left
+            self._register.live_on()
+            if not late and not pair:  # the others may be about to write down that they are here
                 time.sleep(self._tick)
-            return self._register.missing(self._meeting)
+            return self._register.missing(self._meeting), self._register.left()
 
-        missing = ask(look)
-        if not missing:
-            return None
-        return units.ranks(missing)
+        missing, left = ask(look) or (None, None)
+        return [1 - self.rank] if pair else missing or [], left
 
     def _announce(self, error: GangBrokenError) -> None:
-        ask(lambda: self._register.leave(error.message))
+        ask(lambda: self._register.leave(json.dumps([error.message, error.hint])))
+
+    def _error_of(self, left: str) -> GangBrokenError:
+        """Return the error that another rank has announced."""
+        message, hint = json.loads(left)
+        return GangBrokenError(message, rank=self.rank, hint=hint)
 
 
 _RESTART = (
@@ -242,11 +245,16 @@ _RESTART = (
 )
 
 
-def _store(world: Any, prefix: str) -> Store | None:
-    """Return a connection of our own to the store that the group was made with, if there is one."""
+def _store(world: Any, rank: int) -> Store | None:
+    """Return a store for one more gang, in that which the group was made with, if there is one.
+
+    It is a connection of our own. Each rank counts the gangs that it has begun to make; all make
+    them in the same order, and who came to an earlier one need not have come to this.
+    """
     # Not every torch has the method, not every group a store: then nobody knows who has come.
     try:
-        store: Store = dist.PrefixStore(prefix, world.get_group_store().clone())
+        shared = dist.PrefixStore("imuckpt", world.get_group_store().clone())
+        store: Store = dist.PrefixStore(f"{shared.add(f'made-{rank}', 1)}", shared)
     except (AttributeError, RuntimeError):
         return None
     return store
@@ -266,28 +274,3 @@ def _ended(work: Any, seconds: float) -> bool:
 def _shortened(error: Exception) -> str:
     """Return what gloo says, without the line of its source and without its advice."""
     return re.sub(r"^\[\S+\] ", "", str(error)).split("\n")[0].split(". ")[0]
-
-
-def _block(payload: bytes) -> torch.Tensor:
-    """Return a message of fixed length: the payload's size, and as much of it as there is room."""
-    head = len(payload).to_bytes(_SIZE_BYTES, "little")
-    return _padded((head + payload)[:_BLOCK_BYTES], _BLOCK_BYTES)
-
-
-def _unblocked(block: torch.Tensor) -> tuple[int, bytes | None]:
-    """Return the payload's size and the payload, or ``None`` where that is not all there."""
-    data = _bytes(block, _BLOCK_BYTES)
-    size = int.from_bytes(data[:_SIZE_BYTES], "little")
-    end = _SIZE_BYTES + size
-    return size, data[_SIZE_BYTES:end] if end <= _BLOCK_BYTES else None
-
-
-def _padded(payload: bytes, size: int) -> torch.Tensor:
-    buffer = torch.zeros(size, dtype=torch.uint8, device="cpu")
-    if payload:
-        buffer[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
-    return buffer
-
-
-def _bytes(tensor: torch.Tensor, size: int) -> bytes:
-    return tensor[:size].numpy().tobytes()

@@ -25,6 +25,7 @@ WARN_AFTER = 30.0  # seconds of waiting, after which the log says for whom
 _WARN_AGAIN = 300.0
 _PATIENCE = 2.0  # seconds that the store has for an answer
 _LEFT = "left"
+_NEVER = 1 << 62  # the number of a meeting that never comes, after all that a rank may come to
 
 
 class Store(Protocol):
@@ -59,8 +60,16 @@ class Register:
         if self._store is not None:
             self._store.set(f"at-{self._rank}", str(meeting))
 
+    def live_on(self) -> None:
+        """Write down that a meeting has failed on this rank: it is not the one that is missing.
+
+        Whichever meeting the others are in: where a rank dies in the middle of one, some have all
+        that they need of it, and have gone on to the next.
+        """
+        self.come(_NEVER)
+
     def missing(self, meeting: int) -> list[int] | None:
-        """Return the ranks that have not come to the meeting, or ``None`` if that is not known.
+        """Return the ranks that have not come so far and may be gone; ``None``: it is not known.
 
         One that came a moment ago may not have written it down yet.
         """
