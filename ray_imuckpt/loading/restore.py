@@ -23,6 +23,7 @@ from ray_imuckpt.state.layouts import SavedLayouts
 from ray_imuckpt.state.live import LeftOut
 from ray_imuckpt.state.restorable import Filled, Memory, Phase, Restorable, all_left_out
 from ray_imuckpt.state.restorables import RestorableModel
+from ray_imuckpt.units import listed
 
 _PART = "may hold a part of"  # the words by which all hints say so: they travel between ranks
 
@@ -64,11 +65,10 @@ class Restore:
         """Restore it; a collective.
 
         Raises:
-            StateMismatchError: Something does not fit; what was changed before is undone, and the
-                error names what could not be.
+            StateMismatchError: Something does not fit; nothing is changed, or what was is undone.
             CorruptCheckpointError: Bytes were altered: the objects may hold a part of them.
-            ImuckptError: Reading failed, or a rank was lost; the error says which objects may hold
-                a part of the checkpoint.
+            ImuckptError: Reading failed, a rank was lost, or an object broke it off; the error says
+                which objects may hold a part of the checkpoint.
         """
         gang, loaded = self._gang, self._loaded
         with_optimizer = self._targets.optimizer is not None
@@ -150,11 +150,8 @@ class Restore:
             for phase in (Phase.FILLED, Phase.OVERLAPPING, Phase.RANDOM):
                 self._apply(phase, filled)
         except Exception as error:
-            raise ImuckptError(
-                f"Restoring was broken off by {type(error).__name__}: {error}",
-                hint="Model and optimizer may hold a part of this epoch: do not go on with them, "
-                "build them anew.",
-            ) from error
+            hint = f"Model and optimizer {_PART} this epoch: do not go on with them, build anew."
+            raise _broken_off(error, hint) from error
 
     def _undo(self, error: Exception) -> None:
         """Undo what was applied, the last first, on every rank; a collective.
@@ -189,13 +186,27 @@ def _tells(error: Exception) -> bool:
 
 
 def _tell_part(error: Exception, names: Sequence[str], epoch: int) -> None:
-    """Add to an error that objects may hold a part of an epoch; of another kind, raise ours."""
+    """Add to an error that objects may hold a part of an epoch; of another kind, raise ours.
+
+    Of another kind is also a `StateMismatchError`: it says that nothing was changed.
+    """
     hint = f"{', '.join(names)} {_PART} epoch {epoch}: build anew."
-    if not isinstance(error, ImuckptError):
-        raise ImuckptError(
-            f"Restoring was broken off by {type(error).__name__}: {error}", hint=hint
-        ) from error
+    if isinstance(error, StateMismatchError) or not isinstance(error, ImuckptError):
+        raise _broken_off(error, hint) from error
     error.hint = f"{error.hint} {hint}" if error.hint else hint
+
+
+def _broken_off(error: Exception, hint: str) -> ImuckptError:
+    """Return the error that a restore was broken off by another one when it had begun to change."""
+    text, rank = str(error), None
+    if isinstance(error, ImuckptError):
+        text, rank = error.message, error.rank
+        if isinstance(error, StateMismatchError):
+            names = [*error.missing, *error.unexpected, *error.wrong_shape]
+            text += f" ({listed(names)})" if names else ""
+        hint = f"{error.hint} {hint}" if error.hint else hint
+    text = f"Restoring was broken off by {type(error).__name__}: {text}"
+    return ImuckptError(text, rank=rank, hint=hint)
 
 
 def restore_model(
