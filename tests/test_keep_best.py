@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from ray_imuckpt import Best, Checkpointer, CheckpointNotFoundError
+from ray_imuckpt import Best, Checkpointer, CheckpointNotFoundError, Retention
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,21 @@ def test_epochs_without_the_metric_are_passed_over(
     assert kept[4] == [3, 4]
     assert kept[7] == [5, 6, 7]
     assert kept[11] == [5, 10, 11]
+
+
+def test_a_run_is_told_once_that_its_metric_is_in_no_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the first commit of many; who calls `prune` is answered each time, as above."""
+    rules = Retention(keep_last=2, keep_best=("vall", "min"))
+    with (
+        caplog.at_level(logging.WARNING, "ray_imuckpt"),
+        Checkpointer(tmp_path, blocking=True, retention=rules) as checkpointer,
+    ):
+        for epoch in (1, 2, 3, 4):
+            checkpointer.checkpoint(epoch, model=nn.Linear(1, 1), metrics={"val": epoch})
+    assert caplog.text.count("No checkpoint has a number for the metric 'vall'") == 1
+    assert checkpointer.list_existing_checkpoint_indices() == [3, 4]
 
 
 def test_keep_best_alone_deletes_nothing_while_no_best_is_known(

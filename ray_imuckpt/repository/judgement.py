@@ -33,10 +33,12 @@ class Known:
     Attributes:
         record: The record of branches that they stand with: where it is another, none counts.
         stored: By epoch, without their files.
+        lacking: The metrics of which it has been told that no checkpoint has a number for them.
     """
 
     record: bytes | None = None
     stored: dict[int, Stored] = field(default_factory=dict)
+    lacking: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,7 @@ def judgement(
     best = best_epochs(storage, epochs, rules.best, stored) if rules.best else []
     reasons = _reasons(epochs, newest, best, rules, protected)
     if rules.best and not best:
-        logger.warning(
-            "No checkpoint has a number for the metric %r yet: keep_best keeps none. %s",
-            rules.best.metric,
-            _in_words(_numbered(stored)),
-        )
+        _tell_of_lack(rules.best.metric, stored, known.lacking)
         if rules.keep_last is None and rules.keep_every is None:
             reasons = {epoch: reasons.get(epoch, ["no rule tells"]) for epoch in epochs}
     linked = [epoch for epoch in epochs if epoch not in reasons and _is_link(storage, epoch)]
@@ -104,6 +102,17 @@ def judgement(
         listing.record,
         stored,
     )
+
+
+def _tell_of_lack(metric: str, stored: Mapping[int, Stored], lacking: set[str]) -> None:
+    """Warn that no checkpoint has a number for a metric, unless that was told: see `Known`."""
+    if metric not in lacking:
+        logger.warning(
+            "No checkpoint has a number for the metric %r yet: keep_best keeps none. %s",
+            metric,
+            _in_words(_numbered(stored)),
+        )
+    lacking.add(metric)
 
 
 def _reasons(

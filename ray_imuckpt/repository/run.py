@@ -65,6 +65,7 @@ class Run:
         stored: The manifests, without their files, that retention need not read again, by epoch;
             they count as long as the record of branches is this run's.
         sound: The ids of saves whose files this process has written, or read and found sound.
+        lacking: The metrics of which it has been told that no checkpoint has a number for them.
         shared: Whether all ranks see the same storage; ``None`` while that is not known.
         holdings: What the ranks may share out of a save, as it was at the last one.
         shares: What this rank wrote of the last one.
@@ -83,6 +84,7 @@ class Run:
     claim: Claim | None = None
     stored: dict[int, Stored] = field(default_factory=dict)
     sound: set[str] = field(default_factory=set)
+    lacking: set[str] = field(default_factory=set)
     shared: bool | None = None
     holdings: Remembered | None = None
     shares: Remembered | None = None

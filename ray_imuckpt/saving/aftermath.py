@@ -70,7 +70,7 @@ class Aftermath:
         try:
             protected = [] if run.resumed_from is None else [run.resumed_from]
             sweep = self._swept != storage.url
-            known = Known(run.record, run.stored)
+            known = Known(run.record, run.stored, run.lacking)
             retention.prune(storage, rules, protected, sound=run.sound, known=known, sweep=sweep)
             self._swept = storage.url
         except Exception as error:  # noqa: BLE001 - the next save tries it again
