@@ -10,8 +10,8 @@ import pytest
 
 from conditional_store import Contents
 from conftest import small_model
-from ray_imuckpt import Checkpointer
-from ray_imuckpt.cli import main
+from ray_imuckpt import Checkpointer, Retries
+from ray_imuckpt.cli import directories, main, terminal
 
 RUNS = "conditional://bucket/runs"
 UPLOAD = "model-00000000000000aa.safetensors"
@@ -76,3 +76,28 @@ def test_uploads_that_did_not_end_are_told_and_removed(
     contents.now += 2 * 24 * 60 * 60
     assert main(["clean", f"{RUNS}/killed"]) == 0
     assert list(contents.uploads) == ["1", "3"]
+
+
+def test_a_store_that_is_down_is_not_waited_for_as_a_run_waits(
+    contents: Contents, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command has the patience of a person, and tells once that it waits."""
+    save("a", range(1, 2))
+    monkeypatch.setattr(directories, "PATIENCE", Retries(attempts=3))
+    monkeypatch.setattr(terminal, "WAITED", 0.0)
+
+    def down(_kind: str, _key: str) -> None:
+        raise ConnectionError("the store is down")
+
+    monkeypatch.setattr(contents, "before", down)
+    run = f"{RUNS}/a"
+    commands = [["ls", run], ["ls", RUNS], ["clean", run], ["prune", run, "--keep-last", "1"]]
+    commands += [[name, run] for name in ("show", "verify", "log", "plot")]
+    commands += [["show", run, "1"], ["show", f"{run}/checkpoint=1"], ["diff", run, "1", "1"]]
+    for words in commands:
+        contents.calls.clear()
+        assert main(words) == 2, words
+        error = capsys.readouterr().err
+        assert max(Counter(contents.calls).values()) == 3, words
+        assert error.count("is tried again in") == 1, words
+        assert "(3 tries in " in error, words

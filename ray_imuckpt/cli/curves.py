@@ -97,7 +97,7 @@ def curves(runs: Sequence[str], metrics: Sequence[str] | None) -> Curves:
 def _of_run(run: str, unread: list[Verdict]) -> dict[str, Curve]:
     """Return the curves of a run by their names; the log goes before the metrics."""
     _, epochs = directories.run_with_checkpoints(run)
-    directory = CheckpointDirectory(run)
+    directory = CheckpointDirectory(run, retries=directories.PATIENCE)
     last = directory.index_of_last_checkpoint()
     log: Any = None
     metrics: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ray_imuckpt.cli.naming import is_checkpoint
 from ray_imuckpt.errors import CheckpointNotFoundError, located
+from ray_imuckpt.options import Opening, Retries
 from ray_imuckpt.repository import paths
 from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.storage import Entry, Storage, Upload, absolute, open_storage, shown
@@ -19,6 +20,7 @@ from ray_imuckpt.units import listed, natural
 
 logger = logging.getLogger("ray_imuckpt")
 
+PATIENCE = Retries(deadline=20.0)  # somebody waits: a training run's two minutes are too long
 LEVELS = 10  # of directories, one in the other, in which runs are looked for
 _FEW_LEVELS = 5  # the same for the hint of an error: the directory may be a wrong one, and large
 
@@ -40,6 +42,24 @@ class RunFiles:
     pointers: list[str] = field(default_factory=list)
 
 
+def opened(directory: str) -> Storage:
+    """Return a directory, on which what fails is tried for as long as a person waits.
+
+    Args:
+        directory: A path or a URL.
+
+    Raises:
+        ValueError: It is no name at all.
+        StorageError: It cannot be connected to.
+    """
+    return open_storage(absolute(directory), retries=PATIENCE)
+
+
+def opening() -> Opening:
+    """Return how the directory that a pointer leads to is opened: as `opened` does."""
+    return Opening(retries=PATIENCE)
+
+
 def run_directory(directory: str) -> Storage:
     """Return the directory of a run; whether it holds checkpoints is not looked at.
 
@@ -55,7 +75,7 @@ def run_directory(directory: str) -> Storage:
             f"{shown(directory)} is the directory of one checkpoint; the run directory is wanted, "
             "which holds it."
         )
-    return open_storage(absolute(directory))
+    return opened(directory)
 
 
 def run_with_checkpoints(directory: str) -> tuple[Storage, list[int]]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 
-from ray_imuckpt.cli import listing
+from ray_imuckpt.cli import directories, listing
 from ray_imuckpt.cli.directories import RunFiles
 from ray_imuckpt.cli.naming import BEST, NAME, Rule
 from ray_imuckpt.cli.rows import (
@@ -131,7 +131,7 @@ def _with_last(
 
 def _pointing(run: Storage, pointers: Sequence[str], row: RunRow) -> RunRow:
     """Return the row of a trial whose checkpoints are elsewhere: what its last pointer leads to."""
-    target = pointed_at(run.child(max(pointers, key=natural)))
+    target = pointed_at(run.child(max(pointers, key=natural)), directories.opening())
     row = replace(row, state=ELSEWHERE)
     if target is None:  # it has gone by now
         return row

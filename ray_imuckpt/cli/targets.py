@@ -19,7 +19,7 @@ from ray_imuckpt.repository.catalog import Catalog
 from ray_imuckpt.repository.judgement import best_epochs, without_number
 from ray_imuckpt.repository.manifest import Stored
 from ray_imuckpt.source import read
-from ray_imuckpt.storage import Storage, absolute, open_storage
+from ray_imuckpt.storage import Storage
 from ray_imuckpt.units import listed
 
 
@@ -57,7 +57,7 @@ class Target:
                     raise directories.nothing(self.run) from error
         with located(self.directory.url):
             try:
-                return open_directory(self.directory)
+                return open_directory(self.directory, directories.opening())
             except CheckpointNotFoundError as error:
                 there = _beside(self.directory)
                 if there:
@@ -72,7 +72,7 @@ def checkpoint(name: Name) -> Target:
         CheckpointNotFoundError: There is none, of that run, or with that metric.
         ValueError, StorageError: As for `directories.run_directory`; or it cannot be listed.
     """
-    storage = open_storage(absolute(name.directory))
+    storage = directories.opened(name.directory)
     with located(storage.url):
         if name.choice is None:
             if is_checkpoint(name.directory) or _is_one(storage):
@@ -83,7 +83,7 @@ def checkpoint(name: Name) -> Target:
 
 def checkpoints(name: Name) -> list[Target]:
     """Return the checkpoints that a name stands for: of a run directory alone, all; as above."""
-    storage = open_storage(absolute(name.directory))
+    storage = directories.opened(name.directory)
     with located(storage.url):
         if name.choice is not None or is_checkpoint(name.directory) or _is_one(storage):
             return [checkpoint(name)]

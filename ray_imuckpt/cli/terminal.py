@@ -12,12 +12,16 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TextIO
 
 from ray_imuckpt.cli.tables import BAD, FAINT, GOOD, Cell, Table, folded, style_of, text_of
+from ray_imuckpt.storage.failures import LASTING
 
+WAITED = 2.0  # seconds for which a request fails before that is told
+_SILENCE = 5.0  # seconds between two of these lines: requests may fail by the dozen
 _CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended: 128 + 13
 _STYLES = {GOOD: "green", BAD: "bold red", FAINT: "dim", "": ""}
 
@@ -48,12 +52,15 @@ def width() -> int | None:
 
 @contextlib.contextmanager
 def logging_to_stderr() -> Iterator[None]:
-    """Show the package's warnings as `complain` shows errors: escaped and folded."""
-    logger, handler = logging.getLogger("ray_imuckpt"), _Complaining(logging.WARNING)
+    """Show the package's warnings as `complain` shows errors, and what is tried again for long."""
+    logger, handler = logging.getLogger("ray_imuckpt"), _Complaining()
+    level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
     try:
         yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 
@@ -65,11 +72,24 @@ def reader_left() -> int:
 
 
 class _Complaining(logging.Handler):
-    """A handler that complains."""
+    """A handler that complains of warnings; and of a storage that lets one wait, now and then."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._silent_until = 0.0  # by the monotonic clock
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one warning."""
-        complain(record.getMessage())
+        """Print one record, if it is to be told."""
+        if record.levelno >= logging.WARNING or self._lets_wait(record):
+            complain(record.getMessage())
+
+    def _lets_wait(self, record: logging.LogRecord) -> bool:
+        """Return whether a record tells of a request that fails for long, and none did just now."""
+        now = time.monotonic()
+        if vars(record).get(LASTING, 0.0) < WAITED or now < self._silent_until:
+            return False
+        self._silent_until = now + _SILENCE
+        return True
 
 
 def _print(text: str, file: TextIO) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+LASTING = "lasting"  # in the log, of what is tried again: the seconds since the first try began
+
 
 class NotAFileError(OSError):
     """A name that cannot be read as a file: a directory, a pipe, a device, or too large."""

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from ray_imuckpt.storage.engines.patience import Patience
 from ray_imuckpt.storage.engines.protocol import Fault
-from ray_imuckpt.storage.failures import ExhaustedError
+from ray_imuckpt.storage.failures import LASTING, ExhaustedError
 from ray_imuckpt.threads.parallel import in_vain
 
 logger = logging.getLogger("ray_imuckpt")
@@ -58,6 +58,7 @@ def patiently(
     """
     import tenacity
 
+    began = time.monotonic()
     failed: list[float] = []  # when, of each try
     renewed: list[BaseException] = []
 
@@ -77,9 +78,8 @@ def patiently(
 
     def tell(state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        logger.info(
-            "%s failed, and is tried again in %.1f s: %s", what, state.upcoming_sleep, error
-        )
+        wait, extra = state.upcoming_sleep, {LASTING: time.monotonic() - began}
+        logger.info("%s failed, and is tried again in %.1f s: %s", what, wait, error, extra=extra)
 
     retrying = tenacity.Retrying(
         stop=stop,
