@@ -85,6 +85,7 @@ def test_a_store_that_is_down_is_not_waited_for_as_a_run_waits(
     save("a", range(1, 2))
     monkeypatch.setattr(directories, "PATIENCE", Retries(attempts=3))
     monkeypatch.setattr(terminal, "WAITED", 0.0)
+    monkeypatch.setattr(terminal, "SILENCE", float("inf"))
 
     def down(_kind: str, _key: str) -> None:
         raise ConnectionError("the store is down")

@@ -21,7 +21,7 @@ from ray_imuckpt.cli.tables import BAD, FAINT, GOOD, Cell, Table, folded, style_
 from ray_imuckpt.storage.failures import LASTING
 
 WAITED = 2.0  # seconds for which a request fails before that is told
-_SILENCE = 5.0  # seconds between two of these lines: requests may fail by the dozen
+SILENCE = 5.0  # seconds between two of these lines: requests may fail by the dozen
 _CLOSED_PIPE = 141  # what a shell says of a program that SIGPIPE ended: 128 + 13
 _STYLES = {GOOD: "green", BAD: "bold red", FAINT: "dim", "": ""}
 
@@ -86,9 +86,9 @@ class _Complaining(logging.Handler):
     def _lets_wait(self, record: logging.LogRecord) -> bool:
         """Return whether a record tells of a request that fails for long, and none did just now."""
         now = time.monotonic()
-        if vars(record).get(LASTING, 0.0) < WAITED or now < self._silent_until:
+        if vars(record).get(LASTING, -1.0) < WAITED or now < self._silent_until:
             return False
-        self._silent_until = now + _SILENCE
+        self._silent_until = now + SILENCE
         return True
 
 
