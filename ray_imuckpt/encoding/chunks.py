@@ -11,8 +11,8 @@ order: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, groupby, islice
 from typing import Any
 
 import xxhash
@@ -20,6 +20,7 @@ import xxhash
 CHUNK_SIZE = 8 * 1024 * 1024
 Digest = xxhash.xxh3_128  # update(bytes), hexdigest()
 _SMALL = 64 * 1024  # below this, joining neighbours costs less than one more system call argument
+_AT_ONCE = 256  # pieces; where many more live at once, Python looks for garbage again and again
 
 
 def checksum(views: Iterable[memoryview | bytes]) -> str:
@@ -66,14 +67,18 @@ class Chunks(Sequence[list[memoryview]]):
 
     def __getitem__(self, index: int) -> list[memoryview]:  # type: ignore[override]
         """Return the views that make up chunk `index`, small neighbours joined (copied)."""
-        return _join_small(self.pieces(index))
+        joined: list[memoryview] = []
+        for small, run in groupby(self._pieces(index), _is_small):
+            take = _join if small else list
+            joined.extend(take(run))
+        return joined
 
     def pieces(self, index: int) -> list[memoryview]:
         """Return the views that make up chunk `index`, none copied.
 
         Writing to them writes to `views`; after that, `settle` is to be called.
         """
-        return [self._views[which][start:stop] for which, start, stop in self._cuts(index)]
+        return [*self._pieces(index)]
 
     def settle(self, index: int, pieces: Sequence[memoryview]) -> None:
         """Copy what was read into buffers to where it belongs; the rest is there already.
@@ -88,43 +93,41 @@ class Chunks(Sequence[list[memoryview]]):
             if type(self._views[which]) is not memoryview:
                 self._views[which].put(start, piece)
 
-    def _cuts(self, index: int) -> list[tuple[int, int, int]]:
+    def _pieces(self, index: int) -> Iterator[memoryview]:
+        return (self._views[which][start:stop] for which, start, stop in self._cuts(index))
+
+    def _cuts(self, index: int) -> Iterator[tuple[int, int, int]]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         begin = index * self.chunk_size
         return cut(self._ends, begin, min(begin + self.chunk_size, self.size))
 
 
-def cut(ends: Sequence[int], begin: int, end: int) -> list[tuple[int, int, int]]:
-    """Return which pieces of a row make up its bytes [begin, end): (which, start, stop) of each.
+def cut(ends: Sequence[int], begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield which pieces of a row make up its bytes [begin, end): (which, start, stop) of each.
 
     Args:
         ends: Where each piece ends in the row, ascending.
         begin: The first byte.
         end: Behind the last byte, at most ``ends[-1]``.
     """
-    cuts = []
     which = bisect_right(ends, begin)
     while begin < end:
         base = ends[which - 1] if which else 0
         stop = min(end, ends[which])
         if stop > begin:
-            cuts.append((which, begin - base, stop - base))
+            yield which, begin - base, stop - base
         begin = stop
         which += 1
-    return cuts
 
 
-def _join_small(pieces: list[memoryview]) -> list[memoryview]:
-    joined: list[memoryview] = []
-    small: list[memoryview] = []
-    for piece in [*pieces, memoryview(b"")]:
-        if len(piece) and len(piece) < _SMALL:
-            small.append(piece)
-            continue
-        if small:
-            joined.append(memoryview(b"".join(small)) if len(small) > 1 else small[0])
-            small = []
-        if len(piece):
-            joined.append(piece)
-    return joined
+def _is_small(piece: memoryview) -> bool:
+    return len(piece) < _SMALL
+
+
+def _join(run: Iterator[memoryview]) -> list[memoryview]:
+    """Return the bytes of all pieces of a run, copied; never do all of them live at once."""
+    batches = [*iter(lambda: b"".join(islice(run, _AT_ONCE)), b"")]
+    if sum(map(len, batches)) < _SMALL * len(batches):
+        batches = [b"".join(batches)]
+    return [memoryview(batch) for batch in batches]
