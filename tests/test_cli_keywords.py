@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +73,7 @@ def test_show_tells_each_value_in_a_line(
     assert "\ntable      float32 (2, 3)\n" in out
     assert "\nlabels     {1: 'one'}\n" in out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((50, 24)))
+    monkeypatch.setenv("COLUMNS", "50")
     monkeypatch.setenv("NO_COLOR", "1")
     assert main(["show", str(made / "a")]) == 0
     name = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("name "))
