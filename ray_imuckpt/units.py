@@ -72,6 +72,11 @@ def ranks(numbers: Sequence[int], most: int | None = None) -> str:
     return f"rank{'s' * (len(numbers) > 1)} {', '.join(map(str, shown))}{more}"
 
 
+def amount(count: int, noun: str) -> str:
+    """Return a number of things as text, such as ``1 rank`` or ``2 ranks``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def natural(name: str) -> list[tuple[int, str]]:
     """Return a key by which ``run9`` is sorted before ``run10``."""
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in re.split(r"([0-9]+)", name)]

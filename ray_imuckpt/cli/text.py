@@ -13,9 +13,9 @@ from ray_imuckpt.cli.comparison import Change, Comparison, Difference
 from ray_imuckpt.cli.contents import Facts, Parts, TensorRow
 from ray_imuckpt.cli.exporting import Exported
 from ray_imuckpt.cli.tables import Column, Table, width_of
-from ray_imuckpt.cli.text_listing import number_of, of_metrics, short
+from ray_imuckpt.cli.text_listing import of_metrics, short
 from ray_imuckpt.migration import Imported
-from ray_imuckpt.units import size
+from ray_imuckpt.units import amount, size
 
 _WIDTH = 120  # columns, where it is no terminal that tells
 _GAP = 2  # columns between those of a table
@@ -29,7 +29,7 @@ def of_facts(facts: Facts) -> Iterator[str]:
     """Yield what a manifest says."""
     origin = "scratch" if facts.continued_from is None else f"epoch {facts.continued_from}"
     step = "" if facts.step is None else f", step {facts.step},"
-    ranks = number_of(facts.world_size, "rank")
+    ranks = amount(facts.world_size, "rank")
     yield f"epoch {facts.epoch}{step} at {facts.url}"
     yield f"made {facts.created} by run {facts.run_id} with {ranks}"
     yield f"continued from {origin}"

@@ -27,7 +27,7 @@ from ray_imuckpt.cli.rows import (
     RunsBelow,
 )
 from ray_imuckpt.cli.tables import BAD, FAINT, GOOD, Cell, Column, Table, joined
-from ray_imuckpt.units import age, size
+from ray_imuckpt.units import age, amount, size
 
 _MOST = 12  # epochs that are named one by one
 
@@ -88,11 +88,11 @@ def of_runs(below: RunsBelow, rule: Rule | None = None) -> Iterator[str | Table]
     )
     yield joined(
         [
-            number_of(len(below.runs), "run"),
-            number_of(sum(row.checkpoints for row in below.runs), "checkpoint"),
+            amount(len(below.runs), "run"),
+            amount(sum(row.checkpoints for row in below.runs), "checkpoint"),
             size(sum(row.size for row in below.runs)),
             f"{size(left)} of it of saves that did not end or are in flight" if left else "",
-            f"{number_of(begun, 'upload')} begun and not ended" if begun else "",
+            f"{amount(begun, 'upload')} begun and not ended" if begun else "",
         ]
     )
 
@@ -108,7 +108,7 @@ def of_pruned(pruned: Pruned) -> Iterator[str | Table]:
     which = f": {', '.join(map(str, pruned.epochs[:_MOST]))}" if pruned.epochs else ""
     which += ", …" if len(pruned.epochs) > _MOST else ""
     yield (
-        f"{deleted} {number_of(len(pruned.epochs), 'checkpoint')} of "
+        f"{deleted} {amount(len(pruned.epochs), 'checkpoint')} of "
         f"{len(pruned.epochs) + len(pruned.spared)}, {size(pruned.size)}{which}"
     )
     if pruned.leftovers.files or pruned.leftovers.uploads:
@@ -131,13 +131,13 @@ def of_cleaned(cleaned: Cleaned) -> Iterator[str | Table]:
         yield "nothing to remove" + ("" if rows else ": no save has left anything here")
         return
     total = size(sum(row.size for row in cleaned.removed))
-    yield f"{removed} {total} of {number_of(len(cleaned.removed), 'save')}"
+    yield f"{removed} {total} of {amount(len(cleaned.removed), 'save')}"
 
 
 def of_leftover_files(left: LeftoverFiles) -> str:
     """Return how many leftovers there are."""
-    text = f"{number_of(left.files, 'leftover file')} of saves that did not end, {size(left.size)}"
-    return text + (f", and {number_of(left.uploads, 'upload')} begun" if left.uploads else "")
+    text = f"{amount(left.files, 'leftover file')} of saves that did not end, {size(left.size)}"
+    return text + (f", and {amount(left.uploads, 'upload')} begun" if left.uploads else "")
 
 
 def of_metrics(metrics: Mapping[str, Any]) -> str:
@@ -151,11 +151,6 @@ def short(value: Any) -> str:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
     except ValueError:  # an integer of more digits than Python shows
         return "(too long)"
-
-
-def number_of(count: int, noun: str) -> str:
-    """Return how many, for example ``1 run`` or ``2 runs``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _of_checkpoint(row: CheckpointRow, best: BestRow | None) -> Iterator[tuple[str | Cell, ...]]:
@@ -185,8 +180,8 @@ def _of_checkpoint(row: CheckpointRow, best: BestRow | None) -> Iterator[tuple[s
 def _of_leftover(row: LeftoverRow) -> tuple[str | Cell, ...]:
     what = joined(
         [
-            number_of(row.files, "file") if row.files else "",
-            number_of(row.uploads, "upload") if row.uploads else "",
+            amount(row.files, "file") if row.files else "",
+            amount(row.uploads, "upload") if row.uploads else "",
         ]
     )
     epoch = "-" if row.epoch is None else str(row.epoch)
@@ -199,7 +194,7 @@ def _counted(listed: Listing) -> str:
     abandoned = sum(row.branch == ABANDONED for row in rows)
     return joined(
         [
-            number_of(len(rows), "checkpoint"),
+            amount(len(rows), "checkpoint"),
             f"{abandoned} of abandoned branches" if abandoned else "",
             *(f"{count} with {_WITH[state]}" for state, count in states.items()),
         ]
@@ -223,7 +218,7 @@ def _of_leftovers(rows: Iterable[LeftoverRow]) -> Iterator[str]:
         left = size(sum(row.size for row in old))
         yield f"{left} left by saves that did not end: imuckpt clean removes them"
     if young:
-        yield f"{number_of(young, 'unfinished save')}, less than a day old: failed, or in flight"
+        yield f"{amount(young, 'unfinished save')}, less than a day old: failed, or in flight"
 
 
 def _of_user(user: Mapping[str, Any] | None) -> Iterator[str]:

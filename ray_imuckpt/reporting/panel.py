@@ -61,7 +61,7 @@ def _rows(
     yield "restored", ", ".join(_restored(targets, loaded))
     step = "" if loaded.step is None else f", step {loaded.step}"
     yield "saved", f"{manifest.created[:19].replace('T', ' ')} UTC by run {_run(loaded)}{step}"
-    yield "gang", f"{gang.world_size} rank{'s' * (gang.world_size > 1)}"
+    yield "gang", units.amount(gang.world_size, "rank")
     options = changed(built, options_of(targets.optimizer))
     differences = [*_differences(gang, loaded), *options[:_OPTIONS]]
     if len(options) > _OPTIONS:
@@ -91,7 +91,7 @@ def _differences(gang: Gang, loaded: LoadedCheckpoint) -> Iterator[str]:
     """Yield what is otherwise than when the checkpoint was saved."""
     ranks = loaded.manifest.world_size
     if ranks != gang.world_size:
-        yield f"saved by {ranks} rank{'s' * (ranks > 1)}"
+        yield f"saved by {units.amount(ranks, 'rank')}"
     here = {
         "ray_imuckpt": __version__,
         "torch": torch.__version__,

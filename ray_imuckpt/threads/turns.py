@@ -63,7 +63,7 @@ class Turns:
                 raise ImuckptError(
                     "A Checkpointer was called while a call of it is running, on the same thread: "
                     "by a signal handler, on_commit or a done-callback.",
-                    hint=f"Note a signal and save when the loop comes by, as "
+                    hint="Note a signal and save when the loop comes by, as "
                     f"checkpointer.preempted() does it. {_ELSEWHERE}",
                 )
             if self.gang:
