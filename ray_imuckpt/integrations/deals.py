@@ -9,10 +9,12 @@ samples out in an order of its own does not let that be known.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler, DistributedSampler, SequentialSampler
+
+from ray_imuckpt.units import amount
 
 logger = logging.getLogger("ray_imuckpt")
 
@@ -76,6 +78,38 @@ def position_of(
     return Position(batches, same_order and batches * now.samples == seen)
 
 
+def passed_over(
+    saved: Mapping[str, Any],
+    now: Deal,
+    trained: int,
+    *,
+    multiple: int,
+    length: int | None,
+    tells: bool,
+) -> int | None:
+    """Return how many batches each rank passes over that is dealt to otherwise than was saved.
+
+    Args:
+        saved: The fields of the `Deal` by which samples were dealt.
+        now: As for `position_of`.
+        trained: As for it.
+        multiple: As for it.
+        length: As for it.
+        tells: Whether this process says where the gang goes on.
+
+    Returns:
+        ``None`` where samples are dealt to as many ranks, as many at a time: each goes on where it
+        was.
+    """
+    then = Deal(**saved)
+    if (now.ranks, now.samples) == (then.ranks, then.samples):
+        return None
+    position = position_of(then, now, trained, multiple=multiple, length=length)
+    if tells:
+        tell(then, now, position)
+    return position.batches
+
+
 def tell(then: Deal, now: Deal, position: Position) -> None:
     """Say where the gang goes on, and warn where samples are trained on twice or never."""
     words = (
@@ -95,8 +129,7 @@ def tell(then: Deal, now: Deal, position: Position) -> None:
 
 
 def _gang(deal: Deal) -> str:
-    ranks = f"{deal.ranks} rank{'s' if deal.ranks > 1 else ''}"
-    return f"{ranks} and {deal.samples} samples at a time"
+    return f"{amount(deal.ranks, 'rank')} and {deal.samples} samples at a time"
 
 
 def _samples(loader: Any, ranks: int) -> int:

@@ -11,7 +11,7 @@ from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
 from ray_imuckpt.integrations import refusals
 from ray_imuckpt.integrations.batches import Batches, apply_loaders
-from ray_imuckpt.integrations.deals import Deal, position_of, tell
+from ray_imuckpt.integrations.deals import passed_over
 from ray_imuckpt.integrations.lightning_loops import TrainingLoops
 from ray_imuckpt.integrations.lightning_state import RankState, TrainerState
 
@@ -91,17 +91,20 @@ class LightningTraining:
 
     def _find(self, batches: Batches) -> None:
         """Let the batches go on behind those that were trained on."""
-        state, trainer, loops = self._state, self._trainer, self._state.loaded["loops"]
-        then, now = Deal(**state.loaded["deal"]), state.deal
-        if now[:2] == then[:2]:
+        state, trainer, loaded = self._state, self._trainer, self._state.loaded
+        passed = passed_over(
+            loaded["deal"],
+            state.deal,
+            state.trained,
+            multiple=trainer.accumulate_grad_batches,
+            length=batches.length,
+            tells=trainer.is_global_zero,
+        )
+        if passed is None:
             batches.resume(self._rank.position, state.trained)
             return
-        multiple = trainer.accumulate_grad_batches
-        position = position_of(then, now, state.trained, multiple=multiple, length=batches.length)
-        if trainer.is_global_zero:
-            tell(then, now, position)
-        state.loaded["loops"] = self._loops.standing(loops, position.batches)
-        batches.resume(None, position.batches)
+        loaded["loops"] = self._loops.standing(loaded["loops"], passed)
+        batches.resume(None, passed)
 
     def begin_epoch(self) -> None:
         """Save what is behind the end of the epoch before."""

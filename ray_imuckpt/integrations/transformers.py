@@ -49,17 +49,8 @@ class ImuckptTrainerMixin:
     for example: it comes before the trainer's class. What is saved, and when, is as for
     `ImuckptTrainer`.
 
-    Args:
-        *args: As for the trainer's class.
-        checkpointer: A `Checkpointer`, or its `dir`; ``None`` in a worker of Ray: the run's own.
-        untried_version: Whether to go on with a version of transformers that this was not tried
-            with.
-        **kwargs: As for the trainer's class.
-
-    Attributes:
-        checkpointer: The `Checkpointer`.
-        resumed_from: The number of optimizer steps that ``train`` has continued from; ``None`` from
-            scratch.
+    Its arguments are those of the trainer's class; `checkpointer`, `untried_version` and the
+    attributes are as for `ImuckptTrainer`.
 
     Raises:
         ImuckptError: This version of transformers was not tried, or its ``Trainer`` lacks a method
@@ -190,7 +181,8 @@ class ImuckptTrainer(ImuckptTrainerMixin, Trainer):
 
     Attributes:
         checkpointer: The `Checkpointer`.
-        resumed_from: The step that ``train`` has continued from; ``None`` from scratch.
+        resumed_from: The number of optimizer steps that ``train`` has continued from; ``None`` from
+            scratch.
 
     Raises:
         ImuckptError, TypeError: As for `ImuckptTrainerMixin`.

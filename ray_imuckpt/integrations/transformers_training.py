@@ -16,7 +16,7 @@ from typing import Any
 from ray_imuckpt.checkpointer import Checkpointer
 from ray_imuckpt.errors import ImuckptError, StateMismatchError
 from ray_imuckpt.integrations import refusals, versions
-from ray_imuckpt.integrations.deals import Deal, position_of, tell
+from ray_imuckpt.integrations.deals import Deal, passed_over
 from ray_imuckpt.integrations.transformers_state import EpochBatches, RankProgress, TrainerProgress
 
 _NAME = "transformers"
@@ -153,16 +153,19 @@ class TransformersTraining:
 
     def _find(self, now: Deal, length: int) -> None:
         """Go on behind what was trained on, where another gang begins in mid-epoch."""
-        progress, trainer, then = self._progress, self._trainer, self._progress.loaded["deal"]
-        if progress.trained == 0 or now[:2] == Deal(**then)[:2]:
+        progress, trainer = self._progress, self._trainer
+        if progress.trained == 0:
             return
-        multiple = trainer.args.gradient_accumulation_steps
-        position = position_of(
-            Deal(**then), now, progress.trained, multiple=multiple, length=length
+        passed = passed_over(
+            progress.loaded["deal"],
+            now,
+            progress.trained,
+            multiple=trainer.args.gradient_accumulation_steps,
+            length=length,
+            tells=trainer.is_world_process_zero(),
         )
-        if trainer.is_world_process_zero():
-            tell(Deal(**then), now, position)
-        progress.trained, self._rank.position = position.batches, None
+        if passed is not None:
+            progress.trained, self._rank.position = passed, None
 
     def between(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Return the batches of this epoch; between two optimizer steps, where the run is saved."""
