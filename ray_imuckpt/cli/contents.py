@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_imuckpt.cli import keywords
-from ray_imuckpt.encoding.tensors import TensorInfo
+from ray_imuckpt.encoding.tensors import TensorInfo, dtype_name
 from ray_imuckpt.loading.stored import LoadedCheckpoint
 from ray_imuckpt.units import natural
 
@@ -165,10 +165,10 @@ def _module(loaded: LoadedCheckpoint, module: str, names: Iterable[str]) -> Modu
         infos[where.entry.name, where.info.begin, empty] = info
     counts = {key: math.prod(info.shape) for key, info in infos.items()}
     sizes = [count * infos[key].dtype.itemsize for key, count in counts.items()]
-    dtypes = {str(info.dtype).removeprefix("torch.") for info in infos.values()}
+    dtypes = {dtype_name(info.dtype) for info in infos.values()}
     return ModuleRow(module, len(infos), sum(counts.values()), sum(sizes), tuple(sorted(dtypes)))
 
 
 def tensor_row(name: str, info: TensorInfo) -> TensorRow:
     """Return a tensor as it is shown."""
-    return TensorRow(name, str(info.dtype).removeprefix("torch."), tuple(info.shape))
+    return TensorRow(name, dtype_name(info.dtype), tuple(info.shape))

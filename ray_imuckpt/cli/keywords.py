@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ray_imuckpt.encoding.tensors import TensorInfo
+from ray_imuckpt.encoding.tensors import TensorInfo, dtype_name
 from ray_imuckpt.repository.decoding import DecodedState
 
 Path: TypeAlias = tuple[str, ...]
@@ -99,7 +99,7 @@ def _has_names(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     """Return a value in which all tensors and arrays are told by their kind."""
     if isinstance(value, TensorInfo):
-        return Kind(f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}")
+        return Kind(f"{dtype_name(value.dtype)} {tuple(value.shape)}")
     if isinstance(value, np.ndarray):
         return Kind(f"{value.dtype} {value.shape}")
     if isinstance(value, dict):

@@ -63,11 +63,13 @@ def rows_of(
 
     parallel.each(look, len(below))
     known = [row for row in rows if row is not None]
-    by_best = [row for row in _in_order(known, BEST, best) if row.best is not None]
+    bests = (
+        BestRunRow(row.name, *astuple(row.best)) for row in _in_order(known, BEST, best) if row.best
+    )
     return RunsBelow(
         storage.url,
         tuple(_in_order(known, order, best)),
-        next((BestRunRow(row.name, *astuple(row.best)) for row in by_best if row.best), None),
+        next(bests, None),
     )
 
 

@@ -11,7 +11,7 @@ from ray_imuckpt.encoding.tensors.boxes import (
     slots,
     wants,
 )
-from ray_imuckpt.encoding.tensors.dtypes import check_storable, is_storable
+from ray_imuckpt.encoding.tensors.dtypes import check_storable, dtype_name, is_storable
 from ray_imuckpt.encoding.tensors.filling import lay_out, room, row, tensor_at
 from ray_imuckpt.encoding.tensors.format import check_names, encode
 from ray_imuckpt.encoding.tensors.header import (
@@ -50,6 +50,7 @@ __all__ = [
     "check_names",
     "check_storable",
     "disjoint",
+    "dtype_name",
     "encode",
     "first_of_tied",
     "flat",

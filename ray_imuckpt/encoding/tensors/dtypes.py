@@ -32,6 +32,11 @@ VIEWS: dict[str, torch.dtype] = {
 _STORABLE = {*NAMES, *VIEWS.values()}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype as torch calls it, without ``torch.``."""
+    return str(dtype).removeprefix("torch.")
+
+
 def is_storable(tensor: torch.Tensor) -> bool:
     """Return whether the tensor is dense, has memory, and its dtype can be stored."""
     return (

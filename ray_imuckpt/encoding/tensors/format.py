@@ -26,7 +26,7 @@ from dataclasses import asdict
 
 import torch
 
-from ray_imuckpt.encoding.tensors.dtypes import NAMES
+from ray_imuckpt.encoding.tensors.dtypes import NAMES, dtype_name
 from ray_imuckpt.encoding.tensors.header import MAX_HEADER, Piece
 from ray_imuckpt.encoding.tensors.memory import Bytes, byte_view
 from ray_imuckpt.encoding.tensors.strides import Strides
@@ -77,7 +77,7 @@ def encode(
     for name, tensor in _in_order(tensors, pieces or {}):
         dtype = tensor.dtype
         if dtype not in NAMES:
-            views[name] = str(dtype).removeprefix("torch.")
+            views[name] = dtype_name(dtype)
         key = dtype, tensor.shape
         kind = kinds.get(key)  # thousands of tensors have the same few
         if kind is None:

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import torch
 
-from ray_imuckpt.encoding.tensors import check_storable, is_storable
+from ray_imuckpt.encoding.tensors import check_storable, dtype_name, is_storable
 from ray_imuckpt.encoding.tree.refusals import refusal
 from ray_imuckpt.encoding.tree.texts import fits_in_text, is_json_text
 from ray_imuckpt.errors import UnsupportedStateError
@@ -290,7 +290,7 @@ _SIMPLE: dict[type, tuple[str, Callable[[Any], JSON]]] = {
     date: ("date", date.isoformat),
     time: ("time", lambda v: [v.isoformat(), v.fold]),
     timedelta: ("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
-    torch.dtype: ("dtype", lambda v: str(v).removeprefix("torch.")),
+    torch.dtype: ("dtype", dtype_name),
     torch.Size: ("size", list),
     torch.device: ("device", str),
 }
